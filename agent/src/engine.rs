@@ -1,0 +1,157 @@
+//! Engines: the kinds of store. The trait is small; [`memory`] is its reference implementation, and every engine
+//! passes the conformance suite in `tests/tests/conformance`.
+//!
+//! All methods block and are called from threads that may block. Records travel by reference through visitors, so
+//! that a scan allocates nothing for each record.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use tidemark_proto::hash::SetDigest;
+use tidemark_proto::id::JobId;
+use tidemark_proto::wire::control::{Description, Held, Ownership, Sealed};
+use tidemark_proto::{Incarnation, Result, SlotSet, Timestamp};
+
+/// Longest key, in bytes.
+pub const MAX_KEY: usize = 64 << 10;
+
+/// One record by reference. `meta` is the engine's own (embedded: empty; Redis: type, expiry, access data).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordRef<'a> {
+    /// Hash slot of the key.
+    pub slot: u16,
+    /// Key.
+    pub key: &'a [u8],
+    /// What the engine keeps beside the value.
+    pub meta: &'a [u8],
+    /// Value.
+    pub value: &'a [u8],
+}
+
+/// One changed key by reference: its record before and after, `None` where it did not exist. Not both are `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangeRef<'a> {
+    /// The record at the earlier timestamp.
+    pub old: Option<RecordRef<'a>>,
+    /// The record at the later timestamp.
+    pub new: Option<RecordRef<'a>>,
+}
+
+/// A range of a store in sort order (slot, key).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScanRange {
+    /// Slots to visit.
+    pub slots: SlotSet,
+    /// First sort key (slot big-endian ++ key), inclusive; empty = from the beginning.
+    pub lower: Vec<u8>,
+    /// Sort key to stop before; empty = to the end.
+    pub upper: Vec<u8>,
+}
+
+impl ScanRange {
+    /// All keys of `slots`.
+    pub fn slots(slots: SlotSet) -> Self {
+        Self { slots, lower: Vec::new(), upper: Vec::new() }
+    }
+}
+
+/// Visits records; `Break` ends the scan early without an error.
+pub type RecordVisitor<'v> = dyn FnMut(RecordRef<'_>) -> Result<ControlFlow<()>> + 'v;
+/// Visits changes; `Break` ends the scan early without an error.
+pub type ChangeVisitor<'v> = dyn FnMut(ChangeRef<'_>) -> Result<ControlFlow<()>> + 'v;
+
+/// A kind of store, opened.
+///
+/// Contract of the cut (design: `hold`, `seal`, `release`):
+/// - from `held` until `release`, or until the budget ends, no write is acknowledged or visible, and none gets a
+///   timestamp before `seal`;
+/// - `seal(at)` succeeds only while the position is the one that `hold` answered (however the hold ended), and then
+///   every later commit gets a timestamp above `at`, and `at` is pinned under the job;
+/// - the store resumes by itself at the end of the budget, also when the caller died.
+pub trait Engine: Send + Sync + 'static {
+    /// What the node is and how it stands. Fields that the agent itself knows (addresses, ledger) are left empty.
+    fn describe(&self) -> Result<Description>;
+
+    /// Stops acknowledging writes for at most `budget` and answers where the store stands. A budget of zero only
+    /// reads. A second hold replaces the first.
+    fn hold(&self, job: JobId, budget: Duration) -> Result<Held>;
+
+    /// The second reading; see the trait's contract. A moved position is `Conflict`.
+    fn seal(&self, job: JobId, at: Timestamp) -> Result<Sealed>;
+
+    /// Ends the hold of `job` (a hold that has ended is no error) and reads ownership again.
+    fn release(&self, job: JobId) -> Result<(Ownership, Duration)>;
+
+    /// Keeps every version that a reader at `at` needs until `unpin(name)` or until `lease` has passed, also over
+    /// restarts. Pinning again under a name moves and renews the pin. `TooOld` cannot be pinned: `NotFound`.
+    fn pin(&self, name: &str, at: Timestamp, lease: Duration) -> Result<()>;
+
+    /// Drops a pin; one that is not there is no error.
+    fn unpin(&self, name: &str) -> Result<()>;
+
+    /// All pins: name and timestamp.
+    fn pins(&self) -> Result<Vec<(String, Timestamp)>>;
+
+    /// A view of the state at `at`. `NotFound` if versions of that time have been collected.
+    fn snapshot(&self, at: Timestamp) -> Result<Box<dyn Snapshot>>;
+
+    /// Opens (or reopens, for the same job) a staging area beside the present data; the store is `restoring` and
+    /// refuses clients until `Loader::commit` or `Loader::abort`, also after a restart. Without `in_place` a store
+    /// that holds any record refuses with `Conflict`.
+    fn restore(&self, job: JobId, slots: SlotSet, in_place: bool) -> Result<Box<dyn Loader>>;
+}
+
+/// The state of a store at one timestamp. Cheap to clone views of; many threads may scan at once.
+pub trait Snapshot: Send + Sync {
+    /// The timestamp.
+    fn at(&self) -> Timestamp;
+
+    /// Visits every live record of `range` once, ascending by (slot, key).
+    fn scan(&self, range: &ScanRange, visit: &mut RecordVisitor<'_>) -> Result<()>;
+
+    /// Visits every key of `range` whose record differs between `since` and this snapshot, once, ascending by
+    /// (slot, key). A key that was written but holds the same meta and value again is not visited.
+    /// `NotFound` when `since` is below the safe point (TooOld), `Unsupported` when the engine keeps no changes.
+    fn changes(&self, since: Timestamp, range: &ScanRange, visit: &mut ChangeVisitor<'_>) -> Result<()>;
+}
+
+/// A staging area of a restore. Survives a restart: a part that was finished stays, one that was not is gone.
+pub trait Loader: Send + Sync {
+    /// Parts that are loaded whole: number, digest from the source, digest loaded.
+    fn loaded(&self) -> Result<Vec<(u32, SetDigest, SetDigest)>>;
+
+    /// Begins part `number`, emptying what an unfinished attempt at it may have left. Parts load in parallel, hold
+    /// disjoint keys, and get their records ascending by (slot, key).
+    fn part(&self, number: u32) -> Result<Box<dyn PartLoader>>;
+
+    /// Count and digest of everything staged, read back from the store.
+    fn verify(&self) -> Result<SetDigest>;
+
+    /// Makes the staged data the store's data under a new incarnation, durably, all or nothing, with every record
+    /// at timestamp `at`; drops the old data; opens the store.
+    fn commit(&self, at: Timestamp) -> Result<Incarnation>;
+
+    /// Drops the staged data and opens the store as it was.
+    fn abort(&self) -> Result<()>;
+}
+
+/// One part being loaded.
+pub trait PartLoader: Send {
+    /// The next record.
+    fn put(&mut self, record: RecordRef<'_>) -> Result<()>;
+
+    /// Makes the part durable with the digest of its source (for `Loader::loaded`); answers the digest of what was put.
+    fn finish(self: Box<Self>, source: SetDigest) -> Result<SetDigest>;
+}
+
+/// The 128-bit hash of a record's meaning: key, meta and value, each with its length.
+pub fn record_hash(record: RecordRef<'_>) -> u128 {
+    let mut h = blake3::Hasher::new();
+    for field in [record.key, record.meta] {
+        let _ = h.update(&(field.len() as u32).to_le_bytes()).update(field);
+    }
+    let _ = h.update(record.value);
+    let mut out = [0; 16];
+    out.copy_from_slice(&h.finalize().as_bytes()[..16]);
+    u128::from_le_bytes(out)
+}

@@ -1,0 +1,3 @@
+//! The agent of Tidemark.
+
+pub mod engine;

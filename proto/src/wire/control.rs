@@ -1,0 +1,37 @@
+//! The control protocol between coordinator and agent.
+//!
+//! The agent dials; after the hello the coordinator opens one bidirectional stream for each command and writes
+//! [`v1::CommandHead`] and then one body. The agent answers with any number of [`v1::Progress`] and then with the
+//! reply that belongs to the body, or with [`v1::Failure`]; then both sides finish the stream. A reset of the stream
+//! by the coordinator cancels the command. Commands are idempotent by (job, attempt); an agent refuses an epoch lower
+//! than the highest it has seen.
+
+/// First version; frozen.
+pub mod v1;
+
+pub use v1::*;
+
+crate::messages! {
+    20 => v1::CommandHead, v 1;
+    21 => v1::Describe, v 1;
+    22 => v1::Description, v 1;
+    23 => v1::Hold, v 1;
+    24 => v1::Held, v 1;
+    25 => v1::Seal, v 1;
+    26 => v1::Sealed, v 1;
+    27 => v1::Release, v 1;
+    28 => v1::Released, v 1;
+    29 => v1::Upload, v 1;
+    30 => v1::Uploaded, v 1;
+    31 => v1::Settle, v 1;
+    32 => v1::Done, v 1;
+    33 => v1::RestoreBegin, v 1;
+    34 => v1::RestoreReady, v 1;
+    35 => v1::RestoreParts, v 1;
+    36 => v1::RestorePartsDone, v 1;
+    37 => v1::RestoreFinish, v 1;
+    38 => v1::RestoreFinished, v 1;
+    39 => v1::RestoreAbort, v 1;
+    40 => v1::Progress, v 1;
+    41 => v1::Failure, v 1;
+}
