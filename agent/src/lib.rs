@@ -1,3 +1,4 @@
 //! The agent of Tidemark.
 
 pub mod engine;
+pub mod kv;
