@@ -1,5 +1,7 @@
 //! What agent and coordinator share.
 
 pub mod clock;
+pub mod run;
+pub mod seal;
 
 pub use tidemark_proto::{Error, ErrorKind, Result};

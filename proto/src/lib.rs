@@ -8,6 +8,7 @@ pub mod frame;
 pub mod hash;
 pub mod id;
 pub mod slot;
+pub mod stored;
 pub mod time;
 pub mod wire;
 

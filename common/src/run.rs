@@ -1,0 +1,30 @@
+//! Runs: immutable sorted files of records of one part. The format is in [`tidemark_proto::stored::run`].
+//!
+//! Writing and reading are CPU work: call them from threads that may block.
+
+mod block;
+mod merge;
+mod reader;
+mod writer;
+
+pub use block::{open_index, seal_index};
+pub use merge::Merge;
+pub use reader::{BlockSource, RunReader, blocks_for};
+pub use writer::{RunSummary, RunWriter};
+
+/// Default compression: zstd level 1.
+pub const ZSTD_LEVEL: i32 = 1;
+
+/// An entry of a run, by reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Hash slot.
+    pub slot: u16,
+    /// Key.
+    pub key: &'a [u8],
+    /// Meta and value, `None` for a delete.
+    pub put: Option<(&'a [u8], &'a [u8])>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! Compression and sealing of blocks.
+
+use tidemark_proto::frame;
+use tidemark_proto::stored::run::{Index, MAX_BLOCK, SEAL_BLOCK, SEAL_INDEX};
+use tidemark_proto::{Error, Result};
+
+use crate::seal::{NONCE_LEN, Sealer, TAG_LEN};
+
+const CODEC_RAW: u8 = 0;
+const CODEC_ZSTD: u8 = 1;
+const PREFIX: usize = NONCE_LEN + 5;
+/// Largest raw index, in bytes: 8192 blocks of a 1 GiB part with keys of 64 KiB would pass it, but such parts are split.
+const MAX_INDEX_RAW: usize = 64 << 20;
+
+/// Compresses and seals; keeps its buffers.
+pub(super) struct Packer {
+    zstd: zstd::bulk::Compressor<'static>,
+}
+
+impl Packer {
+    pub(super) fn new(level: i32) -> Result<Self> {
+        let zstd = zstd::bulk::Compressor::new(level)
+            .map_err(|e| Error::config(format!("compression level {level}")).with_source(e))?;
+        Ok(Self { zstd })
+    }
+
+    /// The sealed form of `raw`: raw when compression does not shrink it.
+    pub(super) fn pack(&mut self, sealer: &Sealer, kind: u8, number: u32, raw: &[u8]) -> Result<Vec<u8>> {
+        let bound = zstd::zstd_safe::compress_bound(raw.len());
+        let mut out = vec![0; PREFIX + bound + TAG_LEN];
+        let packed = self
+            .zstd
+            .compress_to_buffer(raw, &mut out[PREFIX..PREFIX + bound])
+            .map_err(|e| Error::bug("compressing a block").with_source(e))?;
+        let (codec, len) = if packed < raw.len() { (CODEC_ZSTD, packed) } else { (CODEC_RAW, raw.len()) };
+        if codec == CODEC_RAW {
+            out[PREFIX..PREFIX + len].copy_from_slice(raw);
+        }
+        out[NONCE_LEN] = codec;
+        out[NONCE_LEN + 1..PREFIX].copy_from_slice(&(raw.len() as u32).to_le_bytes());
+        out.truncate(PREFIX + len);
+        sealer.seal(kind, number, &mut out);
+        Ok(out)
+    }
+}
+
+/// Opens and decompresses; keeps its buffers.
+pub(super) struct Unpacker {
+    zstd: zstd::bulk::Decompressor<'static>,
+}
+
+impl Unpacker {
+    pub(super) fn new() -> Result<Self> {
+        let zstd = zstd::bulk::Decompressor::new().map_err(|e| Error::bug("zstd").with_source(e))?;
+        Ok(Self { zstd })
+    }
+
+    /// Opens `sealed` (its bytes are overwritten) into `raw`, which never grows past `max` bytes.
+    pub(super) fn unpack(
+        &mut self,
+        sealer: &Sealer,
+        kind: u8,
+        number: u32,
+        sealed: &mut [u8],
+        raw: &mut Vec<u8>,
+        max: usize,
+    ) -> Result<()> {
+        let plain = sealer.open(kind, number, sealed)?;
+        let damaged = |what: &str| Error::damaged(format!("block {number}: {what}"));
+        let (head, body) = plain.split_at_checked(5).ok_or_else(|| damaged("shorter than its header"))?;
+        let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        if len > max {
+            return Err(damaged("claims to be larger than a block may be"));
+        }
+        raw.clear();
+        match head[0] {
+            CODEC_RAW => raw.extend_from_slice(body),
+            CODEC_ZSTD => {
+                raw.reserve(len);
+                let _ = self
+                    .zstd
+                    .decompress_to_buffer(body, raw)
+                    .map_err(|e| damaged("does not decompress").with_source(e))?;
+            }
+            other => {
+                return Err(Error::unsupported(format!("block {number}: codec {other} is newer than this build")));
+            }
+        }
+        if raw.len() == len { Ok(()) } else { Err(damaged("has another length than its header says")) }
+    }
+
+    pub(super) fn block(
+        &mut self,
+        sealer: &Sealer,
+        number: u32,
+        sealed: &mut [u8],
+        raw: &mut Vec<u8>,
+    ) -> Result<()> {
+        self.unpack(sealer, SEAL_BLOCK, number, sealed, raw, MAX_BLOCK)
+    }
+}
+
+/// The sealed form of an index.
+pub fn seal_index(sealer: &Sealer, index: &Index, level: i32) -> Result<Vec<u8>> {
+    Packer::new(level)?.pack(sealer, SEAL_INDEX, 0, &frame::to_archive(index))
+}
+
+/// Opens a sealed index (its bytes are overwritten).
+pub fn open_index(sealer: &Sealer, sealed: &mut [u8]) -> Result<Index> {
+    let mut raw = Vec::new();
+    Unpacker::new()?
+        .unpack(sealer, SEAL_INDEX, 0, sealed, &mut raw, MAX_INDEX_RAW)
+        .map_err(|e| e.context("index of a run"))?;
+    frame::from_archive(&raw)
+}

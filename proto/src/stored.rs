@@ -1,0 +1,8 @@
+//! Stored formats. Every object is an [`envelope`]; where it lies is said in [`paths`].
+
+pub mod envelope;
+pub mod ledger;
+pub mod manifest;
+pub mod paths;
+pub mod repository;
+pub mod run;
