@@ -157,6 +157,9 @@ mod tests {
         let mut buf = vec![0; NONCE_LEN];
         buf.extend_from_slice(b"abc");
         sealer(true, 1).seal(1, 5, &mut buf);
-        assert_eq!(data_encoding::HEXLOWER.encode(&buf), "0bab888d4dba129260daea87cde9dcbedcf8dcf7de2b2628758715d7b87f5b");
+        assert_eq!(
+            data_encoding::HEXLOWER.encode(&buf),
+            "0bab888d4dba129260daea87cde9dcbedcf8dcf7de2b2628758715d7b87f5b"
+        );
     }
 }

@@ -1,1 +1,3 @@
-//! x
+//! The coordinator of Tidemark and its command line.
+
+pub mod repository;

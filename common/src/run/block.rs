@@ -4,6 +4,7 @@ use tidemark_proto::frame;
 use tidemark_proto::stored::run::{Index, MAX_BLOCK, SEAL_BLOCK, SEAL_INDEX};
 use tidemark_proto::{Error, Result};
 
+use super::ZSTD_LEVEL;
 use crate::seal::{NONCE_LEN, Sealer, TAG_LEN};
 
 const CODEC_RAW: u8 = 0;
@@ -100,16 +101,25 @@ impl Unpacker {
     }
 }
 
+/// Compresses and seals bytes of any kind.
+pub fn seal_bytes(sealer: &Sealer, kind: u8, number: u32, raw: &[u8]) -> Result<Vec<u8>> {
+    Packer::new(ZSTD_LEVEL)?.pack(sealer, kind, number, raw)
+}
+
+/// Opens what [`seal_bytes`] made (`sealed` is overwritten); refuses to grow past `max` bytes.
+pub fn open_bytes(sealer: &Sealer, kind: u8, number: u32, sealed: &mut [u8], max: usize) -> Result<Vec<u8>> {
+    let mut raw = Vec::new();
+    Unpacker::new()?.unpack(sealer, kind, number, sealed, &mut raw, max)?;
+    Ok(raw)
+}
+
 /// The sealed form of an index.
-pub fn seal_index(sealer: &Sealer, index: &Index, level: i32) -> Result<Vec<u8>> {
-    Packer::new(level)?.pack(sealer, SEAL_INDEX, 0, &frame::to_archive(index))
+pub fn seal_index(sealer: &Sealer, index: &Index) -> Result<Vec<u8>> {
+    seal_bytes(sealer, SEAL_INDEX, 0, &frame::to_archive(index))
 }
 
 /// Opens a sealed index (its bytes are overwritten).
 pub fn open_index(sealer: &Sealer, sealed: &mut [u8]) -> Result<Index> {
-    let mut raw = Vec::new();
-    Unpacker::new()?
-        .unpack(sealer, SEAL_INDEX, 0, sealed, &mut raw, MAX_INDEX_RAW)
-        .map_err(|e| e.context("index of a run"))?;
+    let raw = open_bytes(sealer, SEAL_INDEX, 0, sealed, MAX_INDEX_RAW).map_err(|e| e.context("index of a run"))?;
     frame::from_archive(&raw)
 }

@@ -148,7 +148,7 @@ impl<'s, F: FnMut(Vec<u8>) -> Result<()>> RunWriter<'s, F> {
     pub fn finish(mut self) -> Result<RunSummary> {
         self.close_block()?;
         Ok(RunSummary {
-            index: seal_index(self.sealer, &self.index, ZSTD_LEVEL)?,
+            index: seal_index(self.sealer, &self.index)?,
             blocks: self.index.blocks.len() as u32,
             records: self.records,
             raw_bytes: self.raw_bytes,

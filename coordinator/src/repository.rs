@@ -1,0 +1,158 @@
+//! The repository: everything that must outlive the machines of Tidemark, in one object store.
+//!
+//! Of the store it asks create-if-absent for small objects and ranged reads, nothing else. Writing order is the rule
+//! that keeps it whole: packs, then the job record that lists them, then pages, then the root, and the ledger entry
+//! last. A crash before the ledger entry leaves objects that nothing names: garbage, never damage.
+
+mod keyring;
+mod ledger;
+mod manifest;
+mod object;
+mod pack;
+mod probe;
+mod store;
+
+use std::sync::Arc;
+
+use tidemark_proto::frame;
+use tidemark_proto::id::RepositoryId;
+use tidemark_proto::stored::envelope::{self, ObjectKind};
+use tidemark_proto::stored::{paths, repository as v1};
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
+
+pub use keyring::{Keyring, MasterKey};
+pub use ledger::{BackupRecord, Ledger, Recorded};
+pub use manifest::{ManifestWriter, read_page, read_root};
+pub use pack::{PackKind, PackSet};
+pub use store::{Store, StoreConfig};
+
+/// An open repository.
+#[derive(Clone)]
+pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    id: RepositoryId,
+    keys: Keyring,
+    created_millis: u64,
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repository").field("id", &self.inner.id).finish_non_exhaustive()
+    }
+}
+
+impl Repository {
+    /// Creates a repository in an empty store. Without a master key it is not encrypted.
+    pub async fn init(store: Store, master: Option<&MasterKey>, now_millis: u64) -> Result<Self> {
+        probe::probe(&store).await?;
+        let id = RepositoryId(rand::random());
+        let (keys, wrapped) = match master {
+            Some(master) => {
+                let (keys, wrapped) = Keyring::create(id, master)?;
+                (keys, Some(wrapped))
+            }
+            None => (Keyring::plain(id), None),
+        };
+        if let Some(wrapped) = wrapped {
+            let body = envelope::wrap(ObjectKind::Key, v1::VERSION, 0, &frame::to_archive(&wrapped));
+            // Another repository's key may stand at number 1 if two inits race: then the description decides.
+            let number = store.list(paths::KEYS).await?.len() as u64 + 1;
+            store.create(&paths::key(number), body.into()).await?;
+        }
+        let description = v1::Description { id, created_millis: now_millis, encrypted: u8::from(master.is_some()) };
+        let body = envelope::wrap(ObjectKind::Repository, v1::VERSION, 0, &frame::to_archive(&description));
+        store.create(paths::REPOSITORY, body.into()).await.map_err(|e| match e.kind() {
+            ErrorKind::Conflict => Error::conflict(format!("{} holds a repository already", store.url())),
+            _ => e,
+        })?;
+        Ok(Self { inner: Arc::new(Inner { store, id, keys, created_millis: now_millis }) })
+    }
+
+    /// Opens a repository. `Config` when the master key is missing or does not fit.
+    pub async fn open(store: Store, master: Option<&MasterKey>) -> Result<Self> {
+        let bytes = store.get(paths::REPOSITORY).await.map_err(|e| match e.kind() {
+            ErrorKind::NotFound => Error::not_found(format!(
+                "there is no repository at {}: create one with `tidemark repo init`",
+                store.url()
+            )),
+            _ => e,
+        })?;
+        let opened = envelope::unwrap(ObjectKind::Repository, v1::VERSION, &bytes)?;
+        let description: v1::Description = frame::from_archive(opened.body)?;
+        let keys = if description.encrypted == 0 {
+            Keyring::plain(description.id)
+        } else {
+            let master = master.ok_or_else(|| {
+                Error::config(
+                    "the repository is encrypted: give its master key with key_file or TIDEMARK_MASTER_KEY",
+                )
+            })?;
+            Self::unwrap_keys(&store, description.id, master).await?
+        };
+        let (id, created_millis) = (description.id, description.created_millis);
+        Ok(Self { inner: Arc::new(Inner { store, id, keys, created_millis }) })
+    }
+
+    async fn unwrap_keys(store: &Store, id: RepositoryId, master: &MasterKey) -> Result<Keyring> {
+        let mut wrapped = Vec::new();
+        for (path, _) in store.list(paths::KEYS).await? {
+            let bytes = store.get(&path).await?;
+            let opened = envelope::unwrap(ObjectKind::Key, v1::VERSION, &bytes).map_err(|e| e.context(&path))?;
+            wrapped.push(frame::from_archive::<v1::WrappedKey>(opened.body).map_err(|e| e.context(&path))?);
+        }
+        Keyring::open(id, master, &wrapped)
+    }
+
+    /// Checks that the store honours create-if-absent; see [`probe`].
+    pub async fn probe(&self) -> Result<()> {
+        probe::probe(&self.inner.store).await
+    }
+
+    /// Its id.
+    pub fn id(&self) -> RepositoryId {
+        self.inner.id
+    }
+
+    /// When it was made, milliseconds since 1970.
+    pub fn created_millis(&self) -> u64 {
+        self.inner.created_millis
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// The data keys.
+    pub fn keys(&self) -> &Keyring {
+        &self.inner.keys
+    }
+
+    /// Wins the next epoch for the coordinator `name`.
+    pub async fn take_epoch(&self, name: &str, now_millis: u64) -> Result<u64> {
+        let record = v1::Epoch { coordinator: name.to_owned(), put_id: rand::random(), at_millis: now_millis };
+        let body = envelope::wrap(ObjectKind::Epoch, v1::VERSION, 0, &frame::to_archive(&record));
+        loop {
+            let last = self.store().list(paths::EPOCHS).await?;
+            let next = last.iter().filter_map(|(p, _)| paths::number(p)).max().unwrap_or(0) + 1;
+            match self.store().create(&paths::epoch(next), body.clone().into()).await {
+                Ok(()) => return Ok(next),
+                Err(e) if e.kind() == ErrorKind::Conflict => {}
+                Err(e) => return Err(e.context("taking an epoch")),
+            }
+        }
+    }
+
+    /// Names of all clusters that have a ledger.
+    pub async fn clusters(&self) -> Result<Vec<ClusterName>> {
+        let folders = self.store().folders(paths::CLUSTERS).await?;
+        Ok(folders.into_iter().filter_map(|f| ClusterName::new(f).ok()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

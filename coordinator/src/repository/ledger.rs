@@ -1,0 +1,220 @@
+//! Reading and appending the ledger of a cluster.
+//!
+//! Invariant: an entry counts only if its epoch is not below that of any entry before it. A writer appends at the next
+//! free number by create-if-absent; who loses the number reads what won and looks again. Whoever meets a higher epoch
+//! than its own is fenced and stops.
+
+use futures::{StreamExt, TryStreamExt};
+use tidemark_proto::frame;
+use tidemark_proto::hash::Hash;
+use tidemark_proto::id::JobId;
+use tidemark_proto::stored::envelope::ObjectKind;
+use tidemark_proto::stored::ledger::{self, Backup, Body, Entry, Failed, Policy};
+use tidemark_proto::stored::paths;
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
+
+use super::Repository;
+
+/// Entries read at once.
+const PARALLEL_READS: usize = 16;
+
+/// An entry as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// The entry.
+    pub entry: Entry,
+    /// Its body, decoded.
+    pub body: Body,
+    /// Hash of its stored bytes.
+    pub hash: Hash,
+    /// Whether it counts: its epoch is not below an earlier entry's.
+    pub counts: bool,
+}
+
+/// The ledger of one cluster, read up to some number.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    repository: Repository,
+    cluster: ClusterName,
+    entries: Vec<Recorded>,
+}
+
+/// A backup that stands in the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupRecord {
+    /// Number of the entry.
+    pub number: u64,
+    /// When it was written, milliseconds since 1970.
+    pub at_millis: u64,
+    /// What it says.
+    pub backup: Backup,
+}
+
+impl Ledger {
+    /// Reads the ledger of `cluster`; an unknown cluster has an empty one.
+    pub async fn load(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
+        let mut ledger = Self { repository: repository.clone(), cluster: cluster.clone(), entries: Vec::new() };
+        ledger.refresh().await?;
+        Ok(ledger)
+    }
+
+    /// Reads what was appended since.
+    pub async fn refresh(&mut self) -> Result<()> {
+        let listed = self.repository.store().list(&paths::ledger_dir(&self.cluster)).await?;
+        let known = self.tail().0;
+        let last = listed.iter().filter_map(|(p, _)| paths::number(p)).max().unwrap_or(0);
+        if last < known {
+            return Err(Error::damaged(format!(
+                "the ledger of {} ends at {last}, but {known} was seen before: history is missing",
+                self.cluster
+            )));
+        }
+        let (repository, cluster) = (self.repository.clone(), self.cluster.clone());
+        let read: Vec<(u64, Entry, Hash)> = futures::stream::iter(known + 1..=last)
+            .map(|n| read_entry(&repository, &cluster, n))
+            .buffered(PARALLEL_READS)
+            .try_collect()
+            .await?;
+        for (_, entry, hash) in read {
+            self.push(entry, hash)?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, entry: Entry, hash: Hash) -> Result<()> {
+        let (number, previous) = self.tail();
+        if entry.number != number + 1 || entry.previous != previous {
+            return Err(Error::damaged(format!(
+                "ledger entry {} of {}: does not follow the entry before it",
+                entry.number, self.cluster
+            )));
+        }
+        let body = Body::decode(entry.kind, &entry.body)?;
+        let counts = entry.epoch >= self.epoch();
+        self.entries.push(Recorded { entry, body, hash, counts });
+        Ok(())
+    }
+
+    /// Number and hash of the last entry; 0 and zero for an empty ledger.
+    pub fn tail(&self) -> (u64, Hash) {
+        self.entries.last().map_or((0, Hash::ZERO), |r| (r.entry.number, r.hash))
+    }
+
+    /// Highest epoch seen.
+    pub fn epoch(&self) -> u64 {
+        self.entries.iter().filter(|r| r.counts).map(|r| r.entry.epoch).next_back().unwrap_or(0)
+    }
+
+    /// Appends `body` as the coordinator of `epoch`. `check` is asked after each look at the newest ledger whether the
+    /// entry still holds. `Fenced` when a higher epoch stands in the ledger.
+    pub async fn append(
+        &mut self,
+        epoch: u64,
+        now_millis: u64,
+        body: &Body,
+        check: impl Fn(&Ledger) -> Result<()>,
+    ) -> Result<&Recorded> {
+        let (kind, archive) = body.encode();
+        loop {
+            if self.epoch() > epoch {
+                return Err(Error::fenced(format!(
+                    "epoch {epoch} is over for cluster {}: a coordinator with epoch {} has taken over",
+                    self.cluster,
+                    self.epoch()
+                )));
+            }
+            check(self)?;
+            let (last, previous) = self.tail();
+            let entry = Entry {
+                number: last + 1,
+                previous,
+                epoch,
+                put_id: rand::random(),
+                at_millis: now_millis,
+                kind,
+                body: archive.clone(),
+            };
+            let path = paths::ledger(&self.cluster, entry.number);
+            let archived = frame::to_archive(&entry);
+            let bytes = self.repository.seal_object(
+                &self.cluster,
+                ObjectKind::LedgerEntry,
+                ledger::VERSION,
+                &path,
+                &archived,
+            )?;
+            let hash = Hash::of(&bytes);
+            match self.repository.store().create(&path, bytes.into()).await {
+                Ok(()) => {
+                    self.push(entry, hash)?;
+                    return Ok(self.entries.last().expect("just pushed"));
+                }
+                Err(e) if e.kind() == ErrorKind::Conflict => self.refresh().await?,
+                Err(e) => return Err(e.context("appending to the ledger")),
+            }
+        }
+    }
+
+    /// Every entry.
+    pub fn entries(&self) -> &[Recorded] {
+        &self.entries
+    }
+
+    fn counting(&self) -> impl DoubleEndedIterator<Item = &Recorded> {
+        self.entries.iter().filter(|r| r.counts)
+    }
+
+    /// The newest policy.
+    pub fn policy(&self) -> Option<&Policy> {
+        self.counting().rev().find_map(|r| match &r.body {
+            Body::Policy(p) => Some(p),
+            _ => None,
+        })
+    }
+
+    /// Backups that were not deleted, oldest first.
+    pub fn backups(&self) -> Vec<BackupRecord> {
+        let deleted: std::collections::HashSet<JobId> = self
+            .counting()
+            .filter_map(|r| match &r.body {
+                Body::Delete(d) => Some(d.job),
+                _ => None,
+            })
+            .collect();
+        self.counting()
+            .filter_map(|r| match &r.body {
+                Body::Backup(b) if !deleted.contains(&b.job) => {
+                    Some(BackupRecord { number: r.entry.number, at_millis: r.entry.at_millis, backup: b.clone() })
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Failed backup jobs, oldest first, with the time they ended.
+    pub fn failures(&self) -> Vec<(u64, Failed)> {
+        self.counting()
+            .filter_map(|r| match &r.body {
+                Body::Failed(f) => Some((r.entry.at_millis, f.clone())),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+async fn read_entry(repository: &Repository, cluster: &ClusterName, number: u64) -> Result<(u64, Entry, Hash)> {
+    let path = paths::ledger(cluster, number);
+    let bytes = repository.store().get(&path).await.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => Error::damaged(format!("{path} is missing, but later entries are there")),
+        _ => e,
+    })?;
+    let hash = Hash::of(&bytes);
+    let body = repository
+        .open_object(cluster, ObjectKind::LedgerEntry, ledger::VERSION, &path, &bytes)
+        .map_err(|e| e.context(&path))?;
+    let entry: Entry = frame::from_archive(&body).map_err(|e| e.context(&path))?;
+    if entry.number != number {
+        return Err(Error::damaged(format!("{path}: holds entry {}", entry.number)));
+    }
+    Ok((number, entry, hash))
+}

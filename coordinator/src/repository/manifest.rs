@@ -1,0 +1,113 @@
+//! Writing and reading manifests. Pages first, the root after them; the ledger entry that names the root is last and
+//! not written here.
+
+use std::collections::BTreeMap;
+
+use tidemark_proto::frame;
+use tidemark_proto::hash::Hash;
+use tidemark_proto::stored::envelope::ObjectKind;
+use tidemark_proto::stored::manifest::{PAGE_PARTS, Page, PageRef, PartEntry, Root, VERSION};
+use tidemark_proto::stored::paths;
+use tidemark_proto::{ClusterName, Error, Result};
+
+use super::Repository;
+
+const ROOT_NAME: &str = "root";
+const PAGE_NAME: &str = "page";
+
+/// Streams part entries into pages, so that a manifest is never whole in memory.
+#[derive(Debug)]
+pub struct ManifestWriter<'r> {
+    repository: &'r Repository,
+    cluster: ClusterName,
+    parts: Vec<PartEntry>,
+    pages: Vec<PageRef>,
+    page_parts: usize,
+}
+
+impl<'r> ManifestWriter<'r> {
+    /// A writer for a manifest of `cluster`.
+    pub fn new(repository: &'r Repository, cluster: &ClusterName) -> Self {
+        Self { repository, cluster: cluster.clone(), parts: Vec::new(), pages: Vec::new(), page_parts: PAGE_PARTS }
+    }
+
+    /// Adds the next entry; entries ascend by (first slot, lower).
+    pub async fn push(&mut self, part: PartEntry) -> Result<()> {
+        self.parts.push(part);
+        if self.parts.len() >= self.page_parts { self.flush().await } else { Ok(()) }
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        if self.parts.is_empty() {
+            return Ok(());
+        }
+        let parts = std::mem::take(&mut self.parts);
+        let mut live = BTreeMap::new();
+        for run in parts.iter().flat_map(|p| &p.runs) {
+            for extent in run.extents.iter().chain([&run.index]) {
+                *live.entry(extent.pack).or_insert(0) += extent.len;
+            }
+        }
+        let count = parts.len() as u32;
+        let page = Page { parts, packs: live.into_iter().collect() };
+        let hash =
+            put(self.repository, &self.cluster, ObjectKind::Page, PAGE_NAME, &frame::to_archive(&page)).await?;
+        self.pages.push(PageRef { hash, parts: count });
+        Ok(())
+    }
+
+    /// Writes the last page and the root (whose pages are filled in); answers the root's hash.
+    pub async fn finish(mut self, mut root: Root) -> Result<(Hash, Root)> {
+        self.flush().await?;
+        root.pages = self.pages;
+        let hash =
+            put(self.repository, &self.cluster, ObjectKind::Root, ROOT_NAME, &frame::to_archive(&root)).await?;
+        Ok((hash, root))
+    }
+}
+
+async fn put(
+    repository: &Repository,
+    cluster: &ClusterName,
+    kind: ObjectKind,
+    name: &str,
+    body: &[u8],
+) -> Result<Hash> {
+    let bytes = repository.seal_object(cluster, kind, VERSION, name, body)?;
+    let hash = Hash::of(&bytes);
+    repository.store().put(&paths::root(cluster, &hash), bytes.into()).await?;
+    Ok(hash)
+}
+
+async fn get(
+    repository: &Repository,
+    cluster: &ClusterName,
+    kind: ObjectKind,
+    name: &str,
+    hash: &Hash,
+) -> Result<Vec<u8>> {
+    let path = paths::root(cluster, hash);
+    let bytes = repository.store().get(&path).await?;
+    if Hash::of(&bytes) != *hash {
+        return Err(Error::damaged(format!("{path}: its bytes are not those that its name says")));
+    }
+    repository.open_object(cluster, kind, VERSION, name, &bytes).map_err(|e| e.context(path))
+}
+
+/// Reads a manifest root by its hash.
+pub async fn read_root(repository: &Repository, cluster: &ClusterName, hash: &Hash) -> Result<Root> {
+    frame::from_archive(&get(repository, cluster, ObjectKind::Root, ROOT_NAME, hash).await?)
+}
+
+/// Reads a page of a manifest.
+pub async fn read_page(repository: &Repository, cluster: &ClusterName, page: &PageRef) -> Result<Page> {
+    let read: Page =
+        frame::from_archive(&get(repository, cluster, ObjectKind::Page, PAGE_NAME, &page.hash).await?)?;
+    if read.parts.len() != page.parts as usize {
+        return Err(Error::damaged(format!(
+            "page {}: holds another number of parts than the root says",
+            page.hash
+        )));
+    }
+    Ok(read)
+}

@@ -1,0 +1,310 @@
+//! The object store below a repository: one URL, retries with jitter, a time-out on each request, bounded sizes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{
+    BackoffConfig, ClientOptions, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode,
+    PutMultipartOptions, PutOptions, RetryConfig,
+};
+use tidemark_proto::{Error, ErrorKind, Result};
+use url::Url;
+
+/// Time for one request, its body included.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time to connect.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Attempts at a request before its error is reported.
+pub(super) const ATTEMPTS: u32 = 6;
+/// Wait before the second attempt; doubles, with full jitter.
+pub(super) const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+/// Longest wait between attempts.
+pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Largest object read whole, in bytes. Packs are larger and are read by ranges.
+pub(super) const MAX_WHOLE_OBJECT: u64 = 64 << 20;
+
+/// Where a repository lies.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreConfig {
+    /// `file:///path`, `memory:///`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
+    pub url: String,
+    /// Options of the store's client by their names in the `object_store` crate, e.g. `aws_endpoint`, `aws_region`.
+    /// Credentials are better left to the environment.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+}
+
+/// An object store with a prefix.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+    prefix: Path,
+    url: String,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Store").field(&self.url).finish()
+    }
+}
+
+impl Store {
+    /// Opens a store by its URL. Errors are `Config`.
+    pub fn open(config: &StoreConfig) -> Result<Self> {
+        let url = Url::parse(&config.url).map_err(|e| {
+            Error::config(format!("repository URL `{}`: use e.g. file:///path or s3://bucket/prefix", config.url))
+                .with_source(e)
+        })?;
+        let shown = shown_url(&url);
+        let wrong = |e: object_store::Error| Error::config(format!("repository {shown}")).with_source(e);
+        let (inner, path): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
+            "file" => (Arc::new(open_folder(&url)?), ""),
+            "memory" => (Arc::new(object_store::memory::InMemory::new()), url.path()),
+            "s3" | "s3a" => (Arc::new(cloud::s3(&url, &config.options).map_err(wrong)?), url.path()),
+            "gs" => (Arc::new(cloud::gcs(&url, &config.options).map_err(wrong)?), url.path()),
+            "az" | "azure" | "abfs" | "abfss" => {
+                (Arc::new(cloud::azure(&url, &config.options).map_err(wrong)?), url.path())
+            }
+            other => {
+                return Err(Error::config(format!(
+                    "repository URL: no store `{other}`; there are file, memory, s3, gs, az"
+                )));
+            }
+        };
+        let prefix =
+            Path::from_url_path(path).map_err(|e| Error::config(format!("repository {shown}")).with_source(e))?;
+        Ok(Self { inner, prefix, url: shown })
+    }
+
+    /// The URL, without user, password and query.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn path(&self, key: &str) -> Path {
+        self.prefix.parts().chain(Path::from(key).parts()).collect()
+    }
+
+    fn key(&self, path: &Path) -> String {
+        path.prefix_match(&self.prefix)
+            .map(|parts| parts.map(|p| p.as_ref().to_owned()).collect::<Vec<_>>().join("/"))
+            .unwrap_or_else(|| path.to_string())
+    }
+
+    async fn retry<T, F: Future<Output = object_store::Result<T>>>(
+        &self,
+        key: &str,
+        mut op: impl FnMut() -> F,
+    ) -> Result<T> {
+        let mut wait = BACKOFF_FIRST;
+        for attempt in 1.. {
+            let result = match tokio::time::timeout(REQUEST_TIMEOUT, op()).await {
+                Ok(done) => done.map_err(|e| error_of(key, e)),
+                Err(_) => Err(Error::retry(format!("{key}: no answer within {} s", REQUEST_TIMEOUT.as_secs()))),
+            };
+            match result {
+                Err(e) if e.kind() == ErrorKind::Retry && attempt < ATTEMPTS => {
+                    tracing::warn!(key, attempt, error = %e.report(), "object store: trying again");
+                    tokio::time::sleep(wait.mul_f64(rand::random::<f64>())).await;
+                    wait = (wait * 2).min(BACKOFF_MAX);
+                }
+                other => return other,
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    /// Writes an object. For names that nobody else writes.
+    pub async fn put(&self, key: &str, body: Bytes) -> Result<()> {
+        let path = self.path(key);
+        let _ = self.retry(key, || self.inner.put(&path, body.clone().into())).await?;
+        Ok(())
+    }
+
+    /// Writes an object unless there is one: then `Conflict`. A put that timed out and yet won is recognised by its
+    /// bytes, so callers put something random into them.
+    pub async fn create(&self, key: &str, body: Bytes) -> Result<()> {
+        let path = self.path(key);
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.retry(key, || self.inner.put_opts(&path, body.clone().into(), options.clone())).await {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::Conflict => match self.get(key).await {
+                Ok(present) if present == body => Ok(()),
+                Ok(_) => Err(e),
+                Err(read) => Err(read.context(format!("{key} exists but cannot be read"))),
+            },
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Reads a whole small object.
+    pub async fn get(&self, key: &str) -> Result<Bytes> {
+        let path = self.path(key);
+        self.retry(key, || async {
+            let got = self.inner.get(&path).await?;
+            if got.meta.size > MAX_WHOLE_OBJECT {
+                return Err(too_large(&path, got.meta.size));
+            }
+            got.bytes().await
+        })
+        .await
+    }
+
+    /// Reads `len` bytes from `offset` of an object; fewer are `Damaged`.
+    pub async fn get_range(&self, key: &str, offset: u64, len: u64) -> Result<Bytes> {
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let path = self.path(key);
+        let range = Some(GetRange::Bounded(offset..offset + len));
+        let bytes = self
+            .retry(key, || async {
+                let options = GetOptions { range: range.clone(), ..GetOptions::default() };
+                self.inner.get_opts(&path, options).await?.bytes().await
+            })
+            .await?;
+        if bytes.len() as u64 != len {
+            return Err(Error::damaged(format!("{key}: {} bytes at {offset} where {len} should be", bytes.len())));
+        }
+        Ok(bytes)
+    }
+
+    /// Size of an object in bytes.
+    pub async fn size(&self, key: &str) -> Result<u64> {
+        let path = self.path(key);
+        Ok(self.retry(key, || self.inner.head(&path)).await?.size)
+    }
+
+    /// All objects below a folder, ascending by key: key and size in bytes.
+    pub async fn list(&self, folder: &str) -> Result<Vec<(String, u64)>> {
+        let path = self.path(folder);
+        let found = self.retry(folder, || self.inner.list(Some(&path)).try_collect::<Vec<_>>()).await?;
+        let mut out: Vec<_> = found.into_iter().map(|m| (self.key(&m.location), m.size)).collect();
+        out.sort_unstable();
+        Ok(out)
+    }
+
+    /// Names of the folders directly in a folder.
+    pub async fn folders(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.path(folder);
+        let found = self.retry(folder, || self.inner.list_with_delimiter(Some(&path))).await?;
+        Ok(found.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect())
+    }
+
+    /// Removes an object; one that is not there is no error.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        let path = self.path(key);
+        match self.retry(key, || self.inner.delete(&path)).await {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins an object that is written in several pieces of at least 5 MiB (but the last).
+    pub async fn multipart(&self, key: &str) -> Result<Box<dyn MultipartUpload>> {
+        let path = self.path(key);
+        self.retry(key, || self.inner.put_multipart_opts(&path, PutMultipartOptions::default())).await
+    }
+}
+
+fn shown_url(url: &Url) -> String {
+    let mut shown = url.clone();
+    let _ = shown.set_username("");
+    let _ = shown.set_password(None);
+    shown.set_query(None);
+    shown.into()
+}
+
+fn open_folder(url: &Url) -> Result<object_store::local::LocalFileSystem> {
+    let path = url
+        .to_file_path()
+        .map_err(|()| Error::config("repository URL: file:// needs an absolute path: file:///path"))?;
+    std::fs::create_dir_all(&path)
+        .map_err(|e| Error::config(format!("repository folder {}", path.display())).with_source(e))?;
+    let store = object_store::local::LocalFileSystem::new_with_prefix(&path)
+        .map_err(|e| Error::config(format!("repository folder {}", path.display())).with_source(e))?;
+    Ok(store.with_fsync(true))
+}
+
+fn too_large(path: &Path, size: u64) -> object_store::Error {
+    object_store::Error::NotSupported {
+        source: format!("{path} has {size} bytes, more than an object of its kind may").into(),
+    }
+}
+
+/// Turns an error of the object store into ours.
+pub(super) fn error_of(key: &str, error: object_store::Error) -> Error {
+    use object_store::Error as E;
+    let kind = match &error {
+        E::NotFound { .. } => ErrorKind::NotFound,
+        E::AlreadyExists { .. } | E::Precondition { .. } => ErrorKind::Conflict,
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => ErrorKind::Denied,
+        E::NotSupported { .. } | E::NotImplemented { .. } => ErrorKind::Unsupported,
+        E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => ErrorKind::Config,
+        _ if is_out_of_room(&error) => ErrorKind::Full,
+        _ => ErrorKind::Retry,
+    };
+    Error::new(kind, format!("object store: {key}")).with_source(error)
+}
+
+fn is_out_of_room(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(e) = next {
+        if let Some(io) = e.downcast_ref::<std::io::Error>() {
+            return matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+        }
+        next = e.source();
+    }
+    false
+}
+
+mod cloud {
+    //! Clients of the cloud stores: environment first, then the URL, then options of the configuration.
+
+    use super::{
+        BACKOFF_FIRST, BACKOFF_MAX, BTreeMap, BackoffConfig, CONNECT_TIMEOUT, ClientOptions, REQUEST_TIMEOUT,
+        RetryConfig, Url,
+    };
+    use object_store::Result;
+    use object_store::aws::{AmazonS3, AmazonS3Builder};
+    use object_store::azure::{MicrosoftAzure, MicrosoftAzureBuilder};
+    use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
+
+    /// Pieces of multipart uploads cannot be tried again from outside, so the client does that itself.
+    fn retry() -> RetryConfig {
+        let backoff = BackoffConfig { init_backoff: BACKOFF_FIRST, max_backoff: BACKOFF_MAX, base: 2. };
+        RetryConfig { backoff, max_retries: 4, retry_timeout: REQUEST_TIMEOUT * 2 }
+    }
+
+    fn client() -> ClientOptions {
+        ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT)
+    }
+
+    macro_rules! build {
+        ($builder:ident, $url:expr, $options:expr) => {{
+            let mut builder =
+                $builder::from_env().with_client_options(client()).with_retry(retry()).with_url($url.as_str());
+            for (name, value) in $options {
+                builder = builder.with_config(name.to_ascii_lowercase().parse()?, value);
+            }
+            builder.build()
+        }};
+    }
+
+    pub(super) fn s3(url: &Url, options: &BTreeMap<String, String>) -> Result<AmazonS3> {
+        build!(AmazonS3Builder, url, options)
+    }
+
+    pub(super) fn gcs(url: &Url, options: &BTreeMap<String, String>) -> Result<GoogleCloudStorage> {
+        build!(GoogleCloudStorageBuilder, url, options)
+    }
+
+    pub(super) fn azure(url: &Url, options: &BTreeMap<String, String>) -> Result<MicrosoftAzure> {
+        build!(MicrosoftAzureBuilder, url, options)
+    }
+}
