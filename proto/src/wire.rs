@@ -2,3 +2,8 @@
 //! 1-19 hello, 20-59 control, 60-99 bulk, 100-139 kv.
 
 pub mod control;
+pub mod hello;
+pub mod kv;
+
+#[cfg(test)]
+mod golden;
