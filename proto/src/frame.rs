@@ -51,14 +51,20 @@ impl Header {
     }
 }
 
-/// A structured message: a frozen rkyv struct with its number on the wire.
-pub trait Message: Sized {
+/// A structured message: a frozen rkyv struct with its number on the wire. Declared by [`messages!`](crate::messages).
+pub trait Message: Sized + Send + Sync + 'static {
     /// Its number, never reused.
     const KIND: u16;
     /// Version of its format.
     const VERSION: u8;
     /// Largest body accepted, in bytes.
     const MAX: u32 = MAX_MESSAGE;
+
+    /// The archive that travels as the body.
+    fn to_body(&self) -> AlignedVec;
+
+    /// Checks and decodes a body.
+    fn from_body(body: &[u8]) -> Result<Self>;
 }
 
 /// Encodes any frozen type to its archive.
@@ -83,26 +89,33 @@ where
         .map_err(|e| Error::damaged("an archive does not hold what its type asks").with_source(e.to_string()))
 }
 
-/// Encodes header and body of a message.
-pub fn encode<M>(message: &M) -> Vec<u8>
-where
-    M: Message + for<'a> rkyv::Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
-{
-    let body = to_archive(message);
-    let header = Header { len: body.len() as u32, kind: M::KIND, version: M::VERSION };
+/// Encodes header and body of a message. A body over the message's cap is refused, as the peer would refuse it.
+pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>> {
+    let body = message.to_body();
+    let len = u32::try_from(body.len()).ok().filter(|len| *len <= M::MAX).ok_or_else(|| {
+        Error::request(format!("message {} of {} bytes: at most {} are allowed", M::KIND, body.len(), M::MAX))
+    })?;
+    let header = Header { len, kind: M::KIND, version: M::VERSION };
     let mut out = Vec::with_capacity(HEADER_LEN + body.len());
     out.extend_from_slice(&header.encode());
     out.extend_from_slice(&body);
-    out
+    Ok(out)
 }
 
-/// Declares frozen message structs' numbers: `messages! { 7 => control::Hold, v1; }`.
+/// Declares frozen message structs' numbers: `messages! { 7 => control::Hold, v 1; 8 => Big, v 1, max 16 << 20; }`.
 #[macro_export]
 macro_rules! messages {
-    ($($kind:literal => $ty:ty, v $version:literal;)*) => {
+    ($($kind:literal => $ty:ty, v $version:literal $(, max $max:expr)?;)*) => {
         $(impl $crate::frame::Message for $ty {
             const KIND: u16 = $kind;
             const VERSION: u8 = $version;
+            $(const MAX: u32 = $max;)?
+            fn to_body(&self) -> ::rkyv::util::AlignedVec {
+                $crate::frame::to_archive(self)
+            }
+            fn from_body(body: &[u8]) -> $crate::error::Result<Self> {
+                $crate::frame::from_archive(body)
+            }
         })*
     };
 }
@@ -117,5 +130,13 @@ mod tests {
         assert_eq!(h.encode(), [4, 3, 2, 1, 6, 5, 7, 0]);
         assert_eq!(Header::decode(h.encode()).unwrap(), h);
         assert!(Header::decode([0, 0, 0, 0, 0, 0, 0, 1]).is_err());
+    }
+
+    #[test]
+    fn a_message_over_its_cap_is_not_sent() {
+        use crate::wire::hello::{MAX_HELLO, Refused};
+        let fits = |n: usize| encode(&Refused { code: 1, message: "x".repeat(n) }).is_ok();
+        assert!(fits(MAX_HELLO as usize - 64));
+        assert!(!fits(MAX_HELLO as usize));
     }
 }

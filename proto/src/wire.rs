@@ -3,3 +3,8 @@
 
 pub mod bulk;
 pub mod control;
+pub mod hello;
+pub mod kv;
+
+#[cfg(test)]
+mod golden;

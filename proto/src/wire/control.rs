@@ -35,3 +35,6 @@ crate::messages! {
     40 => v1::Progress, v 1;
     41 => v1::Failure, v 1;
 }
+
+#[cfg(test)]
+mod tests;
