@@ -1,4 +1,5 @@
 //! The agent of Tidemark.
 
 pub mod engine;
+pub mod keyindex;
 pub mod kv;

@@ -1,6 +1,7 @@
 //! What agent and coordinator share.
 
 pub mod clock;
+pub mod glob;
 pub mod run;
 pub mod seal;
 
