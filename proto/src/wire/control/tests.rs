@@ -104,7 +104,7 @@ fn golden_bytes_of_restore() {
         RestoreBegin { at: Timestamp(1 << 50), slots: SlotSet::range(0, 99), in_place: 1, serve: "c:7400".into() };
     check(FILE, "restore-begin", &begin);
     check(FILE, "restore-ready", &RestoreReady { loaded: vec![loaded()] });
-    let run = RunSource { number: 1, blocks: 800, part_tag: [6; 16], key: SecretKey([9; 32]) };
+    let run = RunSource { number: 1, blocks: 800, run_tag: [6; 16], key: SecretKey([9; 32]), encrypt: 1 };
     let part = RestorePart { number: 4, slots: SlotSet::range(0, 63), runs: vec![run], bytes: 1 << 30 };
     let parts = RestoreParts { parts: vec![part], keys: vec!["user:*".into(), "!user:9*".into()], concurrency: 0 };
     check(FILE, "restore-parts", &parts);
@@ -117,7 +117,7 @@ fn golden_bytes_of_restore() {
 
 #[test]
 fn secret_keys_are_not_shown() {
-    let run = RunSource { number: 1, blocks: 1, part_tag: [0; 16], key: SecretKey([0xab; 32]) };
+    let run = RunSource { number: 1, blocks: 1, run_tag: [0; 16], key: SecretKey([0xab; 32]), encrypt: 1 };
     let shown = format!("{run:?}");
     assert!(!shown.contains("171") && !shown.contains("ab"), "{shown}");
 }

@@ -218,9 +218,11 @@ pub struct RunSource {
     /// Number of blocks.
     pub blocks: u32,
     /// What identifies the run in the associated data of its seals.
-    pub part_tag: [u8; 16],
+    pub run_tag: [u8; 16],
     /// The subkey of the run's attempt; nothing else is opened by it.
     pub key: SecretKey,
+    /// 1: sealed by encryption; 0: sealed by checksum.
+    pub encrypt: u8,
 }
 
 /// One part to load.

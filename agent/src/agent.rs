@@ -1,0 +1,68 @@
+//! What the parts of a running agent share.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tidemark_proto::id::JobId;
+use tidemark_proto::{Result, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use crate::bulk::BulkDialer;
+use crate::config::AgentConfig;
+use crate::engine::{Engine, Loader};
+use crate::indexes::IndexStore;
+use crate::state::AgentState;
+
+/// A running agent.
+pub struct Agent {
+    /// Its configuration.
+    pub config: AgentConfig,
+    /// The store.
+    pub engine: Arc<dyn Engine>,
+    /// Key indexes, where the engine needs them.
+    pub indexes: Option<IndexStore>,
+    /// What must survive a restart.
+    pub state: AgentState,
+    /// Connections to ingest and serve processes.
+    pub bulk: BulkDialer,
+    /// Where clients of the store reach it.
+    pub data_address: String,
+    /// Restores under way.
+    pub restores: Mutex<HashMap<JobId, RestoreSession>>,
+    /// Ends everything.
+    pub shutdown: CancellationToken,
+}
+
+/// A restore that this node takes part in.
+#[derive(Clone)]
+pub struct RestoreSession {
+    /// The staging area.
+    pub loader: Arc<dyn Loader>,
+    /// Timestamp of the restored state.
+    pub at: Timestamp,
+    /// Address of the serve process.
+    pub serve: String,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("cluster", &self.config.cluster).field("node", &self.config.node).finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// The session of a restore job, if it was begun here.
+    pub fn restore_session(&self, job: &JobId) -> Option<RestoreSession> {
+        self.restores.lock().expect("no panic while held").get(job).cloned()
+    }
+
+    /// Puts or (with `None`) drops the session of a restore job.
+    pub fn set_restore_session(&self, job: JobId, session: Option<RestoreSession>) -> Result<()> {
+        let mut sessions = self.restores.lock().expect("no panic while held");
+        match session {
+            Some(session) => drop(sessions.insert(job, session)),
+            None => drop(sessions.remove(&job)),
+        }
+        Ok(())
+    }
+}

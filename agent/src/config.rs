@@ -1,0 +1,152 @@
+//! The agent's configuration: a TOML file, every key documented in `deploy/config/agent.example.toml`.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use tidemark_proto::stored::run::PART_TARGET;
+use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Cluster of the node; must be that of the certificate.
+    pub cluster: ClusterName,
+    /// Name of the node; must be that of the certificate.
+    pub node: NodeName,
+    /// Addresses of the coordinator (`host:port`), the first that answers is used.
+    pub coordinators: Vec<String>,
+    /// Folder for the agent's own state: epochs seen, key indexes, spill files.
+    pub state_dir: PathBuf,
+    /// Certificates.
+    pub tls: TlsConfig,
+    /// The store.
+    pub engine: EngineConfig,
+    /// How deltas are found.
+    #[serde(default)]
+    pub delta: DeltaMethod,
+    /// Parts sent or loaded at once; 0: as many as the machine has cores, at most 8.
+    #[serde(default)]
+    pub concurrency: usize,
+    /// A full run is closed at about this many bytes of records.
+    #[serde(default = "default_part_bytes")]
+    pub part_bytes: u64,
+    /// Logging.
+    #[serde(default)]
+    pub log: tidemark_common::log::LogConfig,
+}
+
+/// Certificate files.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Certificates of the fleet's CA.
+    pub ca: PathBuf,
+    /// This node's certificate.
+    pub cert: PathBuf,
+    /// Its private key; mode 0600.
+    pub key: PathBuf,
+}
+
+/// The kind of store.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum EngineConfig {
+    /// The embedded store.
+    Embedded {
+        /// Folder of the data.
+        data_dir: PathBuf,
+        /// Slots of this node, e.g. `0-5460`.
+        slots: SlotSet,
+        /// Address at which clients of the store are served (`host:port`; port 0 takes a free one).
+        listen: String,
+        /// Address told to clients, if it is another than `listen`.
+        #[serde(default)]
+        advertise: String,
+        /// Old versions are kept this long, in seconds, beside what pins keep.
+        #[serde(default = "default_retention")]
+        retention_seconds: u64,
+        /// Memory for cached blocks, in MiB.
+        #[serde(default = "default_cache")]
+        cache_mib: u64,
+    },
+    /// The reference store in memory: for trying and for tests; lost with the process.
+    Memory {
+        /// Slots of this node.
+        slots: SlotSet,
+        /// Address at which clients of the store are served.
+        listen: String,
+        /// Address told to clients, if it is another than `listen`.
+        #[serde(default)]
+        advertise: String,
+    },
+}
+
+impl EngineConfig {
+    /// Slots, listen address, advertised address.
+    pub fn common(&self) -> (&SlotSet, &str, &str) {
+        match self {
+            Self::Embedded { slots, listen, advertise, .. } | Self::Memory { slots, listen, advertise } => {
+                (slots, listen, advertise)
+            }
+        }
+    }
+}
+
+/// How deltas are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeltaMethod {
+    /// From the engine's changes where it keeps them, else by a key index.
+    #[default]
+    Auto,
+    /// By a key index, also where the engine keeps changes.
+    KeyIndex,
+    /// Never: every backup is full.
+    Full,
+}
+
+fn default_part_bytes() -> u64 {
+    PART_TARGET
+}
+
+fn default_retention() -> u64 {
+    600
+}
+
+fn default_cache() -> u64 {
+    32
+}
+
+/// Most parts at once that "auto" chooses.
+const MAX_AUTO_CONCURRENCY: usize = 8;
+/// Smallest size of a part that may be configured, in bytes.
+const MIN_PART_BYTES: u64 = 64 << 10;
+
+impl AgentConfig {
+    /// Reads and checks the file.
+    pub fn load(path: &std::path::Path) -> Result<Self> {
+        let config: Self = tidemark_common::config::load(path)?;
+        config.check().map_err(|e| e.context(path.display()))?;
+        Ok(config)
+    }
+
+    /// Checks what the types cannot say.
+    pub fn check(&self) -> Result<()> {
+        if self.coordinators.is_empty() {
+            return Err(Error::config("coordinators: name at least one address, e.g. [\"coordinator:7400\"]"));
+        }
+        if self.part_bytes < MIN_PART_BYTES {
+            return Err(Error::config(format!("part_bytes: at least {MIN_PART_BYTES}")));
+        }
+        Ok(())
+    }
+
+    /// Parts at once.
+    pub fn concurrency(&self) -> usize {
+        if self.concurrency > 0 {
+            return self.concurrency;
+        }
+        std::thread::available_parallelism().map_or(1, usize::from).min(MAX_AUTO_CONCURRENCY)
+    }
+}

@@ -1,0 +1,110 @@
+//! One function for each command of [`tidemark_proto::wire::control`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemark_common::transport::FrameReader;
+use tidemark_proto::frame::{Header, Message};
+use tidemark_proto::wire::control::{
+    CommandHead, Describe, Description, Done, Hold, Release, Released, RestoreAbort, RestoreBegin, RestoreFinish,
+    RestoreParts, Seal, Settle, Upload,
+};
+use tidemark_proto::{Error, Result};
+
+use super::{Reply, body};
+use crate::agent::Agent;
+use crate::{blocking, restore, upload};
+
+pub(super) async fn dispatch(
+    agent: &Arc<Agent>,
+    head: CommandHead,
+    header: Header,
+    reader: &mut FrameReader,
+    reply: &mut Reply,
+) -> Result<()> {
+    let (engine, job) = (agent.engine.clone(), head.job);
+    match header.kind {
+        Describe::KIND => {
+            let Describe {} = body(reader, header).await?;
+            reply.finish(describe(agent.clone())).await
+        }
+        Hold::KIND => {
+            let hold: Hold = body(reader, header).await?;
+            let budget = Duration::from_micros(hold.budget_micros);
+            reply.finish(blocking(move || engine.hold(job, budget))).await
+        }
+        Seal::KIND => {
+            let seal: Seal = body(reader, header).await?;
+            reply.finish(blocking(move || engine.seal(job, seal.at))).await
+        }
+        Release::KIND => {
+            let Release {} = body(reader, header).await?;
+            let release = blocking(move || {
+                let (ownership, held) = engine.release(job)?;
+                Ok(Released { ownership, held_micros: held.as_micros() as u64 })
+            });
+            reply.finish(release).await
+        }
+        Upload::KIND => {
+            let command: Upload = body(reader, header).await?;
+            if let Some(indexes) = &agent.indexes {
+                indexes.begin(job)?;
+            }
+            let (counters, cancel) = (reply.counters(), reply.cancel());
+            reply.finish(upload::run(agent.clone(), head, command, counters, cancel)).await
+        }
+        Settle::KIND => {
+            let settle: Settle = body(reader, header).await?;
+            reply.finish(settle_job(agent.clone(), head, settle)).await
+        }
+        RestoreBegin::KIND => {
+            let begin: RestoreBegin = body(reader, header).await?;
+            reply.finish(restore::begin(agent.clone(), head, begin)).await
+        }
+        RestoreParts::KIND => {
+            let parts: RestoreParts = body(reader, header).await?;
+            let (counters, cancel) = (reply.counters(), reply.cancel());
+            reply.finish(restore::load(agent.clone(), head, parts, counters, cancel)).await
+        }
+        RestoreFinish::KIND => {
+            let finish: RestoreFinish = body(reader, header).await?;
+            reply.finish(restore::finish(agent.clone(), head, finish)).await
+        }
+        RestoreAbort::KIND => {
+            let RestoreAbort {} = body(reader, header).await?;
+            reply.finish(restore::abort(agent.clone(), head)).await
+        }
+        other => Err(Error::unsupported(format!("command {other} is newer than this agent ({})", crate::BUILD))),
+    }
+}
+
+async fn describe(agent: Arc<Agent>) -> Result<Description> {
+    let engine = agent.engine.clone();
+    let mut description = blocking(move || engine.describe()).await?;
+    let seen = agent.state.get();
+    description.data_address = agent.data_address.clone();
+    (description.ledger_number, description.ledger_hash) = (seen.ledger_number, seen.ledger_hash);
+    Ok(description)
+}
+
+/// Name of the pin that keeps what the next delta is compared with.
+const PARENT_PIN: &str = "parent";
+/// How long that pin holds without a new backup; past it the next backup is full.
+const PARENT_LEASE: Duration = Duration::from_secs(14 * 24 * 3600);
+
+async fn settle_job(agent: Arc<Agent>, head: CommandHead, settle: Settle) -> Result<Done> {
+    blocking(move || {
+        let job_pin = crate::engine::job_pin(head.job);
+        let committed = settle.committed != 0;
+        if committed && agent.engine.describe()?.changes_since {
+            agent.engine.pin(PARENT_PIN, settle.at, PARENT_LEASE)?;
+        }
+        agent.engine.unpin(&job_pin)?;
+        if let Some(indexes) = &agent.indexes {
+            if committed { indexes.commit(head.job, &settle.parts)? } else { indexes.drop_waiting(head.job) }
+        }
+        agent.state.see_ledger(settle.ledger_number, settle.ledger_hash)?;
+        Ok(Done {})
+    })
+    .await
+}

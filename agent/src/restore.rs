@@ -1,0 +1,186 @@
+//! Restore on a node: stage beside the present data, load parts, read back, switch.
+
+mod fetch;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures::{StreamExt, TryStreamExt};
+use tidemark_common::glob::KeyFilter;
+use tidemark_common::run::Merge;
+use tidemark_proto::hash::SetDigest;
+use tidemark_proto::wire::control::{
+    CommandHead, Done, LoadedPart, RestoreBegin, RestoreFinish, RestoreFinished, RestorePart, RestoreParts,
+    RestorePartsDone, RestoreReady,
+};
+use tidemark_proto::{Error, ErrorKind, Result, SlotSet, slot_of};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{Agent, RestoreSession};
+use crate::blocking;
+use crate::engine::{Loader, RecordRef, record_hash};
+use crate::snapshot::Counters;
+
+/// Attempts at one part within a command.
+const PART_ATTEMPTS: u32 = 4;
+/// Records between two looks at the cancellation token.
+const CANCEL_EVERY: u64 = 1024;
+
+fn loaded_parts(loader: &dyn Loader) -> Result<Vec<LoadedPart>> {
+    Ok(loader.loaded()?.into_iter().map(|(number, source, loaded)| LoadedPart { number, source, loaded }).collect())
+}
+
+/// Opens (or reopens) the staging area of the job.
+pub(crate) async fn begin(agent: Arc<Agent>, head: CommandHead, begin: RestoreBegin) -> Result<RestoreReady> {
+    blocking(move || {
+        if let Some(session) = agent.restore_session(&head.job) {
+            return Ok(RestoreReady { loaded: loaded_parts(session.loader.as_ref())? });
+        }
+        let loader: Arc<dyn Loader> = agent.engine.restore(head.job, begin.slots, begin.in_place != 0)?.into();
+        let loaded = loaded_parts(loader.as_ref())?;
+        agent.set_restore_session(head.job, Some(RestoreSession { loader, at: begin.at, serve: begin.serve }))?;
+        tracing::info!(job = %head.job, loaded = loaded.len(), "restore begun: clients are refused until it ends");
+        Ok(RestoreReady { loaded })
+    })
+    .await
+}
+
+fn session(agent: &Agent, head: &CommandHead) -> Result<RestoreSession> {
+    agent.restore_session(&head.job).ok_or_else(|| Error::conflict("this node has not begun that restore"))
+}
+
+/// What the parts of one command share.
+struct LoadJob {
+    agent: Arc<Agent>,
+    head: CommandHead,
+    session: RestoreSession,
+    filter: KeyFilter,
+    counters: Arc<Counters>,
+    cancel: CancellationToken,
+}
+
+/// Loads the command's parts, those loaded before excepted.
+pub(crate) async fn load(
+    agent: Arc<Agent>,
+    head: CommandHead,
+    command: RestoreParts,
+    counters: Arc<Counters>,
+    cancel: CancellationToken,
+) -> Result<RestorePartsDone> {
+    let session = session(&agent, &head)?;
+    let concurrency = if command.concurrency == 0 { agent.config.concurrency() } else { command.concurrency as usize };
+    let filter = KeyFilter::new(&command.keys)?;
+    let cancel = cancel.child_token();
+    let _stop = cancel.clone().drop_guard();
+    let before = loaded_parts(session.loader.as_ref())?;
+    let (mut done, mut todo) = (Vec::new(), Vec::new());
+    for part in command.parts {
+        match before.iter().find(|b| b.number == part.number) {
+            Some(loaded) => done.push(loaded.clone()),
+            None => todo.push(part),
+        }
+    }
+    let job = Arc::new(LoadJob { agent, head, session, filter, counters, cancel });
+    let loaded: Vec<LoadedPart> = futures::stream::iter(todo.into_iter().map(|part| load_with_retries(job.clone(), part)))
+        .buffer_unordered(concurrency)
+        .try_collect()
+        .await?;
+    done.extend(loaded);
+    Ok(RestorePartsDone { parts: done })
+}
+
+async fn load_with_retries(job: Arc<LoadJob>, part: RestorePart) -> Result<LoadedPart> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match load_part(job.clone(), &part).await {
+            Err(e) if e.kind() == ErrorKind::Retry && attempt < PART_ATTEMPTS && !job.cancel.is_cancelled() => {
+                tracing::warn!(part = part.number, attempt, error = %e.report(), "part not loaded: trying again");
+            }
+            Ok(loaded) => {
+                let _ = job.counters.parts.fetch_add(1, Ordering::Relaxed);
+                return Ok(loaded);
+            }
+            Err(e) => return Err(e.context(format_args!("part {}", part.number))),
+        }
+    }
+}
+
+async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> {
+    let connection = job.agent.bulk.connection(&job.session.serve, &job.cancel).await?;
+    let (mut readers, mut pumps) = (Vec::new(), Vec::new());
+    for run in &part.runs {
+        let fetched = fetch::open(&job.head, &connection, part, run, job.counters.clone()).await?;
+        readers.push(fetched.reader);
+        pumps.push(fetched.pump);
+    }
+    let (number, slots) = (part.number, part.slots.clone());
+    let apply = blocking(move || apply(&job, number, &slots, Merge::new(readers)));
+    // The error of a stream says more than the merge's, which only saw its blocks end.
+    let (applied, pumped) = tokio::join!(apply, futures::future::try_join_all(pumps));
+    let _ = pumped?;
+    applied
+}
+
+/// Merges the runs and feeds the loader, on a blocking thread.
+fn apply(job: &LoadJob, number: u32, slots: &SlotSet, mut merge: Merge<fetch::Blocks>) -> Result<LoadedPart> {
+    let mut loader = job.session.loader.part(number)?;
+    let mut source = SetDigest::default();
+    let mut seen = 0u64;
+    while merge.advance()? {
+        seen += 1;
+        if seen.is_multiple_of(CANCEL_EVERY) && job.cancel.is_cancelled() {
+            return Err(Error::cancelled("the restore was ended"));
+        }
+        let entry = merge.current();
+        if !slots.contains(entry.slot) {
+            continue;
+        }
+        if slot_of(entry.key) != entry.slot {
+            return Err(Error::damaged(format!("a record stands under slot {} that is not its own", entry.slot)));
+        }
+        let (meta, value) = entry.put.unwrap_or_default();
+        let record = RecordRef { slot: entry.slot, key: entry.key, meta, value };
+        source.add(record_hash(record));
+        let bytes = (entry.key.len() + meta.len() + value.len()) as u64;
+        let _ = job.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let _ = job.counters.records.fetch_add(1, Ordering::Relaxed);
+        if job.filter.takes(entry.key) {
+            loader.put(record)?;
+        }
+    }
+    let loaded = loader.finish(source)?;
+    Ok(LoadedPart { number, source, loaded })
+}
+
+/// Reads the staged data back, compares, switches.
+pub(crate) async fn finish(agent: Arc<Agent>, head: CommandHead, finish: RestoreFinish) -> Result<RestoreFinished> {
+    let session = session(&agent, &head)?;
+    blocking(move || {
+        let digest = session.loader.verify()?;
+        if digest != finish.expect {
+            return Err(Error::damaged(format!(
+                "read back {} records where {} were loaded, or other content: the restore does not stand",
+                digest.count, finish.expect.count
+            )));
+        }
+        let incarnation = session.loader.commit(session.at)?;
+        agent.set_restore_session(head.job, None)?;
+        tracing::info!(job = %head.job, %incarnation, records = digest.count, "restored: the store is open");
+        Ok(RestoreFinished { incarnation, digest })
+    })
+    .await
+}
+
+/// Drops the staging area; one that is not there is no error.
+pub(crate) async fn abort(agent: Arc<Agent>, head: CommandHead) -> Result<Done> {
+    blocking(move || {
+        if let Some(session) = agent.restore_session(&head.job) {
+            session.loader.abort()?;
+            agent.set_restore_session(head.job, None)?;
+            tracing::info!(job = %head.job, "restore ended: the store is as it was");
+        }
+        Ok(Done {})
+    })
+    .await
+}

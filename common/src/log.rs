@@ -1,0 +1,47 @@
+//! Logging: tracing to standard error, as text for people or JSON lines for machines.
+
+use serde::Deserialize;
+use tidemark_proto::{Error, Result};
+use tracing_subscriber::EnvFilter;
+
+/// Environment variable that overrides the configured filter.
+pub const LOG_ENV: &str = "TIDEMARK_LOG";
+
+/// The `[log]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// Filter in the syntax of tracing-subscriber, e.g. `info,tidemark_agent=debug`.
+    pub filter: String,
+    /// Form of the lines.
+    pub format: LogFormat,
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Text }
+    }
+}
+
+/// Starts logging for the process. A second call is an error (`Bug`).
+pub fn init(config: &LogConfig) -> Result<()> {
+    let text = std::env::var(LOG_ENV).unwrap_or_else(|_| config.filter.clone());
+    let filter = EnvFilter::try_new(&text).map_err(|e| Error::config(format!("log filter `{text}`")).with_source(e))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    }
+    .map_err(|e| Error::bug("logging was started before").with_source(e))
+}
