@@ -4,6 +4,9 @@
 //! All methods block and are called from threads that may block. Records travel by reference through visitors, so
 //! that a scan allocates nothing for each record.
 
+pub mod embedded;
+// pub mod memory;
+
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -12,7 +15,7 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{Description, Held, Ownership, Sealed};
 use tidemark_proto::{Incarnation, Result, SlotSet, Timestamp};
 
-/// Longest key, in bytes.
+/// Longest key of any engine, in bytes.
 pub const MAX_KEY: usize = 64 << 10;
 
 /// One record by reference. `meta` is the engine's own (embedded: empty; Redis: type, expiry, access data).
@@ -122,13 +125,14 @@ pub trait Loader: Send + Sync {
 
     /// Begins part `number`, emptying what an unfinished attempt at it may have left. Parts load in parallel, hold
     /// disjoint keys, and get their records ascending by (slot, key).
+    /// A part that is loaded already, or is being loaded by another caller, is `Conflict`.
     fn part(&self, number: u32) -> Result<Box<dyn PartLoader>>;
 
     /// Count and digest of everything staged, read back from the store.
     fn verify(&self) -> Result<SetDigest>;
 
     /// Makes the staged data the store's data under a new incarnation, durably, all or nothing, with every record
-    /// at timestamp `at`; drops the old data; opens the store.
+    /// at timestamp `at`; drops the old data; opens the store. `Conflict` while a part is being loaded.
     fn commit(&self, at: Timestamp) -> Result<Incarnation>;
 
     /// Drops the staged data and opens the store as it was.

@@ -1,12 +1,16 @@
 //! The data side of stores that Tidemark serves itself (embedded, memory): what the data listener asks of them.
 
-use tidemark_proto::{Result, Timestamp};
+use tidemark_proto::{Error, Result, SlotSet, Timestamp, slot_of};
 use tokio::sync::oneshot;
 
+/// Longest key that clients may write, in bytes: its worst escaped form still fits the embedded store's key.
+pub const MAX_KEY: usize = 31 << 10;
 /// Longest value, in bytes.
 pub const MAX_VALUE: usize = 8 << 20;
 /// Most operations of one atomic batch.
 pub const MAX_BATCH: usize = 4096;
+/// Most bytes of keys and values in one atomic batch.
+pub const MAX_BATCH_BYTES: usize = 16 << 20;
 
 /// One write. The key decides the slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +27,65 @@ pub enum Write {
         /// Key.
         key: Vec<u8>,
     },
+}
+
+impl Write {
+    /// The key.
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } => key,
+        }
+    }
+
+    /// Bytes of key and value.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Put { key, value } => key.len() + value.len(),
+            Self::Delete { key } => key.len(),
+        }
+    }
+}
+
+/// Whether a node of `slots` may commit `writes`: sizes within the limits, every key in its slots. Answers the bytes
+/// of the batch.
+pub fn check_batch(writes: &[Write], slots: &SlotSet) -> Result<usize> {
+    if writes.is_empty() || writes.len() > MAX_BATCH {
+        return Err(Error::request(format!(
+            "a batch of {} operations: send 1 to {MAX_BATCH} operations",
+            writes.len()
+        )));
+    }
+    let mut bytes = 0;
+    for write in writes {
+        let key = write.key();
+        if key.len() > MAX_KEY {
+            return Err(Error::request(format!("a key of {} bytes: use at most {MAX_KEY}", key.len())));
+        }
+        if let Write::Put { value, .. } = write
+            && value.len() > MAX_VALUE
+        {
+            return Err(Error::request(format!("a value of {} bytes: use at most {MAX_VALUE}", value.len())));
+        }
+        let _ = check_slot(key, slots)?;
+        bytes += write.bytes();
+    }
+    if bytes > MAX_BATCH_BYTES {
+        return Err(Error::request(format!(
+            "a batch of {bytes} bytes: use at most {MAX_BATCH_BYTES}, send several"
+        )));
+    }
+    Ok(bytes)
+}
+
+/// The slot of `key`, if a node of `slots` serves it.
+pub fn check_slot(key: &[u8], slots: &SlotSet) -> Result<u16> {
+    let slot = slot_of(key);
+    if slots.contains(slot) {
+        return Ok(slot);
+    }
+    Err(Error::request(format!(
+        "wrong node: the key is of slot {slot}, this node serves {slots}; send it to the node that owns the slot"
+    )))
 }
 
 /// A version of a key.

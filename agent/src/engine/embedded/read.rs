@@ -1,0 +1,206 @@
+//! Reading: a view of one incarnation at one timestamp.
+//!
+//! A view pins nothing: it stands on a snapshot of the storage library, which keeps what collection takes away later.
+//! The safe point is read after that snapshot is taken; collection moves it before it removes anything, so whatever
+//! lies at or above it is whole in the snapshot.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use fjall::{Readable, UserKey, UserValue};
+use tidemark_proto::{Error, Result, Timestamp, slot_of};
+
+use super::generation::Generation;
+use super::{fault, key, value};
+use crate::engine::{ChangeVisitor, RecordRef, RecordVisitor, ScanRange, Snapshot};
+use crate::kv::{ScanPage, Versioned};
+
+/// Most records that one page of a client's scan may ask for.
+pub const MAX_SCAN_LIMIT: usize = 10_000;
+
+/// The state of one incarnation at one timestamp.
+pub(super) struct View {
+    pub(super) generation: Arc<Generation>,
+    pub(super) snapshot: fjall::Snapshot,
+    pub(super) at: Timestamp,
+    /// The safe point when the view was taken.
+    pub(super) floor: Timestamp,
+}
+
+/// Byte ranges of the data keyspace, ascending: `from` inclusive, `to` exclusive.
+pub(super) type Ranges = Vec<(Vec<u8>, Vec<u8>)>;
+
+impl View {
+    /// A view at `at`; `NotFound` below the safe point.
+    pub(super) fn new(generation: Arc<Generation>, at: Timestamp) -> Result<Self> {
+        let snapshot = generation.db.snapshot();
+        generation.check_not_too_old(at)?;
+        let floor = generation.safe_point();
+        Ok(Self { generation, snapshot, at, floor })
+    }
+
+    /// The timestamp that a stored one stands for.
+    pub(super) fn effective(&self, stored: Timestamp) -> Timestamp {
+        if stored == Timestamp::ZERO { self.generation.base() } else { stored }
+    }
+
+    /// All versions in a byte range.
+    pub(super) fn versions(
+        &self,
+        from: &[u8],
+        to: &[u8],
+    ) -> impl Iterator<Item = Result<(UserKey, UserValue)>> + use<> {
+        let items = self.snapshot.range(&self.generation.data, from..to);
+        items.map(|item| item.into_inner().map_err(fault::fjall("read records")))
+    }
+
+    /// Visits the live record of every key in a byte range, with its timestamp.
+    fn live(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(RecordRef<'_>, Timestamp) -> Result<ControlFlow<()>>,
+    ) -> Result<ControlFlow<()>> {
+        let mut decided: Option<UserKey> = None;
+        let mut scratch = Vec::new();
+        for item in self.versions(from, to) {
+            let (encoded, stored) = item?;
+            let (prefix, at) = key::split(&encoded)?;
+            let at = self.effective(at);
+            if at > self.at {
+                continue;
+            }
+            if let Some(last) = &decided
+                && key::split(last)?.0 == prefix
+            {
+                continue;
+            }
+            if let Some(value) = value::read(&stored)? {
+                let (slot, key) = key::decode(prefix, &mut scratch)?;
+                if visit(RecordRef { slot, key, meta: &[], value }, at)?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            decided = Some(encoded);
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The record of `key`.
+    pub(super) fn get(&self, raw: &[u8]) -> Result<Option<Versioned>> {
+        let mut from = Vec::new();
+        key::encode_prefix(&mut from, slot_of(raw), raw);
+        let to = key::end_of_versions(&from);
+        key::push_time(&mut from, self.at);
+        let mut found = None;
+        let _ = self.live(&from, &to, &mut |record, timestamp| {
+            found = Some(Versioned { key: raw.to_vec(), value: record.value.to_vec(), timestamp });
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
+    }
+
+    /// A page for a client; see `KvStore::scan`.
+    pub(super) fn page(&self, prefix: &[u8], from: &[u8], limit: usize, max_bytes: usize) -> Result<ScanPage> {
+        if limit == 0 {
+            return Err(Error::request(format!("a scan of 0 records: ask for 1 to {MAX_SCAN_LIMIT}")));
+        }
+        let limit = limit.min(MAX_SCAN_LIMIT);
+        let mut page = ScanPage { records: Vec::new(), next: None, at: self.at };
+        let mut bytes = 0;
+        let mut take = |record: RecordRef<'_>, timestamp| {
+            bytes += record.key.len() + record.value.len();
+            page.records.push(Versioned { key: record.key.to_vec(), value: record.value.to_vec(), timestamp });
+            if page.records.len() < limit && bytes <= max_bytes {
+                return Ok(ControlFlow::Continue(()));
+            }
+            page.next = Some([&record.slot.to_be_bytes(), record.key].concat());
+            Ok(ControlFlow::Break(()))
+        };
+        let start = if from.is_empty() { Vec::new() } else { key::bound_after(from)? };
+        for (first, last) in self.generation.slots.ranges() {
+            let end = key::slot_start(last + 1).to_vec();
+            if prefix.is_empty() {
+                let begin = start.clone().max(key::slot_start(*first).to_vec());
+                if begin < end && self.live(&begin, &end, &mut take)?.is_break() {
+                    break;
+                }
+            } else if self.each_slot(prefix, &start, *first, *last, &mut take)?.is_break() {
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    /// The records whose key begins with `prefix`, slot by slot, skipping slots without any record.
+    fn each_slot(
+        &self,
+        prefix: &[u8],
+        start: &[u8],
+        first: u16,
+        last: u16,
+        take: &mut dyn FnMut(RecordRef<'_>, Timestamp) -> Result<ControlFlow<()>>,
+    ) -> Result<ControlFlow<()>> {
+        let (mut slot, mut low) = (first, Vec::new());
+        while slot <= last {
+            key::encode_start(&mut low, slot, prefix);
+            let end = after_prefix(&low);
+            let begin = low.as_slice().max(start);
+            let next = self.versions(begin, &key::slot_start(last + 1)).next().transpose()?;
+            let Some((found, _)) = next else { break };
+            if found[..] < end[..] && self.live(begin, &end, take)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            slot = key::slot(&found)?.max(slot + 1);
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The byte ranges of a scan range.
+    pub(super) fn ranges(range: &ScanRange) -> Result<Ranges> {
+        let lower = if range.lower.is_empty() { None } else { Some(key::bound(&range.lower)?) };
+        let upper = if range.upper.is_empty() { None } else { Some(key::bound(&range.upper)?) };
+        let clip = |&(first, last): &(u16, u16)| {
+            let (mut from, mut to) = (key::slot_start(first).to_vec(), key::slot_start(last + 1).to_vec());
+            if let Some(lower) = &lower {
+                from = from.max(lower.clone());
+            }
+            if let Some(upper) = &upper {
+                to = to.min(upper.clone());
+            }
+            (from, to)
+        };
+        Ok(range.slots.ranges().iter().map(clip).filter(|(from, to)| from < to).collect())
+    }
+}
+
+/// The end (exclusive) of all byte strings that begin with `prefix`, which begins with a slot below 16384.
+fn after_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while end.last() == Some(&0xFF) {
+        let _ = end.pop();
+    }
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
+impl Snapshot for View {
+    fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    fn scan(&self, range: &ScanRange, visit: &mut RecordVisitor<'_>) -> Result<()> {
+        for (from, to) in Self::ranges(range)? {
+            if self.live(&from, &to, &mut |record, _| visit(record))?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn changes(&self, since: Timestamp, range: &ScanRange, visit: &mut ChangeVisitor<'_>) -> Result<()> {
+        self.visit_changes(since, range, visit)
+    }
+}
