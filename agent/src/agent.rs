@@ -46,7 +46,10 @@ pub struct RestoreSession {
 
 impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Agent").field("cluster", &self.config.cluster).field("node", &self.config.node).finish_non_exhaustive()
+        f.debug_struct("Agent")
+            .field("cluster", &self.config.cluster)
+            .field("node", &self.config.node)
+            .finish_non_exhaustive()
     }
 }
 

@@ -49,9 +49,9 @@ impl BulkDialer {
             addresses,
             greeting,
         )?;
-        let session = tokio::time::timeout(CONNECT_DEADLINE, dialer.connect(cancel))
-            .await
-            .map_err(|_| Error::retry(format!("no connection to {address} within {} s", CONNECT_DEADLINE.as_secs())))??;
+        let session = tokio::time::timeout(CONNECT_DEADLINE, dialer.connect(cancel)).await.map_err(|_| {
+            Error::retry(format!("no connection to {address} within {} s", CONNECT_DEADLINE.as_secs()))
+        })??;
         *slot = Some(session.connection.clone());
         Ok(session.connection)
     }

@@ -148,6 +148,11 @@ pub trait PartLoader: Send {
     fn finish(self: Box<Self>, source: SetDigest) -> Result<SetDigest>;
 }
 
+/// Name of the pin that `Engine::seal` sets for a job.
+pub fn job_pin(job: JobId) -> String {
+    format!("job:{job}")
+}
+
 /// The 128-bit hash of a record's meaning: key, meta and value, each with its length.
 pub fn record_hash(record: RecordRef<'_>) -> u128 {
     let mut h = blake3::Hasher::new();

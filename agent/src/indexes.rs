@@ -18,7 +18,8 @@ impl IndexStore {
     pub fn open(state_dir: &Path) -> Result<Self> {
         let dir = state_dir.join("key-index");
         let _ = std::fs::remove_dir_all(dir.join("waiting"));
-        std::fs::create_dir_all(dir.join("current")).or_kind(ErrorKind::Config, format_args!("{}", dir.display()))?;
+        std::fs::create_dir_all(dir.join("current"))
+            .or_kind(ErrorKind::Config, format_args!("{}", dir.display()))?;
         Ok(Self { dir })
     }
 

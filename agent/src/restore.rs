@@ -68,7 +68,8 @@ pub(crate) async fn load(
     cancel: CancellationToken,
 ) -> Result<RestorePartsDone> {
     let session = session(&agent, &head)?;
-    let concurrency = if command.concurrency == 0 { agent.config.concurrency() } else { command.concurrency as usize };
+    let concurrency =
+        if command.concurrency == 0 { agent.config.concurrency() } else { command.concurrency as usize };
     let filter = KeyFilter::new(&command.keys)?;
     let cancel = cancel.child_token();
     let _stop = cancel.clone().drop_guard();
@@ -81,10 +82,11 @@ pub(crate) async fn load(
         }
     }
     let job = Arc::new(LoadJob { agent, head, session, filter, counters, cancel });
-    let loaded: Vec<LoadedPart> = futures::stream::iter(todo.into_iter().map(|part| load_with_retries(job.clone(), part)))
-        .buffer_unordered(concurrency)
-        .try_collect()
-        .await?;
+    let loaded: Vec<LoadedPart> =
+        futures::stream::iter(todo.into_iter().map(|part| load_with_retries(job.clone(), part)))
+            .buffer_unordered(concurrency)
+            .try_collect()
+            .await?;
     done.extend(loaded);
     Ok(RestorePartsDone { parts: done })
 }

@@ -130,7 +130,9 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
         }
         if slot_of(key) != slot || !self.input.range.slots.contains(slot) {
             let slots = &self.input.range.slots;
-            return Err(Error::damaged(format!("the store gave a record of slot {slot} where a part holds {slots}")));
+            return Err(Error::damaged(format!(
+                "the store gave a record of slot {slot} where a part holds {slots}"
+            )));
         }
         Ok(())
     }

@@ -60,7 +60,8 @@ pub async fn run(
     let (engine, at) = (agent.engine.clone(), command.at);
     let snapshot: Arc<dyn Snapshot> = blocking(move || engine.snapshot(at)).await?.into();
     let parts = plan(&agent, &head, &command)?;
-    let concurrency = if command.concurrency == 0 { agent.config.concurrency() } else { command.concurrency as usize };
+    let concurrency =
+        if command.concurrency == 0 { agent.config.concurrency() } else { command.concurrency as usize };
     // Parts still running when one fails are told to stop; they end at the next record.
     let cancel = cancel.child_token();
     let _stop = cancel.clone().drop_guard();

@@ -1,8 +1,17 @@
 //! What agent and coordinator share.
 
 pub mod clock;
+pub mod config;
 pub mod glob;
+pub mod identity;
+pub mod log;
+pub mod metric_names;
+pub mod pki;
 pub mod run;
 pub mod seal;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod tls;
+pub mod transport;
 
 pub use tidemark_proto::{Error, ErrorKind, Result};

@@ -37,7 +37,8 @@ impl Default for LogConfig {
 /// Starts logging for the process. A second call is an error (`Bug`).
 pub fn init(config: &LogConfig) -> Result<()> {
     let text = std::env::var(LOG_ENV).unwrap_or_else(|_| config.filter.clone());
-    let filter = EnvFilter::try_new(&text).map_err(|e| Error::config(format!("log filter `{text}`")).with_source(e))?;
+    let filter =
+        EnvFilter::try_new(&text).map_err(|e| Error::config(format!("log filter `{text}`")).with_source(e))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),

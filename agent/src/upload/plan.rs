@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tidemark_proto::slot::RegionMap;
 use tidemark_proto::wire::control::{CommandHead, PartParent, Upload};
-use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp};
+use tidemark_proto::{Error, ErrorKind, Result, Timestamp};
 
 use crate::agent::Agent;
 use crate::config::DeltaMethod;
@@ -48,7 +48,9 @@ impl PlannedPart {
 fn method(agent: &Agent, parent: &PartParent, since: Option<Timestamp>) -> Method {
     match (since, &agent.indexes) {
         (Some(at), _) => Method::Changes(at),
-        (None, Some(indexes)) if agent.config.delta != DeltaMethod::Full => Method::KeyIndex(indexes.current(&parent.hash)),
+        (None, Some(indexes)) if agent.config.delta != DeltaMethod::Full => {
+            Method::KeyIndex(indexes.current(&parent.hash))
+        }
         (None, _) => Method::Full,
     }
 }
@@ -69,7 +71,8 @@ pub(super) fn plan(agent: &Agent, head: &CommandHead, command: &Upload) -> Resul
         if slots.is_empty() {
             continue;
         }
-        let parents: Vec<&PartParent> = command.parents.iter().filter(|p| p.region == region && p.slots == slots).collect();
+        let parents: Vec<&PartParent> =
+            command.parents.iter().filter(|p| p.region == region && p.slots == slots).collect();
         if same && covers(&parents) {
             parts.extend(parents.into_iter().map(|p| {
                 let range = ScanRange { slots: slots.clone(), lower: p.lower.clone(), upper: p.upper.clone() };
@@ -95,6 +98,7 @@ fn covers(parents: &[&PartParent]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tidemark_proto::SlotSet;
     use tidemark_proto::hash::Hash;
 
     use super::*;

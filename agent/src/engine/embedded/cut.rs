@@ -84,7 +84,7 @@ pub(super) fn seal(gate: &Gate, hlc: &Hlc, job: JobId, at: Timestamp) -> Result<
         std::sync::Arc::clone(&state.generation)
     };
     // From here on every commit is above `at`, so writing the pin may take its time.
-    generation.pin(&format!("job:{job}"), at, SEAL_LEASE, hlc.wall_millis())?;
+    generation.pin(&crate::engine::job_pin(job), at, SEAL_LEASE, hlc.wall_millis())?;
     let offset = gate.lock().reading.as_ref().filter(|r| r.job == job).map(|r| r.position);
     let offset = offset.ok_or_else(|| Error::conflict("another hold replaced this one: the cut is void"))?;
     Ok(Sealed { position: position(generation.incarnation, offset) })

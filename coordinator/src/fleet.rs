@@ -1,0 +1,130 @@
+//! The agents that are connected, and commands to them.
+
+use std::collections::BTreeMap;
+use std::sync::RwLock;
+use std::time::Duration;
+
+use quinn::Connection;
+use tidemark_common::transport::open_bi;
+use tidemark_proto::frame::Message;
+use tidemark_proto::wire::control::{CommandHead, Describe, Description, Failure, Progress};
+use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
+
+/// Time for an agent to describe itself.
+pub const DESCRIBE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A node by its names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Member {
+    /// Cluster.
+    pub cluster: ClusterName,
+    /// Node.
+    pub node: NodeName,
+}
+
+impl std::fmt::Display for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.cluster, self.node)
+    }
+}
+
+/// A connected agent.
+#[derive(Debug, Clone)]
+pub struct Connected {
+    connection: Connection,
+    /// Its build.
+    pub build: String,
+    /// When it connected, milliseconds since 1970.
+    pub since_millis: u64,
+    /// What it last said of itself.
+    pub description: Option<Description>,
+}
+
+/// All connected agents.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    agents: RwLock<BTreeMap<Member, Connected>>,
+}
+
+impl Fleet {
+    /// A new control connection of `member`; one that stood before is closed: the agent has restarted.
+    pub fn join(&self, member: Member, connection: Connection, build: String, now_millis: u64) {
+        let agent = Connected { connection, build, since_millis: now_millis, description: None };
+        if let Some(old) = self.agents.write().expect("fleet").insert(member, agent) {
+            old.connection.close(quinn::VarInt::from_u32(ErrorKind::Conflict.code()), b"the agent connected again");
+        }
+    }
+
+    /// The connection has ended.
+    pub fn leave(&self, member: &Member, connection: &Connection) {
+        let mut agents = self.agents.write().expect("fleet");
+        if agents.get(member).is_some_and(|a| a.connection.stable_id() == connection.stable_id()) {
+            let _ = agents.remove(member);
+        }
+    }
+
+    /// The nodes of a cluster (of all for `None`) that are connected.
+    pub fn members(&self, cluster: Option<&ClusterName>) -> Vec<(Member, Connected)> {
+        let agents = self.agents.read().expect("fleet");
+        let wanted = agents.iter().filter(|(m, _)| cluster.is_none_or(|c| m.cluster == *c));
+        wanted.map(|(m, a)| (m.clone(), a.clone())).collect()
+    }
+
+    fn connection(&self, member: &Member) -> Result<Connection> {
+        let agents = self.agents.read().expect("fleet");
+        let agent = agents.get(member);
+        agent.map(|a| a.connection.clone()).ok_or_else(|| Error::retry(format!("{member} is not connected")))
+    }
+
+    /// Asks an agent to describe itself, and remembers the answer.
+    pub async fn describe(&self, member: &Member, head: CommandHead) -> Result<Description> {
+        let description: Description =
+            self.command(member, head, &Describe {}, DESCRIBE_DEADLINE, |_| ()).await?;
+        if let Some(agent) = self.agents.write().expect("fleet").get_mut(member) {
+            agent.description = Some(description.clone());
+        }
+        Ok(description)
+    }
+
+    /// Sends a command and waits for its reply; `deadline` bounds the time without a word from the agent. Dropping the
+    /// future cancels the command. Errors name the node.
+    pub async fn command<Q: Message, R: Message>(
+        &self,
+        member: &Member,
+        head: CommandHead,
+        request: &Q,
+        deadline: Duration,
+        on_progress: impl FnMut(Progress),
+    ) -> Result<R> {
+        let connection = self.connection(member)?;
+        exchange(&connection, head, request, deadline, on_progress).await.map_err(|e| e.context(format_args!("node {member}")))
+    }
+}
+
+async fn exchange<Q: Message, R: Message>(
+    connection: &Connection,
+    head: CommandHead,
+    request: &Q,
+    deadline: Duration,
+    mut on_progress: impl FnMut(Progress),
+) -> Result<R> {
+    let silent = || Error::retry(format!("no word for {} ms", deadline.as_millis()));
+    let (mut writer, mut reader) = open_bi(connection).await?;
+    writer.write_message(&head).await?;
+    writer.write_message(request).await?;
+    loop {
+        let header = tokio::time::timeout(deadline, reader.read_header()).await.map_err(|_| silent())??;
+        let header = header.ok_or_else(|| Error::retry("the agent ended the command without a reply"))?;
+        if header.kind == Progress::KIND {
+            on_progress(reader.decode(header).await?);
+        } else if header.kind == Failure::KIND {
+            let failure: Failure = reader.decode(header).await?;
+            let _ = writer.finish();
+            return Err(Error::new(ErrorKind::from_code(u64::from(failure.code)), failure.message));
+        } else {
+            let reply = reader.decode(header).await?;
+            let _ = writer.finish();
+            return Ok(reply);
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Backup jobs: the core decides ([`core`]), the driver acts.
+
+pub mod core;
+mod driver;
+mod manifest;
+mod parents;
+pub mod tiling;
+
+pub use driver::{BackupRequest, BackupSummary, run};

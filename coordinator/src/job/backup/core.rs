@@ -1,0 +1,435 @@
+//! The core of a backup job: (state, event, now) -> (state, actions), with no IO and no clock.
+//!
+//! Invariants:
+//! - `Seal` is sent to any node only after the last `Held` of the same attempt has arrived; T is chosen then, above every
+//!   timestamp that any node reported, above the coordinator's clock and above the last cut in the ledger.
+//! - A cut holds only if every node answered both readings of the same attempt, sat on the same data, and owns after the
+//!   release what it owned in the hold; the owners tile all slots exactly once.
+//! - Every node that was asked to hold is released, whatever happens.
+//! - The budgets of all attempts together never pass the backup's budget.
+
+use std::time::Duration;
+
+use tidemark_proto::wire::control::{Description, Held, Released, Sealed};
+use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp};
+
+use super::tiling;
+
+/// Budget of the first attempt with a pause.
+const FIRST_BUDGET: Duration = Duration::from_millis(50);
+/// A rest of budget smaller than this is not worth an attempt.
+const LEAST_BUDGET: Duration = Duration::from_millis(10);
+/// Wait between attempts at the cut, beside the jitter that the driver adds.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
+
+/// What a job's core is told at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Names of the nodes, in the order of their numbers.
+    pub nodes: Vec<String>,
+    /// Names of nodes that the policy asks for.
+    pub required: Vec<String>,
+    /// Writes are held at most this long in all.
+    pub budget: Duration,
+    /// Whether the first attempt goes without a pause: a quiet fleet needs none.
+    pub first_without_pause: bool,
+    /// A node whose clock is further away is refused.
+    pub max_clock_offset: Duration,
+    /// The last cut in the ledger.
+    pub last_cut: Timestamp,
+}
+
+/// The evidence of a cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// Its timestamp.
+    pub at: Timestamp,
+    /// The attempt that held.
+    pub attempt: u32,
+    /// The readings of each node.
+    pub nodes: Vec<NodeCut>,
+}
+
+/// The evidence of one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeCut {
+    /// First reading.
+    pub held: Held,
+    /// Second reading.
+    pub sealed: Sealed,
+    /// After the release.
+    pub released: Released,
+}
+
+/// Something happened. Numbers are those of nodes and of the attempt that the answer belongs to.
+#[derive(Debug)]
+pub enum Event {
+    /// The job begins.
+    Start,
+    /// A node described itself.
+    Described(usize, Result<Description>),
+    /// The first reading.
+    Held(usize, u32, Result<Held>),
+    /// The second reading.
+    Sealed(usize, u32, Result<Sealed>),
+    /// A node goes on.
+    Released(usize, u32, Result<Released>),
+    /// The wait between attempts is over.
+    Waited,
+    /// A node has sent all its parts.
+    Uploaded(usize, Result<()>),
+    /// Packs and job records are durable.
+    Stored(Result<()>),
+    /// The ledger holds the backup.
+    Committed(Result<()>),
+    /// Somebody wants the job to end.
+    Cancel,
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Ask a node what it is.
+    Describe(usize),
+    /// Ask a node to hold, for at most the budget.
+    Hold(usize, u32, Duration),
+    /// Tell a node the cut.
+    Seal(usize, u32, Timestamp),
+    /// Let a node go on.
+    Release(usize, u32),
+    /// Come back with [`Event::Waited`] after this long.
+    Wait(Duration),
+    /// The cut holds.
+    CutDone(Box<Cut>),
+    /// Let a node send its parts.
+    Upload(usize),
+    /// Make everything durable.
+    Store,
+    /// Write manifest and ledger entry.
+    Commit,
+    /// The job has ended: settle with the nodes. `true`: committed.
+    Settle(bool),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Describing,
+    Holding,
+    Sealing,
+    Releasing,
+    Waiting,
+    Uploading,
+    Storing,
+    Committing,
+    Over,
+}
+
+#[derive(Debug)]
+struct Node {
+    description: Option<Description>,
+    held: Option<Held>,
+    sealed: Option<Sealed>,
+    released: Option<Released>,
+    /// Whether the answer of the present phase is still out.
+    open: bool,
+}
+
+/// The state of a backup job.
+#[derive(Debug)]
+pub struct Core {
+    settings: Settings,
+    phase: Phase,
+    nodes: Vec<Node>,
+    attempt: u32,
+    spent: Duration,
+    at: Timestamp,
+    cut: Option<Cut>,
+    /// Why the present attempt (or the job) does not stand; the first cause wins.
+    trouble: Option<Error>,
+    cancelled: bool,
+    outcome: Option<Result<()>>,
+}
+
+impl Core {
+    /// A job that waits for [`Event::Start`].
+    pub fn new(settings: Settings) -> Self {
+        let node = || Node { description: None, held: None, sealed: None, released: None, open: false };
+        let nodes = settings.nodes.iter().map(|_| node()).collect();
+        Self {
+            settings,
+            phase: Phase::Idle,
+            nodes,
+            attempt: 0,
+            spent: Duration::ZERO,
+            at: Timestamp::ZERO,
+            cut: None,
+            trouble: None,
+            cancelled: false,
+            outcome: None,
+        }
+    }
+
+    /// The cut, once it holds.
+    pub fn cut(&self) -> Option<&Cut> {
+        self.cut.as_ref()
+    }
+
+    /// How the job ended; `None` while it has not.
+    pub fn take_outcome(&mut self) -> Option<Result<()>> {
+        self.outcome.take()
+    }
+
+    /// What is being waited for, for people.
+    pub fn phase_name(&self) -> &'static str {
+        match self.phase {
+            Phase::Idle | Phase::Describing => "asking the nodes",
+            Phase::Holding | Phase::Sealing | Phase::Releasing | Phase::Waiting => "taking the cut",
+            Phase::Uploading => "sending parts",
+            Phase::Storing => "storing",
+            Phase::Committing => "committing",
+            Phase::Over => "ended",
+        }
+    }
+
+    /// Takes an event; `now` is a fresh timestamp of the coordinator's clock.
+    pub fn step(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
+        match (self.phase, event) {
+            (_, Event::Cancel) => return self.cancel(),
+            (Phase::Idle, Event::Start) => return self.begin(),
+            (Phase::Describing, Event::Described(n, result)) => {
+                let result = result.and_then(|d| self.admit(n, d, now));
+                self.take(n, result);
+            }
+            (Phase::Holding, Event::Held(n, attempt, result)) if attempt == self.attempt => {
+                let result = result.and_then(|h| self.check_held(n, &h, now).map(|()| h));
+                let result = result.map(|h| self.nodes[n].held = Some(h));
+                self.take(n, result);
+            }
+            (Phase::Sealing, Event::Sealed(n, attempt, result)) if attempt == self.attempt => {
+                let result = result.and_then(|s| self.check_sealed(n, s));
+                self.take(n, result);
+            }
+            (Phase::Releasing, Event::Released(n, attempt, result)) if attempt == self.attempt => {
+                let result = result.and_then(|r| self.check_released(n, r));
+                self.take(n, result);
+            }
+            (Phase::Waiting, Event::Waited) => return self.hold(),
+            (Phase::Uploading, Event::Uploaded(n, result)) => self.take(n, result),
+            (Phase::Storing, Event::Stored(result)) => return self.then(result, Phase::Committing, Action::Commit),
+            (Phase::Committing, Event::Committed(result)) => return self.finish(result),
+            // Late answers of an earlier attempt or phase change nothing.
+            _ => return Vec::new(),
+        }
+        if self.nodes.iter().any(|n| n.open) { self.early_failure() } else { self.all_in(now) }
+    }
+
+    fn take(&mut self, n: usize, result: Result<()>) {
+        self.nodes[n].open = false;
+        if let Err(e) = result
+            && self.trouble.is_none()
+        {
+            self.trouble = Some(e);
+        }
+    }
+
+    fn everyone(&mut self, phase: Phase, action: impl Fn(usize) -> Action) -> Vec<Action> {
+        self.phase = phase;
+        self.nodes.iter_mut().for_each(|n| n.open = true);
+        (0..self.nodes.len()).map(action).collect()
+    }
+
+    fn begin(&mut self) -> Vec<Action> {
+        if self.nodes.is_empty() {
+            return self.finish(Err(Error::conflict("no node of the cluster is connected")));
+        }
+        self.everyone(Phase::Describing, Action::Describe)
+    }
+
+    fn cancel(&mut self) -> Vec<Action> {
+        self.cancelled = true;
+        match self.phase {
+            // The answers that are out decide; a commit cannot be called back.
+            Phase::Holding | Phase::Sealing | Phase::Releasing | Phase::Committing | Phase::Over => Vec::new(),
+            _ => self.finish(Err(Error::cancelled("the backup was cancelled"))),
+        }
+    }
+
+    /// One failed upload ends the job without waiting for the others; in a cut all answers are awaited.
+    fn early_failure(&mut self) -> Vec<Action> {
+        if self.phase == Phase::Uploading && self.trouble.is_some() {
+            let error = self.trouble.take().expect("just seen");
+            return self.finish(Err(error));
+        }
+        Vec::new()
+    }
+
+    fn all_in(&mut self, now: Timestamp) -> Vec<Action> {
+        match self.phase {
+            Phase::Describing => match self.trouble.take() {
+                Some(e) => self.finish(Err(e)),
+                None => match self.check_owners(|n| n.description.as_ref().map(|d| &d.ownership.slots)) {
+                    Ok(()) => self.hold(),
+                    Err(e) => self.finish(Err(e)),
+                },
+            },
+            Phase::Holding if self.trouble.is_none() && !self.cancelled => {
+                let reported = self.nodes.iter().filter_map(|n| n.held.as_ref()).map(|h| h.max_timestamp);
+                self.at = reported.chain([now, self.settings.last_cut]).max().unwrap_or(now).next();
+                let (attempt, at) = (self.attempt, self.at);
+                self.everyone(Phase::Sealing, |n| Action::Seal(n, attempt, at))
+            }
+            Phase::Holding | Phase::Sealing => {
+                let attempt = self.attempt;
+                self.everyone(Phase::Releasing, |n| Action::Release(n, attempt))
+            }
+            Phase::Releasing => self.judge(),
+            Phase::Uploading => match self.trouble.take() {
+                Some(e) => self.finish(Err(e)),
+                None => self.then(Ok(()), Phase::Storing, Action::Store),
+            },
+            _ => Vec::new(),
+        }
+    }
+
+    /// After the release: does the cut hold?
+    fn judge(&mut self) -> Vec<Action> {
+        if self.cancelled {
+            return self.finish(Err(Error::cancelled("the backup was cancelled")));
+        }
+        let trouble = self.trouble.take().or_else(|| {
+            self.check_owners(|n| n.held.as_ref().map(|h| &h.ownership.slots)).err()
+        });
+        match trouble {
+            None => self.accept(),
+            Some(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Retry) && self.next_budget().is_some() => {
+                self.phase = Phase::Waiting;
+                vec![Action::Wait(BETWEEN_ATTEMPTS)]
+            }
+            Some(e) => {
+                let spent = self.spent.as_millis();
+                let told = format!("no cut after {} attempts and {spent} ms of pause", self.attempt);
+                self.finish(Err(e.context(told)))
+            }
+        }
+    }
+
+    fn accept(&mut self) -> Vec<Action> {
+        let evidence = |n: &mut Node| {
+            Some(NodeCut { held: n.held.take()?, sealed: n.sealed.take()?, released: n.released.take()? })
+        };
+        let nodes: Option<Vec<NodeCut>> = self.nodes.iter_mut().map(evidence).collect();
+        let Some(nodes) = nodes else {
+            return self.finish(Err(Error::bug("a cut without all its readings")));
+        };
+        let cut = Cut { at: self.at, attempt: self.attempt, nodes };
+        self.cut = Some(cut.clone());
+        let mut actions = vec![Action::CutDone(Box::new(cut))];
+        actions.extend(self.everyone(Phase::Uploading, Action::Upload));
+        actions
+    }
+
+    fn then(&mut self, result: Result<()>, phase: Phase, action: Action) -> Vec<Action> {
+        match result {
+            Ok(()) => {
+                self.phase = phase;
+                vec![action]
+            }
+            Err(e) => self.finish(Err(e)),
+        }
+    }
+
+    fn finish(&mut self, result: Result<()>) -> Vec<Action> {
+        let committed = result.is_ok();
+        self.phase = Phase::Over;
+        self.outcome = Some(result);
+        vec![Action::Settle(committed)]
+    }
+
+    /// The budget of the next attempt, `None` when what is left is not worth one.
+    fn next_budget(&self) -> Option<Duration> {
+        if self.attempt == 0 && self.settings.first_without_pause {
+            return Some(Duration::ZERO);
+        }
+        let doublings = self.attempt - u32::from(self.settings.first_without_pause && self.attempt > 0);
+        let wanted = FIRST_BUDGET.saturating_mul(1 << doublings.min(16));
+        let left = self.settings.budget.saturating_sub(self.spent);
+        Some(wanted.min(left)).filter(|b| *b >= LEAST_BUDGET)
+    }
+
+    fn hold(&mut self) -> Vec<Action> {
+        let Some(budget) = self.next_budget() else {
+            let budget = self.settings.budget.as_millis();
+            return self.finish(Err(Error::config(format!("a pause budget of {budget} ms allows no attempt at a cut"))));
+        };
+        self.attempt += 1;
+        self.spent += budget;
+        for node in &mut self.nodes {
+            (node.held, node.sealed, node.released) = (None, None, None);
+        }
+        let attempt = self.attempt;
+        self.everyone(Phase::Holding, |n| Action::Hold(n, attempt, budget))
+    }
+
+    fn admit(&mut self, n: usize, description: Description, now: Timestamp) -> Result<()> {
+        let name = &self.settings.nodes[n];
+        if description.state != "available" {
+            return Err(Error::conflict(format!("node {name} is {}: back up when it is available", description.state)));
+        }
+        self.check_clock(n, description.clock_millis, now)?;
+        self.nodes[n].description = Some(description);
+        Ok(())
+    }
+
+    fn check_clock(&self, n: usize, clock_millis: u64, now: Timestamp) -> Result<()> {
+        let offset = clock_millis.abs_diff(now.millis());
+        if u128::from(offset) > self.settings.max_clock_offset.as_millis() {
+            let most = self.settings.max_clock_offset.as_millis();
+            return Err(Error::config(format!(
+                "the clock of node {} is {offset} ms away from the coordinator's (at most {most}): set its clock",
+                self.settings.nodes[n]
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_held(&self, n: usize, held: &Held, now: Timestamp) -> Result<()> {
+        let name = &self.settings.nodes[n];
+        self.check_clock(n, held.clock_millis, now)?;
+        let known = self.nodes[n].description.as_ref();
+        if known.is_none_or(|d| d.incarnation != held.incarnation) {
+            return Err(Error::conflict(format!("the data of node {name} was replaced while the backup began")));
+        }
+        Ok(())
+    }
+
+    fn check_sealed(&mut self, n: usize, sealed: Sealed) -> Result<()> {
+        let name = &self.settings.nodes[n];
+        if self.nodes[n].held.as_ref().is_none_or(|h| h.position != sealed.position) {
+            return Err(Error::conflict(format!("node {name} moved between the two readings")));
+        }
+        self.nodes[n].sealed = Some(sealed);
+        Ok(())
+    }
+
+    fn check_released(&mut self, n: usize, released: Released) -> Result<()> {
+        let name = &self.settings.nodes[n];
+        if self.nodes[n].held.as_ref().is_some_and(|h| h.ownership != released.ownership) {
+            return Err(Error::conflict(format!("the slots or the role of node {name} changed during the cut")));
+        }
+        self.nodes[n].released = Some(released);
+        Ok(())
+    }
+
+    fn check_owners<'s>(&'s self, slots: impl Fn(&'s Node) -> Option<&'s SlotSet>) -> Result<()> {
+        let names = self.settings.nodes.iter().map(String::as_str);
+        let owners = names.zip(&self.nodes).filter_map(|(name, node)| Some((name, slots(node)?)));
+        tiling::slots(owners).map_err(|e| {
+            let away: Vec<_> = self.settings.required.iter().filter(|r| !self.settings.nodes.contains(r)).collect();
+            if away.is_empty() { e } else { e.context(format!("not connected: {away:?}")) }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
