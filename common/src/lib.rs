@@ -1,4 +1,4 @@
-//! What agent and coordinator share.
+//! What agent and coordinator share: transport and identity, clocks, sealing, runs, configuration.
 
 pub mod clock;
 pub mod config;
