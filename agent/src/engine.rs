@@ -5,7 +5,7 @@
 //! that a scan allocates nothing for each record.
 
 pub mod embedded;
-// pub mod memory;
+pub mod memory;
 
 use std::ops::ControlFlow;
 use std::time::Duration;
