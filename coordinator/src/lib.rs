@@ -1,1 +1,4 @@
-//! x
+//! The coordinator of Tidemark and its command line.
+
+pub mod cli;
+pub mod pki;
