@@ -153,14 +153,7 @@ pub fn job_pin(job: JobId) -> String {
     format!("job:{job}")
 }
 
-/// The 128-bit hash of a record's meaning: key, meta and value, each with its length.
+/// The hash of a record's meaning; see [`tidemark_common::run::record_hash`].
 pub fn record_hash(record: RecordRef<'_>) -> u128 {
-    let mut h = blake3::Hasher::new();
-    for field in [record.key, record.meta] {
-        let _ = h.update(&(field.len() as u32).to_le_bytes()).update(field);
-    }
-    let _ = h.update(record.value);
-    let mut out = [0; 16];
-    out.copy_from_slice(&h.finalize().as_bytes()[..16]);
-    u128::from_le_bytes(out)
+    tidemark_common::run::record_hash(record.key, record.meta, record.value)
 }

@@ -1,3 +1,22 @@
 //! The coordinator of Tidemark and its command line.
+//!
+//! It issues the timestamps of cuts, receives what agents send, keeps the history in the repository, and drives
+//! restores. Everything an operator does goes through its HTTP API; the command line is a client of it.
 
+pub mod api;
+pub mod blocks;
+pub mod catalog;
+pub mod cli;
+pub mod config;
+pub mod context;
+pub mod daemon;
+pub mod fleet;
+pub mod ingest;
+pub mod job;
+pub mod listener;
+pub mod pki;
 pub mod repository;
+pub mod serve;
+
+/// This build, as told in a hello.
+pub const BUILD: &str = concat!("tidemark ", env!("CARGO_PKG_VERSION"));

@@ -10,6 +10,7 @@ mod manifest;
 mod object;
 mod pack;
 mod probe;
+mod record;
 mod store;
 
 use std::sync::Arc;
@@ -24,7 +25,8 @@ pub use keyring::{Keyring, MasterKey};
 pub use ledger::{BackupRecord, Ledger, Recorded};
 pub use manifest::{ManifestWriter, read_page, read_root};
 pub use pack::{PackKind, PackSet};
-pub use store::{Store, StoreConfig};
+pub use record::JobRecorder;
+pub use store::{Store, StoreConfig, StoreOptions};
 
 /// An open repository.
 #[derive(Clone)]

@@ -6,4 +6,5 @@ mod manifest;
 mod parents;
 pub mod tiling;
 
-pub use driver::{BackupRequest, BackupSummary, run};
+pub use driver::{BackupRequest, run};
+pub use parents::PartKey;

@@ -11,7 +11,7 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::stored::envelope::ObjectKind;
 use tidemark_proto::stored::ledger::{self, Backup, Body, Entry, Failed, Policy};
 use tidemark_proto::stored::paths;
-use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result, Timestamp};
 
 use super::Repository;
 
@@ -189,6 +189,15 @@ impl Ledger {
                 _ => None,
             })
             .collect()
+    }
+
+    /// The highest cut of any backup, deleted ones included.
+    pub fn last_cut(&self) -> Timestamp {
+        let cuts = self.counting().filter_map(|r| match &r.body {
+            Body::Backup(b) => Some(b.cut),
+            _ => None,
+        });
+        cuts.max().unwrap_or(Timestamp::ZERO)
     }
 
     /// Failed backup jobs, oldest first, with the time they ended.

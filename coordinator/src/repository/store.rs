@@ -36,7 +36,18 @@ pub struct StoreConfig {
     /// Options of the store's client by their names in the `object_store` crate, e.g. `aws_endpoint`, `aws_region`.
     /// Credentials are better left to the environment.
     #[serde(default)]
-    pub options: BTreeMap<String, String>,
+    pub options: StoreOptions,
+}
+
+/// Options of a store's client. They may hold credentials, so only their names are ever shown.
+#[derive(Clone, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(transparent)]
+pub struct StoreOptions(pub BTreeMap<String, String>);
+
+impl std::fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// An object store with a prefix.
@@ -65,10 +76,10 @@ impl Store {
         let (inner, path): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
             "file" => (Arc::new(open_folder(&url)?), ""),
             "memory" => (Arc::new(object_store::memory::InMemory::new()), url.path()),
-            "s3" | "s3a" => (Arc::new(cloud::s3(&url, &config.options).map_err(wrong)?), url.path()),
-            "gs" => (Arc::new(cloud::gcs(&url, &config.options).map_err(wrong)?), url.path()),
+            "s3" | "s3a" => (Arc::new(cloud::s3(&url, &config.options.0).map_err(wrong)?), url.path()),
+            "gs" => (Arc::new(cloud::gcs(&url, &config.options.0).map_err(wrong)?), url.path()),
             "az" | "azure" | "abfs" | "abfss" => {
-                (Arc::new(cloud::azure(&url, &config.options).map_err(wrong)?), url.path())
+                (Arc::new(cloud::azure(&url, &config.options.0).map_err(wrong)?), url.path())
             }
             other => {
                 return Err(Error::config(format!(

@@ -175,6 +175,11 @@ impl Core {
         self.cut.as_ref()
     }
 
+    /// Whether somebody wanted the job to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled
+    }
+
     /// How the job ended; `None` while it has not.
     pub fn take_outcome(&mut self) -> Option<Result<()>> {
         self.outcome.take()

@@ -1,0 +1,6 @@
+//! The command line.
+
+mod output;
+pub mod pki;
+
+pub use output::{Format, table};

@@ -1,0 +1,158 @@
+//! The coordinator's configuration: a TOML file, every key documented in `deploy/config/coordinator.example.toml`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tidemark_common::log::LogConfig;
+use tidemark_proto::slot::RegionMap;
+use tidemark_proto::{Error, Result};
+
+use crate::ingest::GRANT_COST;
+use crate::repository::{MasterKey, StoreConfig, StoreOptions};
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CoordinatorConfig {
+    /// Name of this coordinator, for the ledger and for people.
+    pub name: String,
+    /// UDP address for agents (`host:port`; port 0 takes a free one).
+    pub listen: String,
+    /// Address told to agents for their data, if it is another than `listen`.
+    #[serde(default)]
+    pub advertise: String,
+    /// TCP address of the HTTP API.
+    pub api_listen: String,
+    /// Certificates.
+    pub tls: TlsConfig,
+    /// The repository.
+    pub repository: RepositoryConfig,
+    /// Backups.
+    #[serde(default)]
+    pub backup: BackupConfig,
+    /// Bounds of memory.
+    #[serde(default)]
+    pub memory: MemoryConfig,
+    /// Seconds for running jobs to end at shutdown before they are cancelled.
+    #[serde(default = "default_grace")]
+    pub shutdown_grace_seconds: u64,
+    /// Logging.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// Certificate files.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Certificates of the fleet's CA.
+    pub ca: PathBuf,
+    /// The coordinator's certificate.
+    pub cert: PathBuf,
+    /// Its private key; mode 0600.
+    pub key: PathBuf,
+}
+
+/// The `[repository]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryConfig {
+    /// URL; see [`StoreConfig`].
+    pub url: String,
+    /// Options of the store's client.
+    #[serde(default)]
+    pub options: StoreOptions,
+    /// File of the master key. Without one the environment is asked.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
+}
+
+impl RepositoryConfig {
+    /// The store's part.
+    pub fn store(&self) -> StoreConfig {
+        StoreConfig { url: self.url.clone(), options: self.options.clone() }
+    }
+
+    /// The master key, if there is one.
+    pub fn master_key(&self) -> Result<Option<MasterKey>> {
+        MasterKey::load(self.key_file.as_deref())
+    }
+}
+
+/// The `[backup]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BackupConfig {
+    /// Writes are held at most this long for a backup, over all attempts, in milliseconds.
+    pub pause_budget_ms: u64,
+    /// Whether the first attempt at a cut goes without a pause.
+    pub first_attempt_without_pause: bool,
+    /// Slots of one region for clusters that are protected for the first time.
+    pub slots_per_region: u16,
+    /// Parts that an agent sends at once; 0 lets it choose.
+    pub agent_concurrency: u32,
+    /// A node whose clock is further away than this many seconds is refused.
+    pub max_clock_offset_seconds: u64,
+}
+
+impl Default for BackupConfig {
+    fn default() -> Self {
+        Self {
+            pause_budget_ms: 200,
+            first_attempt_without_pause: true,
+            slots_per_region: RegionMap::DEFAULT_SLOTS_PER_REGION,
+            agent_concurrency: 0,
+            max_clock_offset_seconds: 60,
+        }
+    }
+}
+
+/// The `[memory]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemoryConfig {
+    /// Memory for parts that are being received, in MiB.
+    pub ingest_mib: u64,
+    /// Memory for parts that are being given out, in MiB.
+    pub serve_mib: u64,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self { ingest_mib: 64, serve_mib: 64 }
+    }
+}
+
+fn default_grace() -> u64 {
+    30
+}
+
+impl CoordinatorConfig {
+    /// Reads and checks the file.
+    pub fn load(path: &Path) -> Result<Self> {
+        let config: Self = tidemark_common::config::load(path)?;
+        config.check().map_err(|e| e.context(path.display()))?;
+        Ok(config)
+    }
+
+    /// Checks what the types cannot say.
+    pub fn check(&self) -> Result<()> {
+        let _ = RegionMap::new(self.backup.slots_per_region)
+            .map_err(|e| Error::config(format!("backup.slots_per_region: {}", e.message())))?;
+        for (key, mib) in [("memory.ingest_mib", self.memory.ingest_mib), ("memory.serve_mib", self.memory.serve_mib)] {
+            if mib << 20 < GRANT_COST {
+                return Err(Error::config(format!("{key}: at least {} MiB", GRANT_COST.div_ceil(1 << 20))));
+            }
+        }
+        if self.backup.pause_budget_ms > 10_000 {
+            return Err(Error::config("backup.pause_budget_ms: writes would be held for over 10 s; use at most 10000"));
+        }
+        Ok(())
+    }
+
+    /// Time for running jobs to end at shutdown.
+    pub fn shutdown_grace(&self) -> Duration {
+        Duration::from_secs(self.shutdown_grace_seconds)
+    }
+}

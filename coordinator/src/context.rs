@@ -1,0 +1,66 @@
+//! What the parts of a running coordinator share.
+
+use std::sync::Arc;
+
+use tidemark_common::clock::Hlc;
+use tidemark_proto::id::JobId;
+use tidemark_proto::stored::ledger::{Body, Fence};
+use tidemark_proto::wire::control::CommandHead;
+use tidemark_proto::{ClusterName, Result};
+
+use crate::config::CoordinatorConfig;
+use crate::fleet::Fleet;
+use crate::ingest::Ingest;
+use crate::job::Jobs;
+use crate::repository::{Ledger, Repository};
+use crate::serve::Serve;
+
+/// A running coordinator.
+#[derive(Debug)]
+pub struct Context {
+    /// Its configuration.
+    pub config: CoordinatorConfig,
+    /// The repository.
+    pub repository: Repository,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Its clock.
+    pub clock: Hlc,
+    /// Connected agents.
+    pub fleet: Fleet,
+    /// Receives parts.
+    pub ingest: Ingest,
+    /// Gives parts out.
+    pub serve: Serve,
+    /// Jobs.
+    pub jobs: Jobs,
+    /// Address at which agents reach ingest and serve.
+    pub bulk_address: String,
+    /// When it started, milliseconds since 1970.
+    pub started_millis: u64,
+}
+
+/// A shared context.
+pub type Shared = Arc<Context>;
+
+impl Context {
+    /// Milliseconds since 1970.
+    pub fn now_millis(&self) -> u64 {
+        self.clock.wall_millis()
+    }
+
+    /// The head of a command.
+    pub fn head(&self, job: JobId, attempt: u32) -> CommandHead {
+        CommandHead { epoch: self.epoch, job, attempt }
+    }
+
+    /// The ledger of a cluster for writing: fenced under this coordinator's epoch, so that its tail is final.
+    pub async fn ledger(&self, cluster: &ClusterName) -> Result<Ledger> {
+        let mut ledger = Ledger::load(&self.repository, cluster).await?;
+        if ledger.epoch() < self.epoch {
+            let fence = Body::Fence(Fence { coordinator: self.config.name.clone() });
+            let _ = ledger.append(self.epoch, self.now_millis(), &fence, |_| Ok(())).await?;
+        }
+        Ok(ledger)
+    }
+}

@@ -1,0 +1,317 @@
+//! Ingest: receives parts, writes packs and job records, acknowledges what is durable.
+//!
+//! A part is offered; it is granted when the memory budget has room for one more; its sealed blocks go to packs as they
+//! arrive. `Stored` follows when its packs are closed and a revision of the job record lists it. A stream that breaks
+//! leaves dead bytes in a pack and nothing else.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use tidemark_common::transport::{FrameReader, FrameWriter};
+use tidemark_proto::frame::Message;
+use tidemark_proto::hash::Hash;
+use tidemark_proto::id::JobId;
+use tidemark_proto::stored::manifest::{Extent, PartEntry, RunEntry};
+use tidemark_proto::wire::bulk::{
+    FRAME_BLOCK, FRAME_INDEX, Grant, MAX_BLOCK_FRAME, MAX_INDEX_FRAME, PartDone, PartOffer, Stored,
+};
+use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::job::backup::PartKey;
+use crate::repository::{JobRecorder, PackKind, PackSet, Repository};
+
+/// Bytes of a part gathered before they go to a pack as one extent.
+const GATHER: usize = 1 << 20;
+/// Memory of one granted part: what it gathers, what its stream may hold unread, and a block or two between.
+pub const GRANT_COST: u64 = 6 << 20;
+
+/// A node that takes part in a backup.
+#[derive(Debug, Clone)]
+pub struct IngestNode {
+    /// Its number in the manifest.
+    pub number: u16,
+    /// Slots taken from it.
+    pub slots: SlotSet,
+    /// Its parts in the parent backup.
+    pub parents: BTreeMap<PartKey, PartEntry>,
+}
+
+/// A part as it was received.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// Its entry for the manifest.
+    pub entry: PartEntry,
+    /// Bytes it added to packs.
+    pub new_bytes: u64,
+    /// What it is.
+    pub kind: ReceivedKind,
+}
+
+/// What a received part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReceivedKind {
+    /// A full run.
+    Full,
+    /// A delta run on its parent.
+    Delta,
+    /// Nothing changed.
+    Same,
+}
+
+/// The backup jobs that receive parts.
+#[derive(Debug)]
+pub struct Ingest {
+    repository: Repository,
+    jobs: Mutex<HashMap<JobId, Arc<IngestJob>>>,
+    memory: Arc<Semaphore>,
+}
+
+impl Ingest {
+    /// An ingest whose parts under way take at most `budget` bytes (at least one is always granted).
+    pub fn new(repository: Repository, budget: u64) -> Self {
+        let grants = (budget / GRANT_COST).max(1) as usize;
+        Self { repository, jobs: Mutex::default(), memory: Arc::new(Semaphore::new(grants)) }
+    }
+
+    /// Opens a job for its nodes; parts of unknown jobs are refused.
+    pub fn open(&self, job: JobId, cluster: &ClusterName, epoch: u64, cut: Timestamp, parent: Hash, nodes: HashMap<NodeName, IngestNode>) -> Arc<IngestJob> {
+        let opened = Arc::new(IngestJob {
+            repository: self.repository.clone(),
+            cluster: cluster.clone(),
+            cut,
+            nodes,
+            packs: PackSet::new(self.repository.store(), cluster),
+            recorder: tokio::sync::Mutex::new(JobRecorder::new(&self.repository, cluster, job, epoch, cut, parent)),
+            state: Mutex::default(),
+        });
+        let _ = self.jobs.lock().expect("jobs").insert(job, opened.clone());
+        opened
+    }
+
+    /// Forgets a job; parts that still come are refused.
+    pub fn close(&self, job: &JobId) {
+        let _ = self.jobs.lock().expect("jobs").remove(job);
+    }
+
+    fn job(&self, id: &JobId) -> Result<Arc<IngestJob>> {
+        let job = self.jobs.lock().expect("jobs").get(id).cloned();
+        job.ok_or_else(|| Error::conflict(format!("no backup job {id} takes parts")))
+    }
+
+    /// Serves one part stream of `node`.
+    pub async fn receive(
+        &self,
+        cluster: &ClusterName,
+        node: &NodeName,
+        offer: PartOffer,
+        reader: &mut FrameReader,
+        writer: &mut FrameWriter,
+    ) -> Result<()> {
+        let job = self.job(&offer.job)?;
+        let source = job.admit(cluster, node, &offer)?;
+        let permit = self.memory.clone().acquire_owned().await.map_err(|_| Error::cancelled("ingest is closed"))?;
+        let (salt, key_id) = (rand::random::<[u8; 16]>(), self.repository.keys().current());
+        let grant = Grant {
+            run_tag: self.repository.keys().run_tag(cluster, offer.region, &offer.lower, &salt),
+            key: self.repository.keys().subkey(key_id, &salt)?,
+            encrypt: u8::from(self.repository.keys().encrypts()),
+        };
+        writer.write_message(&grant).await?;
+        let kind = if offer.delta != 0 { PackKind::Delta } else { PackKind::Base };
+        let mut run = RunEntry {
+            at: job.cut,
+            key_id,
+            salt,
+            blocks: 0,
+            records: 0,
+            raw_bytes: 0,
+            extents: Vec::new(),
+            index: Extent { pack: Default::default(), offset: 0, len: 0 },
+        };
+        let done = job.read_part(kind, &mut run, reader).await?;
+        drop(permit);
+        let received = job.assemble(source, offer, run, done)?;
+        let stored = job.note(received);
+        job.acknowledge_durable().await?;
+        stored.await.map_err(|_| Error::cancelled("the backup ended before the part was stored"))?;
+        writer.write_message(&Stored {}).await
+    }
+}
+
+/// One backup job's parts.
+#[derive(Debug)]
+pub struct IngestJob {
+    repository: Repository,
+    cluster: ClusterName,
+    cut: Timestamp,
+    nodes: HashMap<NodeName, IngestNode>,
+    packs: PackSet,
+    recorder: tokio::sync::Mutex<JobRecorder>,
+    state: Mutex<Parts>,
+}
+
+#[derive(Debug, Default)]
+struct Parts {
+    /// All parts received, by node number and place.
+    received: BTreeMap<(u16, PartKey), Received>,
+    /// Those that no job record lists yet.
+    waiting: Vec<(PartEntry, oneshot::Sender<()>)>,
+}
+
+impl IngestJob {
+    fn admit(&self, cluster: &ClusterName, node: &NodeName, offer: &PartOffer) -> Result<&IngestNode> {
+        let source = self.nodes.get(node).filter(|_| *cluster == self.cluster);
+        let source = source.ok_or_else(|| Error::denied(format!("node {node} has no part in this backup")))?;
+        if !offer.slots.is_canonical() || offer.slots.is_empty() || !offer.slots.minus(&source.slots).is_empty() {
+            return Err(Error::denied(format!("slots {} are not those of node {node} at the cut", offer.slots)));
+        }
+        if offer.delta != 0 {
+            let parent = source.parents.get(&(offer.region, offer.lower.clone()));
+            if parent.is_none_or(|p| p.slots != offer.slots) {
+                return Err(Error::conflict("a delta on a part that the parent backup does not hold"));
+            }
+        }
+        Ok(source)
+    }
+
+    /// Reads blocks and index into packs, up to the closing message.
+    async fn read_part(&self, kind: PackKind, run: &mut RunEntry, reader: &mut FrameReader) -> Result<PartDone> {
+        let (mut gathered, mut bytes) = (Vec::new(), 0);
+        loop {
+            let header = reader.read_header().await?.ok_or_else(|| Error::retry("the part ended before its close"))?;
+            match header.kind {
+                FRAME_BLOCK => {
+                    let block = reader.read_body(header, MAX_BLOCK_FRAME).await?;
+                    bytes += 4 + block.len();
+                    gathered.push(Bytes::copy_from_slice(&(block.len() as u32).to_le_bytes()));
+                    gathered.push(block);
+                    run.blocks += 1;
+                    if bytes >= GATHER {
+                        self.append(kind, run, &mut gathered).await?;
+                        bytes = 0;
+                    }
+                }
+                FRAME_INDEX => {
+                    let index = reader.read_body(header, MAX_INDEX_FRAME).await?;
+                    self.append(kind, run, &mut gathered).await?;
+                    run.index = self.packs.append(kind, &[index]).await?;
+                    bytes = 0;
+                }
+                PartDone::KIND => {
+                    let done: PartDone = reader.decode(header).await?;
+                    if done.blocks != run.blocks || (run.blocks > 0 && run.index.len == 0) || !gathered.is_empty() {
+                        return Err(Error::damaged("a part's close does not fit what was sent"));
+                    }
+                    return Ok(done);
+                }
+                other => return Err(Error::damaged(format!("frame {other} inside a part"))),
+            }
+        }
+    }
+
+    async fn append(&self, kind: PackKind, run: &mut RunEntry, gathered: &mut Vec<Bytes>) -> Result<()> {
+        if gathered.is_empty() {
+            return Ok(());
+        }
+        let extent = self.packs.append(kind, gathered).await?;
+        gathered.clear();
+        match run.extents.last_mut() {
+            Some(last) if last.pack == extent.pack && last.offset + last.len == extent.offset => last.len += extent.len,
+            _ => run.extents.push(extent),
+        }
+        Ok(())
+    }
+
+    fn assemble(&self, source: &IngestNode, offer: PartOffer, mut run: RunEntry, done: PartDone) -> Result<Received> {
+        (run.records, run.raw_bytes) = (done.records, done.raw_bytes);
+        let parent = source.parents.get(&(offer.region, offer.lower.clone())).filter(|_| offer.delta != 0);
+        let new_bytes = run.stored_bytes();
+        let mut entry = PartEntry {
+            region: offer.region,
+            node: source.number,
+            slots: offer.slots,
+            lower: offer.lower,
+            upper: done.upper,
+            digest: done.digest,
+            live_bytes: done.live_bytes,
+            runs: Vec::new(),
+        };
+        let Some(parent) = parent else {
+            if done.records != entry.digest.count {
+                return Err(Error::damaged("a full part counts other records than its digest"));
+            }
+            // An empty part has no run at all.
+            entry.runs.extend((run.blocks > 0).then_some(run));
+            return Ok(Received { entry, new_bytes, kind: ReceivedKind::Full });
+        };
+        if entry.upper != parent.upper {
+            return Err(Error::damaged("a delta ends at another key than its parent"));
+        }
+        entry.digest = parent.digest.plus(entry.digest);
+        entry.live_bytes = parent.live_bytes.wrapping_add(entry.live_bytes);
+        entry.runs.clone_from(&parent.runs);
+        let kind = if run.blocks > 0 { ReceivedKind::Delta } else { ReceivedKind::Same };
+        entry.runs.extend((run.blocks > 0).then_some(run));
+        Ok(Received { entry, new_bytes, kind })
+    }
+
+    fn note(&self, received: Received) -> oneshot::Receiver<()> {
+        let (send, receive) = oneshot::channel();
+        let mut state = self.state.lock().expect("parts");
+        state.waiting.push((received.entry.clone(), send));
+        let key = (received.entry.node, (received.entry.region, received.entry.lower.clone()));
+        let _ = state.received.insert(key, received);
+        receive
+    }
+
+    /// Writes a revision of the job record for the parts whose packs are closed, and acknowledges them.
+    async fn acknowledge_durable(&self) -> Result<()> {
+        // One revision at a time: parts of a later one must not be acknowledged before an earlier one is durable.
+        let mut recorder = self.recorder.lock().await;
+        let durable = |part: &PartEntry| {
+            part.runs.last().is_none_or(|run| {
+                run.at != self.cut || run.extents.iter().chain([&run.index]).all(|e| self.packs.is_durable(&e.pack))
+            })
+        };
+        let ready: Vec<_> = {
+            let mut state = self.state.lock().expect("parts");
+            let (ready, waiting) = std::mem::take(&mut state.waiting).into_iter().partition(|(p, _)| durable(p));
+            state.waiting = waiting;
+            ready
+        };
+        let with_runs: Vec<PartEntry> =
+            ready.iter().filter(|(p, _)| p.runs.last().is_some_and(|r| r.at == self.cut)).map(|(p, _)| p.clone()).collect();
+        if !with_runs.is_empty() {
+            recorder.write(with_runs).await?;
+        }
+        for (_, ack) in ready {
+            // An agent that went away learns from the next attempt.
+            let _ = ack.send(());
+        }
+        Ok(())
+    }
+
+    /// Closes the packs and acknowledges every part.
+    pub async fn flush(&self) -> Result<()> {
+        self.packs.flush().await?;
+        self.acknowledge_durable().await
+    }
+
+    /// Parts of a node that have been received.
+    pub fn received_of(&self, number: u16) -> Vec<PartKey> {
+        let state = self.state.lock().expect("parts");
+        state.received.keys().filter(|(n, _)| *n == number).map(|(_, key)| key.clone()).collect()
+    }
+
+    /// Everything received, ascending by node and place.
+    pub fn take_received(&self) -> Vec<Received> {
+        std::mem::take(&mut self.state.lock().expect("parts").received).into_values().collect()
+    }
+
+    /// The repository that the parts go to.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+}

@@ -1,0 +1,336 @@
+//! The driver of a backup job: does what the core decides, and tells it what happened.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemark_proto::frame::Message;
+use tidemark_proto::hash::Hash;
+use tidemark_proto::id::JobId;
+use tidemark_proto::stored::ledger::{Body, Failed, Policy};
+use tidemark_proto::wire::control::{Done, Hold, Release, Seal, Settle, Upload, Uploaded};
+use tidemark_proto::{ClusterName, Error, ErrorKind, Incarnation, NodeName, Result, Timestamp};
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
+
+use super::core::{Action, Core, Cut, Event, Settings};
+use super::manifest::{Committed, Draft};
+use super::parents::Parent;
+use crate::context::Shared;
+use crate::fleet::Member;
+use crate::ingest::{IngestJob, IngestNode};
+use crate::job::Job;
+use crate::repository::Ledger;
+
+/// Time for a step of the cut beside its budget.
+const CUT_DEADLINE: Duration = Duration::from_secs(5);
+/// Time without a word during an upload before the node counts as silent.
+const UPLOAD_DEADLINE: Duration = Duration::from_secs(60);
+/// Attempts at a node's upload; each sends only what is missing.
+const UPLOAD_ATTEMPTS: u32 = 5;
+/// Wait before the next attempt at an upload: an agent that restarts needs a moment.
+const UPLOAD_RETRY_WAIT: Duration = Duration::from_secs(2);
+
+/// A backup as it is asked for.
+#[derive(Debug, Clone)]
+pub struct BackupRequest {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// Every part as a full run, also where a delta would do.
+    pub full: bool,
+    /// Made by hand, not by a schedule.
+    pub manual: bool,
+}
+
+struct Driver {
+    context: Shared,
+    job: Arc<Job>,
+    id: JobId,
+    request: BackupRequest,
+    nodes: Vec<NodeName>,
+    policy: Policy,
+    parent: Option<Parent>,
+    ledger: Mutex<Ledger>,
+    ingest: std::sync::OnceLock<Arc<IngestJob>>,
+    read_bytes: std::sync::atomic::AtomicU64,
+    committed: std::sync::OnceLock<Committed>,
+}
+
+/// Runs a backup job to its end; the answer is what the job came to.
+pub async fn run(context: Shared, job: Arc<Job>, request: BackupRequest) -> Result<serde_json::Value> {
+    let started = job.info().started_millis;
+    let mut ledger = context.ledger(&request.cluster).await?;
+    match prepare(&context, &job, &request, &mut ledger).await {
+        Ok((nodes, policy, parent)) => {
+            let id = job.id();
+            let driver = Arc::new(Driver {
+                context: context.clone(),
+                job,
+                id,
+                request: request.clone(),
+                nodes,
+                policy,
+                parent,
+                ledger: Mutex::new(ledger),
+                ingest: Default::default(),
+                read_bytes: Default::default(),
+                committed: Default::default(),
+            });
+            let result = driver.clone().drive().await;
+            driver.context.ingest.close(&id);
+            if let Err(e) = &result {
+                driver.record_failure(e, started).await;
+            }
+            result
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Nodes, policy and parent of the backup. The first backup of a cluster writes its policy.
+async fn prepare(
+    context: &Shared,
+    job: &Job,
+    request: &BackupRequest,
+    ledger: &mut Ledger,
+) -> Result<(Vec<NodeName>, Policy, Option<Parent>)> {
+    job.phase("reading the ledger");
+    let members = context.fleet.members(Some(&request.cluster));
+    if members.is_empty() {
+        return Err(Error::conflict(format!("no node of cluster {} is connected", request.cluster)));
+    }
+    let mut nodes = Vec::new();
+    let mut engine = String::new();
+    for (member, _) in members {
+        let description = context.fleet.describe(&member, context.head(job.id(), 0)).await?;
+        if !engine.is_empty() && engine != description.engine {
+            return Err(Error::conflict(format!("cluster {} mixes engines {engine} and {}", request.cluster, description.engine)));
+        }
+        engine = description.engine;
+        nodes.push(member.node);
+    }
+    let names: Vec<String> = nodes.iter().map(NodeName::to_string).collect();
+    let slots_per_region = match ledger.policy() {
+        Some(p) if p.engine != engine => {
+            return Err(Error::conflict(format!("cluster {} was {} and is now {engine}", request.cluster, p.engine)));
+        }
+        Some(p) => p.slots_per_region,
+        None => context.config.backup.slots_per_region,
+    };
+    let policy = Policy { engine, slots_per_region, nodes: names };
+    let parent = Parent::newest(&context.repository, &request.cluster, ledger).await?;
+    Ok((nodes, policy, parent.filter(|_| !request.full)))
+}
+
+impl Driver {
+    fn settings(&self, ledger: &Ledger) -> Settings {
+        let config = &self.context.config.backup;
+        Settings {
+            nodes: self.policy.nodes.clone(),
+            required: ledger.policy().map(|p| p.nodes.clone()).unwrap_or_default(),
+            budget: Duration::from_millis(config.pause_budget_ms),
+            first_without_pause: config.first_attempt_without_pause,
+            max_clock_offset: Duration::from_secs(config.max_clock_offset_seconds),
+            last_cut: ledger.last_cut(),
+        }
+    }
+
+    async fn drive(self: Arc<Self>) -> Result<serde_json::Value> {
+        let settings = self.settings(&*self.ledger.lock().await);
+        let mut core = Core::new(settings);
+        let (send, mut events) = mpsc::channel::<Event>(self.nodes.len() * 2 + 8);
+        let mut tasks = JoinSet::new();
+        let mut todo = core.step(Event::Start, self.context.clock.now());
+        loop {
+            self.job.update(|i| core.phase_name().clone_into(&mut i.phase));
+            for action in std::mem::take(&mut todo) {
+                match action {
+                    Action::CutDone(cut) => self.begin_ingest(&cut),
+                    Action::Settle(committed) => {
+                        // Uploads that still run end with their tasks; the nodes are told after that.
+                        tasks.shutdown().await;
+                        self.settle(committed, core.cut()).await;
+                        let outcome = core.take_outcome().unwrap_or_else(|| Err(Error::bug("a job without outcome")));
+                        return outcome.map(|()| self.summary());
+                    }
+                    other => {
+                        let (driver, send, cut) = (self.clone(), send.clone(), core.cut().cloned());
+                        let _ = tasks.spawn(async move {
+                            if let Some(event) = driver.act(other, cut).await {
+                                // The receiver lives as long as the job.
+                                let _ = send.send(event).await;
+                            }
+                        });
+                    }
+                }
+            }
+            let event = tokio::select! {
+                biased;
+                Some(event) = events.recv() => event,
+                () = self.job.cancel.cancelled(), if !core.is_cancelled() => Event::Cancel,
+                Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
+                    if let Err(e) = ended && e.is_panic() {
+                        return Err(Error::bug("a task of the backup panicked").with_source(e));
+                    }
+                    continue;
+                }
+            };
+            todo = core.step(event, self.context.clock.now());
+        }
+    }
+
+    async fn act(&self, action: Action, cut: Option<Cut>) -> Option<Event> {
+        Some(match action {
+            Action::Describe(n) => Event::Described(n, self.context.fleet.describe(&self.member(n), self.context.head(self.id, 0)).await),
+            Action::Hold(n, attempt, budget) => {
+                let hold = Hold { budget_micros: budget.as_micros() as u64 };
+                Event::Held(n, attempt, self.ask(n, attempt, &hold, budget + CUT_DEADLINE).await)
+            }
+            Action::Seal(n, attempt, at) => Event::Sealed(n, attempt, self.ask(n, attempt, &Seal { at }, CUT_DEADLINE).await),
+            Action::Release(n, attempt) => Event::Released(n, attempt, self.ask(n, attempt, &Release {}, CUT_DEADLINE).await),
+            Action::Wait(least) => {
+                tokio::time::sleep(least.mul_f64(1.0 + rand::random::<f64>())).await;
+                Event::Waited
+            }
+            Action::Upload(n) => Event::Uploaded(n, self.upload(n, &cut?).await),
+            Action::Store => Event::Stored(match self.ingest.get() {
+                Some(ingest) => ingest.flush().await,
+                None => Err(Error::bug("storing before the cut")),
+            }),
+            Action::Commit => Event::Committed(self.commit(&cut?).await),
+            Action::CutDone(_) | Action::Settle(_) => return None,
+        })
+    }
+
+    fn member(&self, n: usize) -> Member {
+        Member { cluster: self.request.cluster.clone(), node: self.nodes[n].clone() }
+    }
+
+    async fn ask<Q: Message, R: Message>(&self, n: usize, attempt: u32, request: &Q, deadline: Duration) -> Result<R> {
+        self.context.fleet.command(&self.member(n), self.context.head(self.id, attempt), request, deadline, |_| ()).await
+    }
+
+    fn parent_hash(&self) -> Hash {
+        self.parent.as_ref().map_or(Hash::ZERO, |p| p.hash)
+    }
+
+    fn begin_ingest(&self, cut: &Cut) {
+        let node = |n: usize| {
+            let parents = self.parent.as_ref().and_then(|p| Some((p, p.node(self.nodes[n].as_str())?)));
+            let parents = parents.map(|(parent, number)| {
+                let own = parent.parts.range((number, (0, Vec::new()))..).take_while(|((i, _), _)| *i == number);
+                own.map(|((_, key), (part, _))| (key.clone(), part.clone())).collect::<BTreeMap<_, _>>()
+            });
+            let slots = cut.nodes[n].held.ownership.slots.clone();
+            IngestNode { number: n as u16, slots, parents: parents.unwrap_or_default() }
+        };
+        let nodes: HashMap<_, _> = self.nodes.iter().enumerate().map(|(n, name)| (name.clone(), node(n))).collect();
+        let (context, cluster) = (&self.context, &self.request.cluster);
+        let job = context.ingest.open(self.id, cluster, context.epoch, cut.at, self.parent_hash(), nodes);
+        let _ = self.ingest.set(job);
+        let total = self.parent.as_ref().map_or(0, |p| p.root.totals.parts);
+        self.job.update(|i| i.progress.total_parts = total);
+    }
+
+    async fn upload(&self, n: usize, cut: &Cut) -> Result<()> {
+        let name = self.nodes[n].as_str();
+        let ingest = self.ingest.get().ok_or_else(|| Error::bug("uploading before the cut"))?;
+        let parent = self.parent.as_ref().and_then(|p| Some((p, p.node(name)?)));
+        let mut command = Upload {
+            at: cut.at,
+            slots: cut.nodes[n].held.ownership.slots.clone(),
+            slots_per_region: self.policy.slots_per_region,
+            ingest: self.context.bulk_address.clone(),
+            parent_at: parent.map_or(Timestamp::ZERO, |(p, _)| p.root.cut),
+            parent_incarnation: parent.map_or(Incarnation::default(), |(p, i)| p.root.nodes[usize::from(i)].incarnation),
+            parents: parent.map(|(p, _)| p.offers(name)).unwrap_or_default(),
+            concurrency: self.context.config.backup.agent_concurrency,
+            stored: Vec::new(),
+        };
+        for attempt in 1.. {
+            command.stored = ingest.received_of(n as u16);
+            let head = self.context.head(self.id, attempt);
+            let report = |p| self.job.progress_of(&self.nodes[n], p);
+            let sent: Result<Uploaded> =
+                self.context.fleet.command(&self.member(n), head, &command, UPLOAD_DEADLINE, report).await;
+            match sent {
+                Ok(done) => {
+                    let _ = self.read_bytes.fetch_add(done.bytes_read, std::sync::atomic::Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(e) if e.kind() == ErrorKind::Retry && attempt < UPLOAD_ATTEMPTS => {
+                    tracing::warn!(node = name, attempt, error = %e.report(), "upload broke: asking for what is missing");
+                    tokio::time::sleep(UPLOAD_RETRY_WAIT).await;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    async fn commit(&self, cut: &Cut) -> Result<()> {
+        let ingest = self.ingest.get().ok_or_else(|| Error::bug("committing before the cut"))?;
+        let mut ledger = self.ledger.lock().await;
+        if ledger.policy().is_none_or(|p| *p != self.policy) {
+            let body = Body::Policy(self.policy.clone());
+            let _ = ledger.append(self.context.epoch, self.context.now_millis(), &body, |_| Ok(())).await?;
+        }
+        let known: HashMap<_, _> = self.context.fleet.members(Some(&self.request.cluster)).into_iter().collect();
+        let version = |name: &NodeName| {
+            let member = Member { cluster: self.request.cluster.clone(), node: name.clone() };
+            known.get(&member).and_then(|c| c.description.as_ref()).map(|d| d.engine_version.clone()).unwrap_or_default()
+        };
+        let draft = Draft {
+            context: &self.context,
+            cluster: &self.request.cluster,
+            job: self.id,
+            engine: self.policy.engine.clone(),
+            engine_versions: self.nodes.iter().map(version).collect(),
+            nodes: &self.nodes,
+            cut,
+            started_millis: self.job.info().started_millis,
+            manual: self.request.manual,
+            parent: self.parent_hash(),
+            slots_per_region: self.policy.slots_per_region,
+            read_bytes: self.read_bytes.load(std::sync::atomic::Ordering::Relaxed),
+        };
+        let committed = draft.commit(ingest.take_received(), &mut ledger).await?;
+        let _ = self.committed.set(committed);
+        Ok(())
+    }
+
+    /// Tells every node how the job ended. One that is away drops its pins by their lease.
+    async fn settle(&self, committed: bool, cut: Option<&Cut>) {
+        let (ledger_number, ledger_hash) = self.ledger.lock().await.tail();
+        let settle = |n: usize| {
+            let parts = self.committed.get().and_then(|c| c.parts.get(&(n as u16)).cloned()).unwrap_or_default();
+            let at = cut.map_or(Timestamp::ZERO, |c| c.at);
+            let settle = Settle { committed: u8::from(committed), at, ledger_number, ledger_hash, parts };
+            async move {
+                if let Err(e) = self.ask::<_, Done>(n, 0, &settle, CUT_DEADLINE).await {
+                    tracing::warn!(error = %e.report(), "a node was not told how the backup ended");
+                }
+            }
+        };
+        let _ = futures::future::join_all((0..self.nodes.len()).map(settle)).await;
+    }
+
+    async fn record_failure(&self, error: &Error, started_millis: u64) {
+        let body = Body::Failed(Failed {
+            job: self.id,
+            started_millis,
+            code: error.kind().code(),
+            reason: error.report(),
+            manual: u8::from(self.request.manual),
+        });
+        let mut ledger = self.ledger.lock().await;
+        if let Err(e) = ledger.append(self.context.epoch, self.context.now_millis(), &body, |_| Ok(())).await {
+            tracing::error!(error = %e.report(), "the failure of a backup could not be recorded");
+        }
+    }
+
+    fn summary(&self) -> serde_json::Value {
+        let Some(done) = self.committed.get() else { return serde_json::Value::Null };
+        crate::catalog::backup_value(&done.root, &done.hash)
+    }
+}

@@ -1,0 +1,123 @@
+//! From what was received to a committed backup: check that it is whole, write pages and root, then the ledger entry.
+
+use std::collections::HashMap;
+
+use tidemark_proto::hash::Hash;
+use tidemark_proto::id::JobId;
+use tidemark_proto::stored::ledger::{Backup, Body};
+use tidemark_proto::stored::manifest::{NodeEntry, PartEntry, Root, Totals};
+use tidemark_proto::{ClusterName, Error, NodeName, Result};
+
+use super::core::Cut;
+use super::tiling;
+use crate::context::Context;
+use crate::ingest::{Received, ReceivedKind};
+use crate::repository::{Ledger, ManifestWriter};
+
+/// What a manifest is made of.
+#[derive(Debug)]
+pub(super) struct Draft<'a> {
+    pub(super) context: &'a Context,
+    pub(super) cluster: &'a ClusterName,
+    pub(super) job: JobId,
+    pub(super) engine: String,
+    pub(super) engine_versions: Vec<String>,
+    pub(super) nodes: &'a [NodeName],
+    pub(super) cut: &'a Cut,
+    pub(super) started_millis: u64,
+    pub(super) manual: bool,
+    pub(super) parent: Hash,
+    pub(super) slots_per_region: u16,
+    pub(super) read_bytes: u64,
+}
+
+/// A committed backup.
+#[derive(Debug)]
+pub(super) struct Committed {
+    pub(super) hash: Hash,
+    pub(super) root: Root,
+    /// For each node: its parts with their hashes.
+    pub(super) parts: HashMap<u16, Vec<(u16, Vec<u8>, Hash)>>,
+}
+
+impl Draft<'_> {
+    /// Checks, writes and commits. Nothing is a backup before the ledger entry is there.
+    pub(super) async fn commit(&self, mut received: Vec<Received>, ledger: &mut Ledger) -> Result<Committed> {
+        received.sort_by(|a, b| place(&a.entry).cmp(&place(&b.entry)));
+        let taken: Vec<_> = self.cut.nodes.iter().map(|n| n.held.ownership.slots.clone()).collect();
+        let totals = self.totals(&received);
+        let entries: Vec<PartEntry> = received.into_iter().map(|r| r.entry).collect();
+        tiling::parts(&entries, &taken).map_err(|e| e.context("the backup is not whole"))?;
+        let mut parts: HashMap<u16, Vec<_>> = HashMap::new();
+        let mut writer = ManifestWriter::new(&self.context.repository, self.cluster);
+        for entry in entries {
+            parts.entry(entry.node).or_default().push((entry.region, entry.lower.clone(), entry.hash()));
+            writer.push(entry).await?;
+        }
+        let (hash, root) = writer.finish(self.root(totals)).await?;
+        let backup = Backup { job: self.job, cut: self.cut.at, root: hash, parent: self.parent };
+        let (context, cut) = (self.context, self.cut.at);
+        let _ = ledger
+            .append(context.epoch, context.now_millis(), &Body::Backup(backup), |seen| {
+                if seen.last_cut() < cut {
+                    return Ok(());
+                }
+                Err(Error::conflict(format!("cut {cut} is not above the last one in the ledger, {}", seen.last_cut())))
+            })
+            .await?;
+        Ok(Committed { hash, root, parts })
+    }
+
+    fn totals(&self, received: &[Received]) -> Totals {
+        let mut totals = Totals { read_bytes: self.read_bytes, ..Totals::default() };
+        for part in received {
+            totals.parts += 1;
+            totals.records += part.entry.digest.count;
+            totals.live_bytes += part.entry.live_bytes;
+            totals.new_bytes += part.new_bytes;
+            totals.stored_bytes += part.entry.runs.iter().map(|r| r.stored_bytes()).sum::<u64>();
+            match part.kind {
+                ReceivedKind::Full => totals.full_parts += 1,
+                ReceivedKind::Delta => totals.delta_parts += 1,
+                ReceivedKind::Same => totals.same_parts += 1,
+            }
+        }
+        totals
+    }
+
+    fn root(&self, totals: Totals) -> Root {
+        let nodes = self.nodes.iter().zip(&self.engine_versions).zip(&self.cut.nodes);
+        let nodes = nodes
+            .map(|((node, version), cut)| NodeEntry {
+                node: node.clone(),
+                incarnation: cut.held.incarnation,
+                engine_version: version.clone(),
+                held: cut.held.clone(),
+                sealed: cut.sealed.clone(),
+                released: cut.released.ownership.clone(),
+                held_micros: cut.released.held_micros,
+                slots: cut.held.ownership.slots.clone(),
+            })
+            .collect();
+        Root {
+            repository: self.context.repository.id(),
+            cluster: self.cluster.clone(),
+            job: self.job,
+            engine: self.engine.clone(),
+            cut: self.cut.at,
+            cut_attempt: self.cut.attempt,
+            started_millis: self.started_millis,
+            finished_millis: self.context.now_millis(),
+            manual: u8::from(self.manual),
+            parent: self.parent,
+            slots_per_region: self.slots_per_region,
+            nodes,
+            pages: Vec::new(),
+            totals,
+        }
+    }
+}
+
+fn place(part: &PartEntry) -> (u16, &[u8]) {
+    (part.slots.ranges().first().map_or(0, |r| r.0), &part.lower)
+}

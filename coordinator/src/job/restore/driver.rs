@@ -1,0 +1,249 @@
+//! Carrying out a restore plan: begin everywhere, load in parallel, compare with the manifest, switch everywhere.
+//!
+//! Before any node switches, every node has loaded all its parts and the digests of all nodes together equal those of
+//! the manifest, part by part. A failure before the first switch puts every node back as it was.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemark_proto::hash::SetDigest;
+use tidemark_proto::id::JobId;
+use tidemark_proto::stored::manifest::PartEntry;
+use tidemark_proto::wire::control::{
+    Done, LoadedPart, RestoreAbort, RestoreBegin, RestoreFinish, RestoreFinished, RestorePart, RestoreParts,
+    RestorePartsDone, RestoreReady, RunSource,
+};
+use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
+
+use super::plan::RestorePlan;
+use crate::context::Shared;
+use crate::fleet::Member;
+use crate::job::Job;
+use crate::serve::ServeJob;
+
+/// Time for a node to open or drop its staging area.
+const BEGIN_DEADLINE: Duration = Duration::from_secs(60);
+/// Time without a word while parts are loaded before the node counts as silent.
+const LOAD_DEADLINE: Duration = Duration::from_secs(120);
+/// Time for a node to read everything back and switch.
+const FINISH_DEADLINE: Duration = Duration::from_secs(4 * 3600);
+/// Attempts at a node's load; each loads only what is missing.
+const LOAD_ATTEMPTS: u32 = 5;
+/// Wait before the next attempt: an agent that restarts needs a moment.
+const RETRY_WAIT: Duration = Duration::from_secs(2);
+/// Bytes of records that one command hands out, at most (one part may pass it).
+const BATCH_BYTES: u64 = 16 << 30;
+/// Parts that one command hands out, at most.
+const BATCH_PARTS: usize = 1000;
+
+struct Driver {
+    context: Shared,
+    job: Arc<Job>,
+    id: JobId,
+    plan: RestorePlan,
+    parts: Vec<PartEntry>,
+    source: ClusterName,
+    target: ClusterName,
+}
+
+/// Runs a restore job to its end.
+pub async fn run(context: Shared, job: Arc<Job>, mut plan: RestorePlan) -> Result<serde_json::Value> {
+    if !plan.problems.is_empty() {
+        return Err(Error::conflict(format!("the restore cannot run: {}", plan.problems.join("; "))));
+    }
+    let sources = plan.sources.take().ok_or_else(|| Error::bug("a plan without its sources"))?;
+    let source = plan.request.cluster.clone();
+    let target = plan.request.target.clone().unwrap_or_else(|| source.clone());
+    let id = job.id();
+    let driver = Driver { context, job, id, plan, parts: sources.parts, source, target };
+    driver.open_serve();
+    let result = driver.restore().await;
+    driver.context.serve.close(&id);
+    result
+}
+
+impl Driver {
+    fn open_serve(&self) {
+        let mut assigned: HashMap<NodeName, HashSet<u32>> = HashMap::new();
+        for node in &self.plan.targets {
+            let own = assigned.entry(node.node.clone()).or_default();
+            own.extend(self.numbered().filter(|(_, p)| !p.slots.intersect(&node.slots).is_empty()).map(|(n, _)| n));
+        }
+        let job =
+            ServeJob { source: self.source.clone(), target: self.target.clone(), parts: self.parts.clone(), assigned };
+        self.context.serve.open(self.id, job);
+    }
+
+    fn numbered(&self) -> impl Iterator<Item = (u32, &PartEntry)> {
+        self.parts.iter().enumerate().map(|(n, p)| (n as u32, p))
+    }
+
+    fn member(&self, node: usize) -> Member {
+        Member { cluster: self.target.clone(), node: self.plan.targets[node].node.clone() }
+    }
+
+    async fn restore(&self) -> Result<serde_json::Value> {
+        let total: u64 = self.plan.targets.iter().map(|t| t.parts).sum();
+        self.job.update(|i| {
+            i.progress.total_parts = total;
+            i.progress.total_bytes = self.plan.bytes;
+        });
+        let loaded = tokio::select! {
+            loaded = self.load_everywhere() => loaded,
+            () = self.job.cancel.cancelled() => Err(Error::cancelled("the restore was cancelled")),
+        };
+        let loaded = match loaded.and_then(|l| self.compare(&l).map(|()| l)) {
+            Ok(loaded) => loaded,
+            Err(e) => {
+                self.abort_everywhere().await;
+                return Err(e);
+            }
+        };
+        self.job.phase("reading back and switching");
+        let finish = loaded.iter().enumerate().map(|(n, parts)| self.finish(n, parts));
+        let finished = futures::future::join_all(finish).await.into_iter().collect::<Result<Vec<_>>>()?;
+        Ok(self.summary(&loaded, &finished))
+    }
+
+    async fn load_everywhere(&self) -> Result<Vec<Vec<LoadedPart>>> {
+        self.job.phase("opening staging areas");
+        futures::future::try_join_all((0..self.plan.targets.len()).map(|n| self.begin(n))).await?;
+        self.job.phase("loading parts");
+        futures::future::try_join_all((0..self.plan.targets.len()).map(|n| self.load(n))).await
+    }
+
+    async fn begin(&self, node: usize) -> Result<()> {
+        let begin = RestoreBegin {
+            at: Timestamp(self.plan.cut),
+            slots: self.plan.targets[node].slots.clone(),
+            in_place: u8::from(self.plan.request.in_place),
+            serve: self.context.bulk_address.clone(),
+        };
+        let head = self.context.head(self.id, 1);
+        let _: RestoreReady =
+            self.context.fleet.command(&self.member(node), head, &begin, BEGIN_DEADLINE, |_| ()).await?;
+        Ok(())
+    }
+
+    async fn load(&self, node: usize) -> Result<Vec<LoadedPart>> {
+        let mut loaded = Vec::new();
+        for batch in self.batches(node)? {
+            let mut attempt = 0;
+            loop {
+                attempt += 1;
+                match self.load_batch(node, &batch, attempt).await {
+                    Ok(done) => break loaded.extend(done.parts),
+                    Err(e) if e.kind() == ErrorKind::Retry && attempt < LOAD_ATTEMPTS => {
+                        tracing::warn!(attempt, error = %e.report(), "load broke: going on with what is missing");
+                        tokio::time::sleep(RETRY_WAIT).await;
+                        // An agent that has restarted must reopen its staging area first.
+                        if let Err(e) = self.begin(node).await {
+                            tracing::warn!(error = %e.report(), "the node does not take up the restore yet");
+                        }
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(loaded)
+    }
+
+    async fn load_batch(&self, node: usize, batch: &RestoreParts, attempt: u32) -> Result<RestorePartsDone> {
+        let (member, head) = (self.member(node), self.context.head(self.id, attempt));
+        let report = |p| self.job.progress_of(&member.node, p);
+        self.context.fleet.command(&member, head, batch, LOAD_DEADLINE, report).await
+    }
+
+    /// The parts of a node, the largest first, in commands of bounded size.
+    fn batches(&self, node: usize) -> Result<Vec<RestoreParts>> {
+        let slots = &self.plan.targets[node].slots;
+        let mut own: Vec<_> = self.numbered().filter(|(_, p)| !p.slots.intersect(slots).is_empty()).collect();
+        own.sort_by_key(|(_, p)| std::cmp::Reverse(p.live_bytes));
+        let mut batches: Vec<(u64, RestoreParts)> = Vec::new();
+        for (number, part) in own {
+            let bytes = part.live_bytes;
+            let part = RestorePart { number, slots: part.slots.intersect(slots), runs: self.runs(part)?, bytes };
+            match batches.last_mut() {
+                Some((sum, batch)) if *sum + bytes <= BATCH_BYTES && batch.parts.len() < BATCH_PARTS => {
+                    *sum += bytes;
+                    batch.parts.push(part);
+                }
+                _ => {
+                    let keys = self.plan.request.keys.clone();
+                    batches.push((bytes, RestoreParts { parts: vec![part], keys, concurrency: 0 }));
+                }
+            }
+        }
+        Ok(batches.into_iter().map(|(_, b)| b).collect())
+    }
+
+    fn runs(&self, part: &PartEntry) -> Result<Vec<RunSource>> {
+        let keys = self.context.repository.keys();
+        let source = |(number, run): (usize, &tidemark_proto::stored::manifest::RunEntry)| {
+            Ok(RunSource {
+                number: number as u32,
+                blocks: run.blocks,
+                run_tag: keys.run_tag(&self.source, part.region, &part.lower, &run.salt),
+                key: keys.subkey(run.key_id, &run.salt)?,
+                encrypt: u8::from(run.key_id != 0),
+            })
+        };
+        part.runs.iter().enumerate().map(source).collect()
+    }
+
+    /// Every part was read as the manifest says, over all nodes that took a share of it.
+    fn compare(&self, loaded: &[Vec<LoadedPart>]) -> Result<()> {
+        let mut sums: HashMap<u32, SetDigest> = HashMap::new();
+        for part in loaded.iter().flatten() {
+            let sum = sums.entry(part.number).or_default();
+            *sum = sum.plus(part.source);
+        }
+        for (number, part) in self.numbered() {
+            let got = sums.get(&number).copied().unwrap_or_default();
+            if got != part.digest {
+                return Err(Error::damaged(format!(
+                    "part {number} (region {}): read {} records where the manifest has {}, or other content",
+                    part.region, got.count, part.digest.count
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    async fn finish(&self, node: usize, parts: &[LoadedPart]) -> Result<RestoreFinished> {
+        let expect = parts.iter().fold(SetDigest::default(), |sum, p| sum.plus(p.loaded));
+        let head = self.context.head(self.id, 1);
+        self.context.fleet.command(&self.member(node), head, &RestoreFinish { expect }, FINISH_DEADLINE, |_| ()).await
+    }
+
+    async fn abort_everywhere(&self) {
+        let abort = |n: usize| async move {
+            let (member, head) = (self.member(n), self.context.head(self.id, 1));
+            let done = self.context.fleet.command::<_, Done>(&member, head, &RestoreAbort {}, BEGIN_DEADLINE, |_| ()).await;
+            if let Err(e) = done {
+                tracing::error!(error = %e.report(), "a node still holds a staging area and is `restoring`");
+            }
+        };
+        let _ = futures::future::join_all((0..self.plan.targets.len()).map(abort)).await;
+    }
+
+    fn summary(&self, loaded: &[Vec<LoadedPart>], finished: &[RestoreFinished]) -> serde_json::Value {
+        let nodes: Vec<_> = self
+            .plan
+            .targets
+            .iter()
+            .zip(finished)
+            .map(|(t, f)| {
+                serde_json::json!({"node": t.node, "records": f.digest.count, "incarnation": f.incarnation, "slots": t.slots})
+            })
+            .collect();
+        serde_json::json!({
+            "backup": self.plan.backup,
+            "cut": self.plan.cut,
+            "parts": loaded.iter().map(Vec::len).sum::<usize>(),
+            "records": finished.iter().map(|f| f.digest.count).sum::<u64>(),
+            "nodes": nodes,
+        })
+    }
+}

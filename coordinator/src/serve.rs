@@ -1,0 +1,100 @@
+//! Serve: gives out the sealed blocks of runs to the nodes that a restore assigned them to, and to nobody else.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
+use tidemark_common::transport::{FrameReader, FrameWriter};
+use tidemark_proto::id::JobId;
+use tidemark_proto::stored::manifest::PartEntry;
+use tidemark_proto::wire::bulk::{FRAME_BLOCK, FRAME_INDEX, FRAME_VERSION, Fetch, FetchBlocks};
+use tidemark_proto::{ClusterName, Error, NodeName, Result};
+use tokio::sync::Semaphore;
+
+use crate::blocks::{READ_SPAN, RunBlocks};
+use crate::repository::Repository;
+
+/// Spans read ahead for one stream.
+const READ_AHEAD: usize = 2;
+/// Memory of one stream: spans read ahead and one being sent.
+const STREAM_COST: u64 = (READ_AHEAD as u64 + 1) * READ_SPAN;
+
+/// The parts that a restore gives out.
+#[derive(Debug)]
+pub struct ServeJob {
+    /// Cluster that the parts belong to.
+    pub source: ClusterName,
+    /// Cluster that is restored.
+    pub target: ClusterName,
+    /// The parts by their number in the plan.
+    pub parts: Vec<PartEntry>,
+    /// Parts assigned to each node.
+    pub assigned: HashMap<NodeName, HashSet<u32>>,
+}
+
+/// The restore jobs that give parts out.
+#[derive(Debug)]
+pub struct Serve {
+    repository: Repository,
+    jobs: Mutex<HashMap<JobId, Arc<ServeJob>>>,
+    memory: Arc<Semaphore>,
+}
+
+impl Serve {
+    /// A server whose reads take at most `budget` bytes (at least one stream is always served).
+    pub fn new(repository: Repository, budget: u64) -> Self {
+        let streams = (budget / STREAM_COST).max(1) as usize;
+        Self { repository, jobs: Mutex::default(), memory: Arc::new(Semaphore::new(streams)) }
+    }
+
+    /// Begins to give out the parts of a job.
+    pub fn open(&self, id: JobId, job: ServeJob) {
+        let _ = self.jobs.lock().expect("jobs").insert(id, Arc::new(job));
+    }
+
+    /// Gives out nothing more of a job.
+    pub fn close(&self, id: &JobId) {
+        let _ = self.jobs.lock().expect("jobs").remove(id);
+    }
+
+    /// Serves one run to `node`, as long as the stream asks for blocks.
+    pub async fn send(
+        &self,
+        cluster: &ClusterName,
+        node: &NodeName,
+        fetch: Fetch,
+        reader: &mut FrameReader,
+        writer: &mut FrameWriter,
+    ) -> Result<()> {
+        let job = self.jobs.lock().expect("jobs").get(&fetch.job).cloned();
+        let job = job.ok_or_else(|| Error::conflict(format!("no restore job {} gives parts out", fetch.job)))?;
+        let assigned = job.assigned.get(node).is_some_and(|parts| parts.contains(&fetch.part));
+        if !assigned || job.target != *cluster {
+            return Err(Error::denied(format!("part {} is not assigned to node {node}", fetch.part)));
+        }
+        let part = job.parts.get(fetch.part as usize).ok_or_else(|| Error::bug("an assigned part is not in the plan"))?;
+        let run = part.runs.get(fetch.run as usize);
+        let run = run.ok_or_else(|| Error::request(format!("part {} has no run {}", fetch.part, fetch.run)))?;
+        let blocks = RunBlocks::open(&self.repository, &job.source, part, run).await?;
+        writer.write_raw(FRAME_INDEX, FRAME_VERSION, blocks.sealed_index.clone()).await?;
+        while let Some(header) = reader.read_header().await? {
+            let wanted: FetchBlocks = reader.decode(header).await?;
+            let end = wanted.first.checked_add(wanted.count).filter(|end| *end <= run.blocks);
+            let end = end.ok_or_else(|| Error::request(format!("the run has {} blocks", run.blocks)))?;
+            self.send_blocks(&blocks, wanted.first..end, writer).await?;
+        }
+        writer.finish()
+    }
+
+    async fn send_blocks(&self, blocks: &RunBlocks, range: std::ops::Range<u32>, writer: &mut FrameWriter) -> Result<()> {
+        let _permit = self.memory.acquire().await.map_err(|_| Error::cancelled("serve is closed"))?;
+        let reads = blocks.spans(range).into_iter().map(|span| blocks.read(span));
+        let mut reads = futures::stream::iter(reads).buffered(READ_AHEAD);
+        while let Some(read) = reads.next().await {
+            for block in read? {
+                writer.write_raw(FRAME_BLOCK, FRAME_VERSION, block).await?;
+            }
+        }
+        Ok(())
+    }
+}
