@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use tidemark_common::pki::PkiPaths;
 use tidemark_proto::stored::run::PART_TARGET;
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
@@ -19,7 +20,7 @@ pub struct AgentConfig {
     /// Folder for the agent's own state: epochs seen, key indexes, spill files.
     pub state_dir: PathBuf,
     /// Certificates.
-    pub tls: TlsConfig,
+    pub tls: PkiPaths,
     /// The store.
     pub engine: EngineConfig,
     /// How deltas are found.
@@ -34,18 +35,6 @@ pub struct AgentConfig {
     /// Logging.
     #[serde(default)]
     pub log: tidemark_common::log::LogConfig,
-}
-
-/// Certificate files.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsConfig {
-    /// Certificates of the fleet's CA.
-    pub ca: PathBuf,
-    /// This node's certificate.
-    pub cert: PathBuf,
-    /// Its private key; mode 0600.
-    pub key: PathBuf,
 }
 
 /// The kind of store.

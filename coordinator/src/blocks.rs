@@ -40,7 +40,12 @@ pub fn sealer(repository: &Repository, cluster: &ClusterName, part: &PartEntry, 
 
 impl RunBlocks {
     /// Reads and checks the index of a run.
-    pub async fn open(repository: &Repository, cluster: &ClusterName, part: &PartEntry, run: &RunEntry) -> Result<Self> {
+    pub async fn open(
+        repository: &Repository,
+        cluster: &ClusterName,
+        part: &PartEntry,
+        run: &RunEntry,
+    ) -> Result<Self> {
         let at = &run.index;
         let path = paths::pack(cluster, &at.pack);
         let sealed_index = repository.store().get_range(&path, at.offset, at.len).await?;
@@ -80,7 +85,10 @@ impl RunBlocks {
             let at = (self.offsets[i as usize] - from) as usize;
             let len = self.index.blocks[i as usize].sealed_len;
             if bytes[at..at + 4] != len.to_le_bytes() {
-                return Err(Error::damaged(format!("{}: block {i} has another length than its index says", self.place(i))));
+                return Err(Error::damaged(format!(
+                    "{}: block {i} has another length than its index says",
+                    self.place(i)
+                )));
             }
             blocks.push(bytes.slice(at + 4..at + 4 + len as usize));
         }
@@ -106,7 +114,9 @@ impl RunBlocks {
             let (start, end) = (from.max(base), to.min(base + extent.len));
             if start < end {
                 let path = paths::pack(&self.cluster, &extent.pack);
-                pieces.push(self.repository.store().get_range(&path, extent.offset + (start - base), end - start).await?);
+                pieces.push(
+                    self.repository.store().get_range(&path, extent.offset + (start - base), end - start).await?,
+                );
             }
             base += extent.len;
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tidemark_common::log::LogConfig;
+use tidemark_common::pki::PkiPaths;
 use tidemark_proto::slot::RegionMap;
 use tidemark_proto::{Error, Result};
 
@@ -25,7 +26,7 @@ pub struct CoordinatorConfig {
     /// TCP address of the HTTP API.
     pub api_listen: String,
     /// Certificates.
-    pub tls: TlsConfig,
+    pub tls: PkiPaths,
     /// The repository.
     pub repository: RepositoryConfig,
     /// Backups.
@@ -40,18 +41,6 @@ pub struct CoordinatorConfig {
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,
-}
-
-/// Certificate files.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsConfig {
-    /// Certificates of the fleet's CA.
-    pub ca: PathBuf,
-    /// The coordinator's certificate.
-    pub cert: PathBuf,
-    /// Its private key; mode 0600.
-    pub key: PathBuf,
 }
 
 /// The `[repository]` section.
@@ -140,13 +129,17 @@ impl CoordinatorConfig {
     pub fn check(&self) -> Result<()> {
         let _ = RegionMap::new(self.backup.slots_per_region)
             .map_err(|e| Error::config(format!("backup.slots_per_region: {}", e.message())))?;
-        for (key, mib) in [("memory.ingest_mib", self.memory.ingest_mib), ("memory.serve_mib", self.memory.serve_mib)] {
+        for (key, mib) in
+            [("memory.ingest_mib", self.memory.ingest_mib), ("memory.serve_mib", self.memory.serve_mib)]
+        {
             if mib << 20 < GRANT_COST {
                 return Err(Error::config(format!("{key}: at least {} MiB", GRANT_COST.div_ceil(1 << 20))));
             }
         }
         if self.backup.pause_budget_ms > 10_000 {
-            return Err(Error::config("backup.pause_budget_ms: writes would be held for over 10 s; use at most 10000"));
+            return Err(Error::config(
+                "backup.pause_budget_ms: writes would be held for over 10 s; use at most 10000",
+            ));
         }
         Ok(())
     }

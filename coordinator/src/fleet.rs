@@ -7,7 +7,7 @@ use std::time::Duration;
 use quinn::Connection;
 use tidemark_common::transport::open_bi;
 use tidemark_proto::frame::Message;
-use tidemark_proto::wire::control::{CommandHead, Describe, Description, Failure, Progress};
+use tidemark_proto::wire::control::{CommandHead, Describe, Description, Progress};
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
 
 /// Time for an agent to describe itself.
@@ -78,8 +78,7 @@ impl Fleet {
 
     /// Asks an agent to describe itself, and remembers the answer.
     pub async fn describe(&self, member: &Member, head: CommandHead) -> Result<Description> {
-        let description: Description =
-            self.command(member, head, &Describe {}, DESCRIBE_DEADLINE, |_| ()).await?;
+        let description: Description = self.command(member, head, &Describe {}, DESCRIBE_DEADLINE, |_| ()).await?;
         if let Some(agent) = self.agents.write().expect("fleet").get_mut(member) {
             agent.description = Some(description.clone());
         }
@@ -97,7 +96,9 @@ impl Fleet {
         on_progress: impl FnMut(Progress),
     ) -> Result<R> {
         let connection = self.connection(member)?;
-        exchange(&connection, head, request, deadline, on_progress).await.map_err(|e| e.context(format_args!("node {member}")))
+        exchange(&connection, head, request, deadline, on_progress)
+            .await
+            .map_err(|e| e.context(format_args!("node {member}")))
     }
 }
 
@@ -113,14 +114,9 @@ async fn exchange<Q: Message, R: Message>(
     writer.write_message(&head).await?;
     writer.write_message(request).await?;
     loop {
-        let header = tokio::time::timeout(deadline, reader.read_header()).await.map_err(|_| silent())??;
-        let header = header.ok_or_else(|| Error::retry("the agent ended the command without a reply"))?;
+        let header = tokio::time::timeout(deadline, reader.read_reply_header()).await.map_err(|_| silent())??;
         if header.kind == Progress::KIND {
             on_progress(reader.decode(header).await?);
-        } else if header.kind == Failure::KIND {
-            let failure: Failure = reader.decode(header).await?;
-            let _ = writer.finish();
-            return Err(Error::new(ErrorKind::from_code(u64::from(failure.code)), failure.message));
         } else {
             let reply = reader.decode(header).await?;
             let _ = writer.finish();

@@ -76,7 +76,15 @@ impl Ingest {
     }
 
     /// Opens a job for its nodes; parts of unknown jobs are refused.
-    pub fn open(&self, job: JobId, cluster: &ClusterName, epoch: u64, cut: Timestamp, parent: Hash, nodes: HashMap<NodeName, IngestNode>) -> Arc<IngestJob> {
+    pub fn open(
+        &self,
+        job: JobId,
+        cluster: &ClusterName,
+        epoch: u64,
+        cut: Timestamp,
+        parent: Hash,
+        nodes: HashMap<NodeName, IngestNode>,
+    ) -> Arc<IngestJob> {
         let opened = Arc::new(IngestJob {
             repository: self.repository.clone(),
             cluster: cluster.clone(),
@@ -180,7 +188,8 @@ impl IngestJob {
     async fn read_part(&self, kind: PackKind, run: &mut RunEntry, reader: &mut FrameReader) -> Result<PartDone> {
         let (mut gathered, mut bytes) = (Vec::new(), 0);
         loop {
-            let header = reader.read_header().await?.ok_or_else(|| Error::retry("the part ended before its close"))?;
+            let header =
+                reader.read_header().await?.ok_or_else(|| Error::retry("the part ended before its close"))?;
             match header.kind {
                 FRAME_BLOCK => {
                     let block = reader.read_body(header, MAX_BLOCK_FRAME).await?;
@@ -218,13 +227,21 @@ impl IngestJob {
         let extent = self.packs.append(kind, gathered).await?;
         gathered.clear();
         match run.extents.last_mut() {
-            Some(last) if last.pack == extent.pack && last.offset + last.len == extent.offset => last.len += extent.len,
+            Some(last) if last.pack == extent.pack && last.offset + last.len == extent.offset => {
+                last.len += extent.len
+            }
             _ => run.extents.push(extent),
         }
         Ok(())
     }
 
-    fn assemble(&self, source: &IngestNode, offer: PartOffer, mut run: RunEntry, done: PartDone) -> Result<Received> {
+    fn assemble(
+        &self,
+        source: &IngestNode,
+        offer: PartOffer,
+        mut run: RunEntry,
+        done: PartDone,
+    ) -> Result<Received> {
         (run.records, run.raw_bytes) = (done.records, done.raw_bytes);
         let parent = source.parents.get(&(offer.region, offer.lower.clone())).filter(|_| offer.delta != 0);
         let new_bytes = run.stored_bytes();
@@ -281,8 +298,11 @@ impl IngestJob {
             state.waiting = waiting;
             ready
         };
-        let with_runs: Vec<PartEntry> =
-            ready.iter().filter(|(p, _)| p.runs.last().is_some_and(|r| r.at == self.cut)).map(|(p, _)| p.clone()).collect();
+        let with_runs: Vec<PartEntry> = ready
+            .iter()
+            .filter(|(p, _)| p.runs.last().is_some_and(|r| r.at == self.cut))
+            .map(|(p, _)| p.clone())
+            .collect();
         if !with_runs.is_empty() {
             recorder.write(with_runs).await?;
         }

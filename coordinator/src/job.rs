@@ -2,6 +2,7 @@
 //! stands in the repository.
 
 pub mod backup;
+pub mod check;
 pub mod restore;
 pub mod verify;
 
@@ -27,6 +28,8 @@ pub enum JobKind {
     Restore,
     /// Reads one back and checks it.
     Verify,
+    /// Checks that all that a ledger names is there.
+    Check,
 }
 
 /// How a job stands.
@@ -107,6 +110,7 @@ pub struct Jobs {
 struct Inner {
     jobs: BTreeMap<(u64, JobId), Arc<Job>>,
     busy: HashMap<ClusterName, JobId>,
+    closed: bool,
 }
 
 /// One job.
@@ -181,10 +185,21 @@ impl Job {
 
 impl Jobs {
     /// Begins a job. With `exclusive` it is refused (`Conflict`) while another exclusive one runs for the cluster.
-    pub fn begin(&self, kind: JobKind, cluster: &ClusterName, exclusive: bool, now_millis: u64) -> Result<Arc<Job>> {
+    pub fn begin(
+        &self,
+        kind: JobKind,
+        cluster: &ClusterName,
+        exclusive: bool,
+        now_millis: u64,
+    ) -> Result<Arc<Job>> {
         let mut inner = self.inner.lock().expect("jobs");
+        if inner.closed {
+            return Err(Error::retry("the coordinator shuts down and takes no new jobs"));
+        }
         if exclusive && let Some(other) = inner.busy.get(cluster) {
-            return Err(Error::conflict(format!("cluster {cluster} is busy with job {other}: wait for it or cancel it")));
+            return Err(Error::conflict(format!(
+                "cluster {cluster} is busy with job {other}: wait for it or cancel it"
+            )));
         }
         let info = JobInfo {
             id: JobId(rand::random()),
@@ -237,9 +252,19 @@ impl Jobs {
         self.inner.lock().expect("jobs").jobs.values().for_each(|j| j.cancel.cancel());
     }
 
-    /// Whether any job is running.
-    pub fn any_running(&self) -> bool {
-        self.inner.lock().expect("jobs").jobs.values().any(|j| j.info.borrow().state == JobState::Running)
+    /// Takes no more jobs.
+    pub fn refuse_new(&self) {
+        self.inner.lock().expect("jobs").closed = true;
+    }
+
+    /// Waits until no job runs.
+    pub async fn all_ended(&self) {
+        let running: Vec<Arc<Job>> = self.inner.lock().expect("jobs").jobs.values().cloned().collect();
+        for job in running {
+            let mut info = job.watch();
+            // The sender lives in the job, which is held here.
+            let _ = info.wait_for(|i| i.state != JobState::Running).await;
+        }
     }
 }
 

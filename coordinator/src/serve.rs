@@ -72,7 +72,8 @@ impl Serve {
         if !assigned || job.target != *cluster {
             return Err(Error::denied(format!("part {} is not assigned to node {node}", fetch.part)));
         }
-        let part = job.parts.get(fetch.part as usize).ok_or_else(|| Error::bug("an assigned part is not in the plan"))?;
+        let part =
+            job.parts.get(fetch.part as usize).ok_or_else(|| Error::bug("an assigned part is not in the plan"))?;
         let run = part.runs.get(fetch.run as usize);
         let run = run.ok_or_else(|| Error::request(format!("part {} has no run {}", fetch.part, fetch.run)))?;
         let blocks = RunBlocks::open(&self.repository, &job.source, part, run).await?;
@@ -86,7 +87,12 @@ impl Serve {
         writer.finish()
     }
 
-    async fn send_blocks(&self, blocks: &RunBlocks, range: std::ops::Range<u32>, writer: &mut FrameWriter) -> Result<()> {
+    async fn send_blocks(
+        &self,
+        blocks: &RunBlocks,
+        range: std::ops::Range<u32>,
+        writer: &mut FrameWriter,
+    ) -> Result<()> {
         let _permit = self.memory.acquire().await.map_err(|_| Error::cancelled("serve is closed"))?;
         let reads = blocks.spans(range).into_iter().map(|span| blocks.read(span));
         let mut reads = futures::stream::iter(reads).buffered(READ_AHEAD);

@@ -47,7 +47,7 @@ pub(super) async fn open(
 ) -> Result<Fetched> {
     let (mut writer, mut reader) = open_bi(connection).await?;
     writer.write_message(&Fetch { job: head.job, part: part.number, run: run.number }).await?;
-    let sealed = reader.read_raw(FRAME_INDEX, MAX_INDEX_FRAME).await?;
+    let sealed = reader.read_raw_reply(FRAME_INDEX, MAX_INDEX_FRAME).await?;
     let sealer = || Sealer::new(&run.key, run.run_tag, run.encrypt != 0);
     let index = open_index(&sealer(), &mut sealed.to_vec())?;
     if index.blocks.len() != run.blocks as usize {
@@ -61,7 +61,7 @@ pub(super) async fn open(
             let count = range.end - range.start;
             writer.write_message(&FetchBlocks { first: range.start, count }).await?;
             for _ in 0..count {
-                let block = reader.read_raw(FRAME_BLOCK, MAX_BLOCK_FRAME).await?;
+                let block = reader.read_raw_reply(FRAME_BLOCK, MAX_BLOCK_FRAME).await?;
                 let _ = counters.wire_bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
                 if send.send(Vec::from(block)).await.is_err() {
                     // The merge gave up; its error is the one to report.

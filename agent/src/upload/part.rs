@@ -41,7 +41,7 @@ impl PartSender {
             delta: u8::from(part.method != Method::Full),
         };
         writer.write_message(&offer).await?;
-        let grant: Grant = reader.read_message().await?;
+        let grant: Grant = reader.read_reply().await?;
         let built = self.stream(part, &grant, &mut writer).await?;
         if built.run.blocks > 0 {
             writer.write_raw(FRAME_INDEX, FRAME_VERSION, Bytes::from(built.run.index)).await?;
@@ -99,7 +99,7 @@ impl PartSender {
         drop(tokio::spawn(async move {
             let stored = tokio::select! {
                 () = cancel.cancelled() => return,
-                stored = reader.read_message::<Stored>() => stored,
+                stored = reader.read_reply::<Stored>() => stored,
             };
             match stored {
                 Ok(Stored {}) => tracing::trace!(region, "part stored"),

@@ -6,6 +6,7 @@
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, RecvStream, SendStream};
 use tidemark_proto::frame::{self, HEADER_LEN, Header, Message};
+use tidemark_proto::wire::control::Failure;
 use tidemark_proto::{Error, ErrorKind, Result};
 
 use super::codes::{Fault, error_of, reset, stop};
@@ -61,6 +62,31 @@ impl FrameReader {
             return Err(unexpected(header, M::KIND, M::VERSION));
         }
         M::from_body(&self.read_body(header, M::MAX).await?)
+    }
+
+    /// The next header; a [`Failure`] in its place becomes the error that it tells of, the end of the stream one too.
+    pub async fn read_reply_header(&mut self) -> Result<Header> {
+        let header = self.read_header().await?.ok_or_else(|| error_of(Fault::Early))?;
+        if header.kind == Failure::KIND {
+            let failure: Failure = self.decode(header).await?;
+            return Err(Error::new(ErrorKind::from_code(u64::from(failure.code)), failure.message));
+        }
+        Ok(header)
+    }
+
+    /// The next frame, which must be an `M` or a [`Failure`]; see [`Self::read_reply_header`].
+    pub async fn read_reply<M: Message>(&mut self) -> Result<M> {
+        let header = self.read_reply_header().await?;
+        self.decode(header).await
+    }
+
+    /// The raw body of the next frame, which must be of `kind` and at most `cap` bytes, or a [`Failure`].
+    pub async fn read_raw_reply(&mut self, kind: u16, cap: u32) -> Result<Bytes> {
+        let header = self.read_reply_header().await?;
+        if header.kind != kind {
+            return Err(unexpected(header, kind, header.version));
+        }
+        self.read_body(header, cap).await
     }
 
     /// The next frame, which must be an `M`; the end of the stream is an error.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
 use rand::RngExt;
 use tidemark_common::run::{Merge, RunReader};
 use tidemark_proto::hash::SetDigest;
@@ -68,7 +69,11 @@ pub async fn run(context: Shared, job: Arc<Job>, request: VerifyRequest) -> Resu
     };
     if !damage.is_empty() {
         let shown = damage.iter().take(20).cloned().collect::<Vec<_>>().join("; ");
-        return Err(Error::damaged(format!("backup {}: {} of {checked} parts are damaged: {shown}", root.job, damage.len())));
+        return Err(Error::damaged(format!(
+            "backup {}: {} of {checked} parts are damaged: {shown}",
+            root.job,
+            damage.len()
+        )));
     }
     let read = counts.sum.lock().expect("counts").clone();
     Ok(serde_json::json!({
@@ -102,10 +107,17 @@ impl Counts {
     }
 }
 
-async fn check_all(repository: &Repository, cluster: &ClusterName, parts: Vec<PartEntry>, counts: &Counts) -> Result<Vec<String>> {
-    use futures::StreamExt;
+async fn check_all(
+    repository: &Repository,
+    cluster: &ClusterName,
+    parts: Vec<PartEntry>,
+    counts: &Counts,
+) -> Result<Vec<String>> {
     let mut checks = futures::stream::iter(parts)
-        .map(|part| async move { (part.region, check_part(repository, cluster, part).await) })
+        .map(|part| {
+            let (repository, cluster) = (repository.clone(), cluster.clone());
+            async move { (part.region, check_part(&repository, &cluster, part).await) }.boxed()
+        })
         .buffer_unordered(PARALLEL_PARTS);
     let mut damage = Vec::new();
     while let Some((region, result)) = checks.next().await {
@@ -127,7 +139,12 @@ async fn check_part(repository: &Repository, cluster: &ClusterName, part: PartEn
         let blocks = RunBlocks::open(repository, cluster, &part, run).await?;
         let (send, receive) = mpsc::channel::<Bytes>(BLOCKS_AHEAD);
         let numbers = std::iter::once(0..run.blocks).collect();
-        readers.push(RunReader::new(sealer(repository, cluster, &part, run)?, numbers, source(receive), MAX_VALUE)?);
+        readers.push(RunReader::new(
+            sealer(repository, cluster, &part, run)?,
+            numbers,
+            source(receive),
+            MAX_VALUE,
+        )?);
         pumps.push(async move {
             for span in blocks.spans(0..blocks.index.blocks.len() as u32) {
                 let mut read = VecDeque::from(blocks.read(span).await?);

@@ -25,7 +25,14 @@ pub struct JobRecorder {
 
 impl JobRecorder {
     /// A recorder that has written nothing.
-    pub fn new(repository: &Repository, cluster: &ClusterName, job: JobId, epoch: u64, cut: Timestamp, parent: Hash) -> Self {
+    pub fn new(
+        repository: &Repository,
+        cluster: &ClusterName,
+        job: JobId,
+        epoch: u64,
+        cut: Timestamp,
+        parent: Hash,
+    ) -> Self {
         let (repository, cluster) = (repository.clone(), cluster.clone());
         Self { repository, cluster, job, epoch, cut, parent, revision: 0 }
     }

@@ -302,12 +302,15 @@ impl Core {
         if self.cancelled {
             return self.finish(Err(Error::cancelled("the backup was cancelled")));
         }
-        let trouble = self.trouble.take().or_else(|| {
-            self.check_owners(|n| n.held.as_ref().map(|h| &h.ownership.slots)).err()
-        });
+        let trouble = self
+            .trouble
+            .take()
+            .or_else(|| self.check_owners(|n| n.held.as_ref().map(|h| &h.ownership.slots)).err());
         match trouble {
             None => self.accept(),
-            Some(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Retry) && self.next_budget().is_some() => {
+            Some(e)
+                if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Retry) && self.next_budget().is_some() =>
+            {
                 self.phase = Phase::Waiting;
                 vec![Action::Wait(BETWEEN_ATTEMPTS)]
             }
@@ -365,7 +368,8 @@ impl Core {
     fn hold(&mut self) -> Vec<Action> {
         let Some(budget) = self.next_budget() else {
             let budget = self.settings.budget.as_millis();
-            return self.finish(Err(Error::config(format!("a pause budget of {budget} ms allows no attempt at a cut"))));
+            return self
+                .finish(Err(Error::config(format!("a pause budget of {budget} ms allows no attempt at a cut"))));
         };
         self.attempt += 1;
         self.spent += budget;
@@ -379,7 +383,10 @@ impl Core {
     fn admit(&mut self, n: usize, description: Description, now: Timestamp) -> Result<()> {
         let name = &self.settings.nodes[n];
         if description.state != "available" {
-            return Err(Error::conflict(format!("node {name} is {}: back up when it is available", description.state)));
+            return Err(Error::conflict(format!(
+                "node {name} is {}: back up when it is available",
+                description.state
+            )));
         }
         self.check_clock(n, description.clock_millis, now)?;
         self.nodes[n].description = Some(description);

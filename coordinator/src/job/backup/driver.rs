@@ -104,7 +104,10 @@ async fn prepare(
     for (member, _) in members {
         let description = context.fleet.describe(&member, context.head(job.id(), 0)).await?;
         if !engine.is_empty() && engine != description.engine {
-            return Err(Error::conflict(format!("cluster {} mixes engines {engine} and {}", request.cluster, description.engine)));
+            return Err(Error::conflict(format!(
+                "cluster {} mixes engines {engine} and {}",
+                request.cluster, description.engine
+            )));
         }
         engine = description.engine;
         nodes.push(member.node);
@@ -112,7 +115,10 @@ async fn prepare(
     let names: Vec<String> = nodes.iter().map(NodeName::to_string).collect();
     let slots_per_region = match ledger.policy() {
         Some(p) if p.engine != engine => {
-            return Err(Error::conflict(format!("cluster {} was {} and is now {engine}", request.cluster, p.engine)));
+            return Err(Error::conflict(format!(
+                "cluster {} was {} and is now {engine}",
+                request.cluster, p.engine
+            )));
         }
         Some(p) => p.slots_per_region,
         None => context.config.backup.slots_per_region,
@@ -150,7 +156,8 @@ impl Driver {
                         // Uploads that still run end with their tasks; the nodes are told after that.
                         tasks.shutdown().await;
                         self.settle(committed, core.cut()).await;
-                        let outcome = core.take_outcome().unwrap_or_else(|| Err(Error::bug("a job without outcome")));
+                        let outcome =
+                            core.take_outcome().unwrap_or_else(|| Err(Error::bug("a job without outcome")));
                         return outcome.map(|()| self.summary());
                     }
                     other => {
@@ -181,13 +188,20 @@ impl Driver {
 
     async fn act(&self, action: Action, cut: Option<Cut>) -> Option<Event> {
         Some(match action {
-            Action::Describe(n) => Event::Described(n, self.context.fleet.describe(&self.member(n), self.context.head(self.id, 0)).await),
+            Action::Describe(n) => Event::Described(
+                n,
+                self.context.fleet.describe(&self.member(n), self.context.head(self.id, 0)).await,
+            ),
             Action::Hold(n, attempt, budget) => {
                 let hold = Hold { budget_micros: budget.as_micros() as u64 };
                 Event::Held(n, attempt, self.ask(n, attempt, &hold, budget + CUT_DEADLINE).await)
             }
-            Action::Seal(n, attempt, at) => Event::Sealed(n, attempt, self.ask(n, attempt, &Seal { at }, CUT_DEADLINE).await),
-            Action::Release(n, attempt) => Event::Released(n, attempt, self.ask(n, attempt, &Release {}, CUT_DEADLINE).await),
+            Action::Seal(n, attempt, at) => {
+                Event::Sealed(n, attempt, self.ask(n, attempt, &Seal { at }, CUT_DEADLINE).await)
+            }
+            Action::Release(n, attempt) => {
+                Event::Released(n, attempt, self.ask(n, attempt, &Release {}, CUT_DEADLINE).await)
+            }
             Action::Wait(least) => {
                 tokio::time::sleep(least.mul_f64(1.0 + rand::random::<f64>())).await;
                 Event::Waited
@@ -206,8 +220,17 @@ impl Driver {
         Member { cluster: self.request.cluster.clone(), node: self.nodes[n].clone() }
     }
 
-    async fn ask<Q: Message, R: Message>(&self, n: usize, attempt: u32, request: &Q, deadline: Duration) -> Result<R> {
-        self.context.fleet.command(&self.member(n), self.context.head(self.id, attempt), request, deadline, |_| ()).await
+    async fn ask<Q: Message, R: Message>(
+        &self,
+        n: usize,
+        attempt: u32,
+        request: &Q,
+        deadline: Duration,
+    ) -> Result<R> {
+        self.context
+            .fleet
+            .command(&self.member(n), self.context.head(self.id, attempt), request, deadline, |_| ())
+            .await
     }
 
     fn parent_hash(&self) -> Hash {
@@ -242,7 +265,8 @@ impl Driver {
             slots_per_region: self.policy.slots_per_region,
             ingest: self.context.bulk_address.clone(),
             parent_at: parent.map_or(Timestamp::ZERO, |(p, _)| p.root.cut),
-            parent_incarnation: parent.map_or(Incarnation::default(), |(p, i)| p.root.nodes[usize::from(i)].incarnation),
+            parent_incarnation: parent
+                .map_or(Incarnation::default(), |(p, i)| p.root.nodes[usize::from(i)].incarnation),
             parents: parent.map(|(p, _)| p.offers(name)).unwrap_or_default(),
             concurrency: self.context.config.backup.agent_concurrency,
             stored: Vec::new(),
@@ -278,7 +302,11 @@ impl Driver {
         let known: HashMap<_, _> = self.context.fleet.members(Some(&self.request.cluster)).into_iter().collect();
         let version = |name: &NodeName| {
             let member = Member { cluster: self.request.cluster.clone(), node: name.clone() };
-            known.get(&member).and_then(|c| c.description.as_ref()).map(|d| d.engine_version.clone()).unwrap_or_default()
+            known
+                .get(&member)
+                .and_then(|c| c.description.as_ref())
+                .map(|d| d.engine_version.clone())
+                .unwrap_or_default()
         };
         let draft = Draft {
             context: &self.context,

@@ -62,7 +62,10 @@ impl Draft<'_> {
                 if seen.last_cut() < cut {
                     return Ok(());
                 }
-                Err(Error::conflict(format!("cut {cut} is not above the last one in the ledger, {}", seen.last_cut())))
+                Err(Error::conflict(format!(
+                    "cut {cut} is not above the last one in the ledger, {}",
+                    seen.last_cut()
+                )))
             })
             .await?;
         Ok(Committed { hash, root, parts })

@@ -18,7 +18,7 @@ pub type PartKey = (u16, Vec<u8>);
 
 /// The parent backup.
 #[derive(Debug)]
-pub struct Parent {
+pub(super) struct Parent {
     /// Hash of its root.
     pub hash: Hash,
     /// Its root.
@@ -29,7 +29,11 @@ pub struct Parent {
 
 impl Parent {
     /// The newest backup of the ledger, if there is one.
-    pub async fn newest(repository: &Repository, cluster: &ClusterName, ledger: &Ledger) -> Result<Option<Self>> {
+    pub(super) async fn newest(
+        repository: &Repository,
+        cluster: &ClusterName,
+        ledger: &Ledger,
+    ) -> Result<Option<Self>> {
         let Some(newest) = ledger.backups().pop() else { return Ok(None) };
         let hash = newest.backup.root;
         let root = read_root(repository, cluster, &hash).await?;
@@ -44,12 +48,12 @@ impl Parent {
     }
 
     /// The number of `node` in the parent's root.
-    pub fn node(&self, node: &str) -> Option<u16> {
+    pub(super) fn node(&self, node: &str) -> Option<u16> {
         self.root.nodes.iter().position(|n| n.node.as_str() == node).map(|i| i as u16)
     }
 
     /// The parts of `node` that may be sent as deltas.
-    pub fn offers(&self, node: &str) -> Vec<PartParent> {
+    pub(super) fn offers(&self, node: &str) -> Vec<PartParent> {
         let Some(number) = self.node(node) else { return Vec::new() };
         let own = self.parts.range((number, (0, Vec::new()))..).take_while(|((n, _), _)| *n == number);
         own.filter(|(_, (part, _))| !due(part))

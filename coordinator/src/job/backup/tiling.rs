@@ -31,12 +31,17 @@ pub fn parts(parts: &[PartEntry], taken: &[SlotSet]) -> Result<()> {
         chain(&parts[i..i + group])?;
         let first = &parts[i];
         let node = usize::from(first.node);
-        let own = taken.get(node).ok_or_else(|| Error::damaged(format!("a part names node {node}, which is not there")))?;
+        let own = taken
+            .get(node)
+            .ok_or_else(|| Error::damaged(format!("a part names node {node}, which is not there")))?;
         if first.slots.is_empty() || !first.slots.minus(own).is_empty() {
             return Err(Error::damaged(format!("a part holds slots {} that its node does not own", first.slots)));
         }
         if !covered[node].intersect(&first.slots).is_empty() {
-            return Err(Error::damaged(format!("slots {} are in two parts", covered[node].intersect(&first.slots))));
+            return Err(Error::damaged(format!(
+                "slots {} are in two parts",
+                covered[node].intersect(&first.slots)
+            )));
         }
         covered[node] = covered[node].union(&first.slots);
         i += group;
@@ -102,7 +107,14 @@ mod tests {
         };
         assert!(check(&[("", "")]).is_ok());
         assert!(check(&[("", "k"), ("k", "")]).is_ok());
-        for bad in [&[][..], &[("", "k")], &[("k", "")], &[("", "k"), ("l", "")], &[("", ""), ("", "")], &[("", "k"), ("k", "k"), ("k", "")]] {
+        for bad in [
+            &[][..],
+            &[("", "k")],
+            &[("k", "")],
+            &[("", "k"), ("l", "")],
+            &[("", ""), ("", "")],
+            &[("", "k"), ("k", "k"), ("k", "")],
+        ] {
             assert!(check(bad).is_err(), "{bad:?}");
         }
     }

@@ -70,8 +70,12 @@ impl Driver {
             let own = assigned.entry(node.node.clone()).or_default();
             own.extend(self.numbered().filter(|(_, p)| !p.slots.intersect(&node.slots).is_empty()).map(|(n, _)| n));
         }
-        let job =
-            ServeJob { source: self.source.clone(), target: self.target.clone(), parts: self.parts.clone(), assigned };
+        let job = ServeJob {
+            source: self.source.clone(),
+            target: self.target.clone(),
+            parts: self.parts.clone(),
+            assigned,
+        };
         self.context.serve.open(self.id, job);
     }
 
@@ -214,13 +218,20 @@ impl Driver {
     async fn finish(&self, node: usize, parts: &[LoadedPart]) -> Result<RestoreFinished> {
         let expect = parts.iter().fold(SetDigest::default(), |sum, p| sum.plus(p.loaded));
         let head = self.context.head(self.id, 1);
-        self.context.fleet.command(&self.member(node), head, &RestoreFinish { expect }, FINISH_DEADLINE, |_| ()).await
+        self.context
+            .fleet
+            .command(&self.member(node), head, &RestoreFinish { expect }, FINISH_DEADLINE, |_| ())
+            .await
     }
 
     async fn abort_everywhere(&self) {
         let abort = |n: usize| async move {
             let (member, head) = (self.member(n), self.context.head(self.id, 1));
-            let done = self.context.fleet.command::<_, Done>(&member, head, &RestoreAbort {}, BEGIN_DEADLINE, |_| ()).await;
+            let done = self
+                .context
+                .fleet
+                .command::<_, Done>(&member, head, &RestoreAbort {}, BEGIN_DEADLINE, |_| ())
+                .await;
             if let Err(e) = done {
                 tracing::error!(error = %e.report(), "a node still holds a staging area and is `restoring`");
             }

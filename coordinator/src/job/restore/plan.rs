@@ -1,6 +1,6 @@
 //! Planning a restore. The dry run prints this very value; the job carries out this very value.
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use tidemark_common::glob::KeyFilter;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::manifest::{PartEntry, Root};
@@ -109,8 +109,11 @@ pub fn find_backup(ledger: &Ledger, wanted: &str) -> Result<BackupRecord> {
 
 /// All part entries of a backup.
 pub async fn read_parts(context: &Context, cluster: &ClusterName, root: &Root) -> Result<Vec<PartEntry>> {
-    let pages: Vec<_> = futures::stream::iter(&root.pages)
-        .map(|page| read_page(&context.repository, cluster, page))
+    let pages: Vec<_> = futures::stream::iter(root.pages.clone())
+        .map(|page| {
+            let (repository, cluster) = (context.repository.clone(), cluster.clone());
+            async move { read_page(&repository, &cluster, &page).await }.boxed()
+        })
         .buffered(PARALLEL_PAGES)
         .try_collect()
         .await?;

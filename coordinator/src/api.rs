@@ -1,0 +1,93 @@
+//! The HTTP API: the one operator surface. JSON over TLS with operator certificates, under `/api/v1`; errors are
+//! `application/problem+json` (RFC 9457); the OpenAPI document is at `/api/v1/openapi.json`.
+
+mod backups;
+mod clusters;
+mod jobs;
+mod problem;
+mod restores;
+mod server;
+
+use axum::Router;
+use axum::routing::{get, post};
+use utoipa::OpenApi;
+
+use crate::context::Shared;
+
+pub use backups::CreateBackup;
+pub use clusters::{ClusterDetail, ClusterItem, NodeItem, RepositoryInfo, Status};
+pub use problem::Problem;
+pub use server::run;
+
+/// Prefix of every path.
+pub const PREFIX: &str = "/api/v1";
+/// Largest request body, in bytes.
+pub const MAX_BODY: usize = 1 << 20;
+
+/// The document of the API.
+#[derive(Debug, OpenApi)]
+#[openapi(
+    info(title = "Tidemark", description = "Backup and restore of sharded data stores"),
+    servers((url = "/api/v1")),
+    paths(
+        clusters::status,
+        clusters::repository,
+        clusters::check_repository,
+        clusters::list,
+        clusters::show,
+        backups::create,
+        backups::list,
+        backups::show,
+        backups::delete,
+        backups::verify,
+        restores::plan,
+        restores::create,
+        jobs::list,
+        jobs::show,
+        jobs::cancel,
+        jobs::events,
+    )
+)]
+struct Document;
+
+/// The OpenAPI document.
+pub fn document() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
+/// All routes.
+pub fn router(context: Shared) -> Router {
+    let api = Router::new()
+        .route("/openapi.json", get(|| async { axum::Json(document()) }))
+        .route("/status", get(clusters::status))
+        .route("/repository", get(clusters::repository))
+        .route("/repository/check", post(clusters::check_repository))
+        .route("/clusters", get(clusters::list))
+        .route("/clusters/{cluster}", get(clusters::show))
+        .route("/clusters/{cluster}/backups", get(backups::list).post(backups::create))
+        .route("/clusters/{cluster}/backups/{backup}", get(backups::show).delete(backups::delete))
+        .route("/verifications", post(backups::verify))
+        .route("/restores/plan", post(restores::plan))
+        .route("/restores", post(restores::create))
+        .route("/jobs", get(jobs::list))
+        .route("/jobs/{id}", get(jobs::show).delete(jobs::cancel))
+        .route("/jobs/{id}/events", get(jobs::events))
+        .fallback(problem::no_such_path)
+        .method_not_allowed_fallback(problem::no_such_method)
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
+        .with_state(context);
+    Router::new().nest(PREFIX, api).fallback(problem::no_such_path)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_document_names_every_path_once() {
+        let document = super::document();
+        assert_eq!(document.paths.paths.len(), 12);
+        let json = serde_json::to_string(&document).unwrap();
+        for schema in ["RestorePlan", "BackupDetail", "JobInfo", "Problem"] {
+            assert!(json.contains(&format!("\"{schema}\"")), "{schema}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Status, repository, clusters.
+
+use axum::Json;
+use axum::extract::State;
+use tidemark_proto::{ClusterName, Error};
+
+use super::problem::{ApiError, Path, Problem};
+use crate::catalog::{self, BackupItem};
+use crate::context::Shared;
+use crate::fleet::{Connected, Member};
+use crate::job::{JobInfo, JobKind, JobState, check};
+use crate::repository::Ledger;
+
+/// How the coordinator stands.
+#[derive(Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct Status {
+    /// Build.
+    pub version: String,
+    /// Name of the coordinator.
+    pub name: String,
+    /// Its epoch.
+    pub epoch: u64,
+    /// When it started, milliseconds since 1970.
+    pub started_millis: u64,
+    /// Its clock, a raw timestamp.
+    pub now: u64,
+    /// URL of the repository.
+    pub repository: String,
+    /// Clusters that are connected or have backups.
+    pub clusters: Vec<ClusterItem>,
+    /// Jobs at work.
+    pub running_jobs: Vec<JobInfo>,
+}
+
+/// The repository.
+#[derive(Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct RepositoryInfo {
+    /// URL.
+    pub url: String,
+    /// Id.
+    pub id: String,
+    /// When it was made, milliseconds since 1970.
+    pub created_millis: u64,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
+    /// Id of the data key for new data.
+    pub key_id: u32,
+    /// Clusters with a ledger.
+    pub clusters: Vec<String>,
+}
+
+/// A cluster in a list.
+#[derive(Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct ClusterItem {
+    /// Name.
+    pub cluster: String,
+    /// Engine, empty while unknown.
+    pub engine: String,
+    /// Connected nodes.
+    pub connected: u64,
+    /// Nodes that the policy asks for.
+    pub expected: u64,
+    /// `available`, `restoring`, `degraded` (nodes are away) or `away` (none is connected).
+    pub state: String,
+    /// Number of backups.
+    pub backups: u64,
+    /// Cut of the newest backup, a raw timestamp; 0 for none.
+    pub last_cut: u64,
+}
+
+/// A node.
+#[derive(Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct NodeItem {
+    /// Name.
+    pub node: String,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Its agent's build.
+    pub build: String,
+    /// `available`, `restoring` or empty.
+    pub state: String,
+    /// Slots, e.g. `0-5460`.
+    pub slots: String,
+    /// Where clients of the store reach it.
+    pub data_address: String,
+    /// Live records, estimated.
+    pub records: u64,
+    /// Live bytes, estimated.
+    pub bytes: u64,
+    /// Id of its data.
+    pub incarnation: String,
+}
+
+/// A cluster in full.
+#[derive(Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct ClusterDetail {
+    /// As in the list.
+    #[serde(flatten)]
+    pub item: ClusterItem,
+    /// Slots of one region; 0 before the first backup.
+    pub slots_per_region: u16,
+    /// Its nodes.
+    pub nodes: Vec<NodeItem>,
+    /// Its newest backup.
+    pub last_backup: Option<BackupItem>,
+}
+
+fn node_item(member: &Member, agent: &Connected) -> NodeItem {
+    let d = agent.description.as_ref();
+    NodeItem {
+        node: member.node.to_string(),
+        connected: true,
+        build: agent.build.clone(),
+        state: d.map(|d| d.state.clone()).unwrap_or_default(),
+        slots: d.map(|d| d.ownership.slots.to_string()).unwrap_or_default(),
+        data_address: d.map(|d| d.data_address.clone()).unwrap_or_default(),
+        records: d.map_or(0, |d| d.records),
+        bytes: d.map_or(0, |d| d.bytes),
+        incarnation: d.map(|d| d.incarnation.to_string()).unwrap_or_default(),
+    }
+}
+
+async fn detail(context: &Shared, cluster: &ClusterName) -> Result<ClusterDetail, Error> {
+    let members = context.fleet.members(Some(cluster));
+    let ledger = Ledger::load(&context.repository, cluster).await?;
+    if members.is_empty() && ledger.entries().is_empty() {
+        return Err(Error::not_found(format!("no cluster {cluster} is connected or has backups")));
+    }
+    let policy = ledger.policy();
+    let mut nodes: Vec<_> = members.iter().map(|(m, a)| node_item(m, a)).collect();
+    let expected: Vec<String> = policy.map(|p| p.nodes.clone()).unwrap_or_default();
+    for name in &expected {
+        if !nodes.iter().any(|n| n.node == *name) {
+            nodes.push(away(name.clone()));
+        }
+    }
+    let described = members.iter().find_map(|(_, a)| a.description.as_ref().map(|d| d.engine.clone()));
+    let state = match () {
+        () if members.is_empty() => "away",
+        () if nodes.iter().any(|n| n.state == "restoring") => "restoring",
+        () if nodes.iter().any(|n| !n.connected) => "degraded",
+        () => "available",
+    };
+    let item = ClusterItem {
+        cluster: cluster.to_string(),
+        engine: described.or_else(|| policy.map(|p| p.engine.clone())).unwrap_or_default(),
+        connected: members.len() as u64,
+        expected: expected.len().max(members.len()) as u64,
+        state: state.into(),
+        backups: ledger.backups().len() as u64,
+        last_cut: ledger.backups().last().map_or(0, |b| b.backup.cut.0),
+    };
+    let slots_per_region = policy.map_or(0, |p| p.slots_per_region);
+    Ok(ClusterDetail { item, slots_per_region, nodes, last_backup: None })
+}
+
+fn away(node: String) -> NodeItem {
+    NodeItem {
+        node,
+        connected: false,
+        build: String::new(),
+        state: String::new(),
+        slots: String::new(),
+        data_address: String::new(),
+        records: 0,
+        bytes: 0,
+        incarnation: String::new(),
+    }
+}
+
+async fn items(context: &Shared) -> Result<Vec<ClusterItem>, Error> {
+    let mut names = context.repository.clusters().await?;
+    names.extend(context.fleet.members(None).into_iter().map(|(m, _)| m.cluster));
+    names.sort();
+    names.dedup();
+    let mut out = Vec::new();
+    for name in names {
+        match detail(context, &name).await {
+            Ok(detail) => out.push(detail.item),
+            // A folder without a ledger is no cluster.
+            Err(e) if e.kind() == tidemark_proto::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(out)
+}
+
+/// How the coordinator stands
+#[utoipa::path(get, path = "/status", responses((status = 200, body = Status), (status = "default", body = Problem)))]
+pub(super) async fn status(State(context): State<Shared>) -> Result<Json<Status>, ApiError> {
+    Ok(Json(Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        name: context.config.name.clone(),
+        epoch: context.epoch,
+        started_millis: context.started_millis,
+        now: context.clock.now().0,
+        repository: context.repository.store().url().into(),
+        clusters: items(&context).await?,
+        running_jobs: context.jobs.list().into_iter().filter(|j| j.state == JobState::Running).collect(),
+    }))
+}
+
+/// The repository
+#[utoipa::path(get, path = "/repository", responses((status = 200, body = RepositoryInfo), (status = "default", body = Problem)))]
+pub(super) async fn repository(State(context): State<Shared>) -> Result<Json<RepositoryInfo>, ApiError> {
+    let repository = &context.repository;
+    Ok(Json(RepositoryInfo {
+        url: repository.store().url().into(),
+        id: repository.id().to_string(),
+        created_millis: repository.created_millis(),
+        encrypted: repository.keys().encrypts(),
+        key_id: repository.keys().current(),
+        clusters: repository.clusters().await?.iter().map(ToString::to_string).collect(),
+    }))
+}
+
+/// Check that everything the ledgers name is there: a job for each cluster with a ledger
+#[utoipa::path(post, path = "/repository/check", responses((status = 202, body = Vec<JobInfo>), (status = "default", body = Problem)))]
+pub(super) async fn check_repository(
+    State(context): State<Shared>,
+) -> Result<(axum::http::StatusCode, Json<Vec<JobInfo>>), ApiError> {
+    let mut started = Vec::new();
+    for cluster in context.repository.clusters().await? {
+        let (run, name) = (context.clone(), cluster.clone());
+        started.push(super::jobs::start(&context, JobKind::Check, &cluster, false, move |job| {
+            check::run(run, job, name)
+        })?);
+    }
+    Ok((axum::http::StatusCode::ACCEPTED, Json(started)))
+}
+
+/// All clusters
+#[utoipa::path(get, path = "/clusters", responses((status = 200, body = Vec<ClusterItem>), (status = "default", body = Problem)))]
+pub(super) async fn list(State(context): State<Shared>) -> Result<Json<Vec<ClusterItem>>, ApiError> {
+    Ok(Json(items(&context).await?))
+}
+
+/// One cluster in full
+#[utoipa::path(get, path = "/clusters/{cluster}", params(("cluster" = String, Path)),
+    responses((status = 200, body = ClusterDetail), (status = "default", body = Problem)))]
+pub(super) async fn show(
+    State(context): State<Shared>,
+    Path(cluster): Path<ClusterName>,
+) -> Result<Json<ClusterDetail>, ApiError> {
+    for (member, _) in context.fleet.members(Some(&cluster)) {
+        // Fresh where the agent answers, the last answer where it does not.
+        let _ = context.fleet.describe(&member, context.head(Default::default(), 0)).await;
+    }
+    let mut detail = detail(&context, &cluster).await?;
+    if detail.item.backups > 0 {
+        let newest = catalog::list(&context, &cluster).await?;
+        detail.last_backup = newest.into_iter().find(|b| b.state == "complete");
+    }
+    Ok(Json(detail))
+}

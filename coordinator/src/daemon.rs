@@ -1,0 +1,128 @@
+//! The coordinator's life: open the repository, take an epoch, listen, wait, drain.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tidemark_common::clock::Hlc;
+use tidemark_common::pki::Credentials;
+use tidemark_common::tls::ALPN_CONTROL;
+use tidemark_common::transport::server_endpoint;
+use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::CoordinatorConfig;
+use crate::context::{Context, Shared};
+use crate::fleet::Fleet;
+use crate::ingest::Ingest;
+use crate::job::Jobs;
+use crate::repository::{Repository, Store};
+use crate::serve::Serve;
+
+/// A coordinator that listens.
+#[derive(Debug)]
+pub struct Running {
+    /// What its parts share.
+    pub context: Shared,
+    /// UDP address for agents.
+    pub agent_address: SocketAddr,
+    /// TCP address of the API.
+    pub api_address: SocketAddr,
+    shutdown: CancellationToken,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+/// Looks an address up; the first that the resolver gives.
+async fn resolve(address: &str, key: &str) -> Result<SocketAddr> {
+    let mut found =
+        tokio::net::lookup_host(address).await.or_kind(ErrorKind::Config, format_args!("{key} = `{address}`"))?;
+    found.next().ok_or_else(|| Error::config(format!("{key} = `{address}` has no address")))
+}
+
+/// Starts everything that `config` names. Wrong configuration fails before any port is bound.
+pub async fn start(config: CoordinatorConfig) -> Result<Running> {
+    let (listen, api_listen) =
+        (resolve(&config.listen, "listen").await?, resolve(&config.api_listen, "api_listen").await?);
+    let credentials = Credentials::load(config.tls.clone())?;
+    if credentials.identity().role() != "coordinator" {
+        return Err(Error::config(format!(
+            "tls.cert is the certificate of {}, not of a coordinator",
+            credentials.identity()
+        )));
+    }
+    let store = Store::open(&config.repository.store())?;
+    let repository = Repository::open(store, config.repository.master_key()?.as_ref()).await?;
+    repository.probe().await?;
+    let clock = Hlc::system();
+    let epoch = repository.take_epoch(&config.name, clock.wall_millis()).await?;
+    let endpoint = server_endpoint(listen, &credentials, ALPN_CONTROL)?;
+    let agent_address = endpoint.local_addr().or_kind(ErrorKind::Bug, "local address")?;
+    let api = TcpListener::bind(api_listen).await.or_kind(
+        ErrorKind::Config,
+        format_args!("TCP port {api_listen} cannot be opened: choose a free address"),
+    )?;
+    let api_address = api.local_addr().or_kind(ErrorKind::Bug, "local address")?;
+    let bulk_address =
+        if config.advertise.is_empty() { advertised(agent_address)? } else { config.advertise.clone() };
+    let context: Shared = Arc::new(Context {
+        ingest: Ingest::new(repository.clone(), config.memory.ingest_mib << 20),
+        serve: Serve::new(repository.clone(), config.memory.serve_mib << 20),
+        started_millis: clock.wall_millis(),
+        fleet: Fleet::default(),
+        jobs: Jobs::default(),
+        config,
+        repository,
+        epoch,
+        clock,
+        bulk_address,
+    });
+    let shutdown = CancellationToken::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    let _ = tasks.spawn(crate::listener::run(context.clone(), endpoint, shutdown.clone()));
+    let _ = tasks.spawn(crate::api::run(context.clone(), api, credentials, shutdown.clone()));
+    tracing::info!(%agent_address, %api_address, epoch, repository = context.repository.store().url(), "coordinator is up");
+    Ok(Running { context, agent_address, api_address, shutdown, tasks })
+}
+
+/// An address that agents can dial: a wildcard is only good on one host, so it must be spelled out elsewhere.
+fn advertised(address: SocketAddr) -> Result<String> {
+    if address.ip().is_unspecified() {
+        return Err(Error::config(
+            "listen is a wildcard: say with `advertise` at which address agents reach this host",
+        ));
+    }
+    Ok(address.to_string())
+}
+
+impl Running {
+    /// Waits for SIGTERM or SIGINT, then stops taking work, lets running jobs end within the grace time, and stops.
+    pub async fn until_signal(self) -> Result<()> {
+        let mut term = signal(SignalKind::terminate()).or_kind(ErrorKind::Bug, "signal handler")?;
+        let mut int = signal(SignalKind::interrupt()).or_kind(ErrorKind::Bug, "signal handler")?;
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        let name = tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "shutting down");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        self.stop().await;
+        Ok(())
+    }
+
+    /// Drains and stops.
+    pub async fn stop(mut self) {
+        let jobs = &self.context.jobs;
+        jobs.refuse_new();
+        let grace = self.context.config.shutdown_grace();
+        if tokio::time::timeout(grace, jobs.all_ended()).await.is_err() {
+            tracing::warn!("jobs still run after {} s: cancelling them", grace.as_secs());
+            jobs.cancel_all();
+            let _ = tokio::time::timeout(grace, jobs.all_ended()).await;
+        }
+        self.shutdown.cancel();
+        while self.tasks.join_next().await.is_some() {}
+        tracing::info!("coordinator has stopped");
+    }
+}

@@ -1,0 +1,157 @@
+//! The QUIC listener: takes control and bulk connections of agents and hands their streams on.
+
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint};
+use tidemark_common::identity::Identity;
+use tidemark_common::transport::{Accepted, Door, FrameReader, FrameWriter, accept_bi};
+use tidemark_proto::frame::Message;
+use tidemark_proto::hash::Hash;
+use tidemark_proto::id::JobId;
+use tidemark_proto::wire::bulk::{Fetch, PartOffer};
+use tidemark_proto::wire::control::{Description, Failure};
+use tidemark_proto::wire::hello::Purpose;
+use tidemark_proto::{Error, ErrorKind, Result};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Shared;
+use crate::fleet::Member;
+use crate::repository::Ledger;
+
+/// A connected agent is asked this often how it stands.
+const DESCRIBE_EVERY: Duration = Duration::from_secs(5);
+
+/// Accepts connections until `shutdown`.
+pub async fn run(context: Shared, endpoint: Endpoint, shutdown: CancellationToken) {
+    let door = Door::coordinator(crate::BUILD, context.epoch);
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            incoming = endpoint.accept() => {
+                let Some(incoming) = incoming else { break };
+                let (context, door, shutdown) = (context.clone(), door.clone(), shutdown.clone());
+                let _ = connections.spawn(async move {
+                    match door.accept(incoming).await {
+                        Ok(accepted) => connected(context, accepted, shutdown).await,
+                        // The door has said and counted why.
+                        Err(e) => tracing::debug!(error = %e.report(), "connection refused"),
+                    }
+                });
+            }
+        }
+    }
+    endpoint.close(quinn::VarInt::from_u32(ErrorKind::Retry.code()), b"the coordinator shuts down");
+    connections.shutdown().await;
+}
+
+async fn connected(context: Shared, accepted: Accepted, shutdown: CancellationToken) {
+    let Identity::Agent { cluster, node } = accepted.identity.clone() else { return };
+    let member = Member { cluster, node };
+    match accepted.purpose {
+        Purpose::Control => control(context, member, accepted, shutdown).await,
+        Purpose::Bulk => bulk(context, member, accepted.connection).await,
+        Purpose::Kv => {}
+    }
+}
+
+async fn control(context: Shared, member: Member, accepted: Accepted, shutdown: CancellationToken) {
+    let connection = accepted.connection;
+    tracing::info!(node = %member, build = accepted.build, "agent connected");
+    context.fleet.join(member.clone(), connection.clone(), accepted.build, context.now_millis());
+    let mut first = true;
+    loop {
+        match context.fleet.describe(&member, context.head(JobId::default(), 0)).await {
+            Ok(description) if first => {
+                first = false;
+                if let Err(e) = check_history(&context, &member, &description).await {
+                    tracing::error!(node = %member, error = %e.report(), "the repository is not what this node has seen");
+                }
+            }
+            Ok(_) => {}
+            Err(e) => tracing::debug!(node = %member, error = %e.report(), "agent does not describe itself"),
+        }
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            why = connection.closed() => {
+                tracing::info!(node = %member, reason = %why, "agent gone");
+                break;
+            }
+            () = tokio::time::sleep(DESCRIBE_EVERY) => {}
+        }
+    }
+    context.fleet.leave(&member, &connection);
+}
+
+/// The agent remembers the highest ledger entry that it was told of: a shorter or another history means that the
+/// repository was rolled back or swapped.
+async fn check_history(context: &Shared, member: &Member, seen: &Description) -> Result<()> {
+    if seen.ledger_number == 0 {
+        return Ok(());
+    }
+    let ledger = Ledger::load(&context.repository, &member.cluster).await?;
+    let number = seen.ledger_number;
+    let here = ledger.entries().iter().find(|r| r.entry.number == number).map(|r| r.hash);
+    match here {
+        Some(hash) if hash == seen.ledger_hash || seen.ledger_hash == Hash::ZERO => Ok(()),
+        Some(_) => Err(Error::damaged(format!("ledger entry {number} is another than the node was told of"))),
+        None => Err(Error::damaged(format!(
+            "the ledger ends at {}, but the node was told of entry {number}: history is missing",
+            ledger.tail().0
+        ))),
+    }
+}
+
+async fn bulk(context: Shared, member: Member, connection: Connection) {
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(_) = streams.join_next(), if !streams.is_empty() => {}
+            stream = accept_bi(&connection) => match stream {
+                Ok((writer, reader)) => {
+                    let _ = streams.spawn(bulk_stream(context.clone(), member.clone(), writer, reader));
+                }
+                Err(e) => {
+                    tracing::debug!(node = %member, reason = %e.report(), "bulk connection ended");
+                    return;
+                }
+            },
+        }
+    }
+}
+
+async fn bulk_stream(context: Shared, member: Member, mut writer: FrameWriter, mut reader: FrameReader) {
+    if let Err(e) = serve_stream(&context, &member, &mut writer, &mut reader).await {
+        tracing::warn!(node = %member, error = %e.report(), "a bulk stream failed");
+        reader.stop(e.kind());
+        let failure = Failure { code: e.kind().code(), message: e.report() };
+        if writer.write_message(&failure).await.is_err() || writer.finish().is_err() {
+            writer.reset(e.kind());
+        }
+    }
+}
+
+async fn serve_stream(
+    context: &Shared,
+    member: &Member,
+    writer: &mut FrameWriter,
+    reader: &mut FrameReader,
+) -> Result<()> {
+    let header = reader.read_header().await?.ok_or_else(|| Error::damaged("an empty bulk stream"))?;
+    match header.kind {
+        PartOffer::KIND => {
+            let offer: PartOffer = reader.decode(header).await?;
+            context.ingest.receive(&member.cluster, &member.node, offer, reader, writer).await?;
+            writer.finish()
+        }
+        Fetch::KIND => {
+            let fetch: Fetch = reader.decode(header).await?;
+            context.serve.send(&member.cluster, &member.node, fetch, reader, writer).await
+        }
+        other => Err(Error::unsupported(format!("bulk stream of kind {other}"))),
+    }
+}
