@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod identity;
 
+pub mod kv_client;
 pub mod metric_names;
 pub mod pki;
 #[cfg(any(test, feature = "testing"))]
