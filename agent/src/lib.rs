@@ -5,6 +5,8 @@ pub mod agent;
 pub mod bulk;
 pub mod config;
 pub mod control;
+pub mod daemon;
+pub mod data;
 pub mod engine;
 pub mod fsutil;
 pub mod indexes;

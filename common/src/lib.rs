@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod glob;
 pub mod identity;
+pub mod kv_client;
 pub mod log;
 pub mod metric_names;
 pub mod pki;

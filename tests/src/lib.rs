@@ -1,1 +1,4 @@
-//! Tests.
+//! What test tiers share.
+
+pub mod memory_kv;
+pub mod nodes;

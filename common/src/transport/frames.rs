@@ -138,8 +138,12 @@ impl FrameWriter {
 
     /// Writes a message; one over its own cap is refused.
     pub async fn write_message<M: Message>(&mut self, message: &M) -> Result<()> {
-        let bytes = frame::encode(message)?;
-        self.stream.write_chunk(Bytes::from(bytes)).await.map_err(error_of)
+        self.write_encoded(Bytes::from(frame::encode(message)?)).await
+    }
+
+    /// Writes a message that [`frame::encode`] has made.
+    pub async fn write_encoded(&mut self, frame: Bytes) -> Result<()> {
+        self.stream.write_chunk(frame).await.map_err(error_of)
     }
 
     /// Writes raw bytes as one frame of `kind`.

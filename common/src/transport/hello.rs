@@ -127,6 +127,8 @@ pub struct Door {
     pub epoch: u64,
     /// Who may enter.
     pub admits: Admission,
+    /// Why nobody may enter at present (`Retry`), if so.
+    pub closed: Option<String>,
     /// Oldest and newest protocol version spoken.
     pub versions: (u16, u16),
 }
@@ -137,13 +139,13 @@ impl Door {
         let admits: Admission = |identity, purpose| {
             matches!(identity, Identity::Agent { .. }) && matches!(purpose, Purpose::Control | Purpose::Bulk)
         };
-        Self { build: build.to_owned(), epoch, admits, versions: (MIN_VERSION, MAX_VERSION) }
+        Self { build: build.to_owned(), epoch, admits, closed: None, versions: (MIN_VERSION, MAX_VERSION) }
     }
 
     /// An agent's data port: everybody of the fleet.
     pub fn data(build: &str) -> Self {
         let admits: Admission = |_, purpose| purpose == Purpose::Kv;
-        Self { build: build.to_owned(), epoch: 0, admits, versions: (MIN_VERSION, MAX_VERSION) }
+        Self { build: build.to_owned(), epoch: 0, admits, closed: None, versions: (MIN_VERSION, MAX_VERSION) }
     }
 
     /// Takes an incoming connection through TLS and hello, within [`limits::HANDSHAKE_TIMEOUT`]. A refusal is counted,
@@ -207,6 +209,9 @@ impl Door {
         }
         let version = choose_version(self.versions, (hello.min_version, hello.max_version))
             .map_err(|e| (RefusalReason::Version, e))?;
+        if let Some(why) = &self.closed {
+            return Err((RefusalReason::Other, Error::retry(why)));
+        }
         Ok(Accepted { connection: connection.clone(), identity, purpose, version, build: hello.build })
     }
 }
