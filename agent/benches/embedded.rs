@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tidemark_agent::engine::embedded::{Embedded, Options};
-use tidemark_agent::engine::{Engine, RecordRef, ScanRange, Snapshot};
+use tidemark_agent::engine::{Engine, RecordRef, ScanRange};
 use tidemark_agent::kv::{KvStore, Write};
 use tidemark_common::clock::Hlc;
 use tidemark_proto::hash::SetDigest;
@@ -59,7 +59,7 @@ fn regions(records: u64) -> Vec<Vec<(u16, Vec<u8>)>> {
     out
 }
 
-fn load(store: &Embedded, parts: &[Vec<(u16, Vec<u8>)>], threads: usize) -> Result<()> {
+fn load(store: &Embedded, parts: &[Vec<(u16, Vec<u8>)>], threads: usize, at: Timestamp) -> Result<()> {
     let loader = store.restore(JobId::from_u128(1), SlotSet::all(), true)?;
     let pool: Vec<_> = (0..64).map(value).collect();
     let (next, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -87,7 +87,7 @@ fn load(store: &Embedded, parts: &[Vec<(u16, Vec<u8>)>], threads: usize) -> Resu
     let digest = loader.verify()?;
     report(&format!("verify {} records", digest.count), bytes, begin.elapsed());
     let begin = Instant::now();
-    let _ = loader.commit(Timestamp::new(1_700_000_000_000, 0))?;
+    let _ = loader.commit(at)?;
     println!("switch in {:.2?}", begin.elapsed());
     Ok(())
 }
@@ -131,10 +131,11 @@ fn main() -> Result<()> {
     let mib: u64 = args.first().and_then(|a| a.parse().ok()).unwrap_or(1024);
     let records = (mib << 20) / VALUE as u64;
     let dir = args.get(1).map_or_else(|| tempfile::tempdir().unwrap(), |d| tempfile::tempdir_in(d).unwrap());
-    let store = Embedded::open(dir.path().join("store"), Options::new(SlotSet::all(), Hlc::system()))?;
+    let hlc = Hlc::system();
+    let store = Embedded::open(dir.path().join("store"), Options::new(SlotSet::all(), hlc.clone()))?;
     let parts = regions(records);
     println!("{records} records in {} parts; {}", parts.len(), rss());
-    load(&store, &parts, 2)?;
+    load(&store, &parts, 2, hlc.now())?;
     drop(parts);
     scan(&store, "scan after load")?;
     scan(&store, "scan again")?;

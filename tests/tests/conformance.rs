@@ -43,6 +43,7 @@ for_engines! {
     crate::cut::seal_needs_the_own_hold as seal_needs_the_own_hold,
     crate::cut::cuts_under_load_are_consistent as cuts_under_load_are_consistent,
     crate::changes::changes_equal_the_difference_of_scans as changes_equal_the_difference_of_scans,
+    crate::changes::many_changes_in_one_slot as many_changes_in_one_slot,
     crate::collect::pins_survive_collection as pins_survive_collection,
     crate::collect::too_old_is_refused as too_old_is_refused,
     crate::collect::collection_changes_nothing_readable as collection_changes_nothing_readable,

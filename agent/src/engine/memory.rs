@@ -1,6 +1,9 @@
 //! The reference engine: everything in one sorted map behind one lock. It keeps no index of changes, forgets all at
 //! the end of the process, and does nothing cleverly: other engines are measured against it.
 
+mod load;
+mod view;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -13,10 +16,10 @@ use tidemark_proto::wire::control::{Description, Held, Ownership, Position, Seal
 use tidemark_proto::{Error, Incarnation, Result, SlotSet, Timestamp, slot_of};
 use tokio::sync::oneshot;
 
-use crate::engine::{
-    ChangeVisitor, Engine, Loader, PartLoader, RecordRef, RecordVisitor, ScanRange, Snapshot, record_hash,
-};
+use crate::engine::{Engine, Loader, Snapshot};
 use crate::kv::{KvStore, ScanPage, Versioned, Write, check_batch, check_slot};
+use load::MemoryLoader;
+use view::{View, sort_key};
 
 /// Most batches that wait while the store is held.
 const MAX_PARKED: usize = 8192;
@@ -192,49 +195,6 @@ fn too_old(at: Timestamp, safe: Timestamp) -> Error {
     Error::not_found(format!("TooOld: timestamp {at} is below the safe point {safe}: take a later one"))
 }
 
-struct View {
-    at: Timestamp,
-    data: Arc<Data>,
-}
-
-impl View {
-    /// Live records from a bound on.
-    fn live(&self, from: Bound<Key>) -> impl Iterator<Item = (&Key, Timestamp, &Vec<u8>)> {
-        self.data.range((from, Bound::Unbounded)).filter_map(|(key, versions)| {
-            let (at, value) = versions.range(..=self.at).next_back()?;
-            Some((key, *at, value.as_ref()?))
-        })
-    }
-}
-
-fn sort_key(slot: u16, key: &[u8]) -> Vec<u8> {
-    [&slot.to_be_bytes(), key].concat()
-}
-
-impl Snapshot for View {
-    fn at(&self) -> Timestamp {
-        self.at
-    }
-
-    fn scan(&self, range: &ScanRange, visit: &mut RecordVisitor<'_>) -> Result<()> {
-        for ((slot, key), _, value) in self.live(Bound::Unbounded) {
-            let sort = sort_key(*slot, key);
-            let within = sort >= range.lower && (range.upper.is_empty() || sort < range.upper);
-            if range.slots.contains(*slot)
-                && within
-                && visit(RecordRef { slot: *slot, key, meta: &[], value })?.is_break()
-            {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn changes(&self, _: Timestamp, _: &ScanRange, _: &mut ChangeVisitor<'_>) -> Result<()> {
-        Err(Error::unsupported("the memory engine keeps no changes: compare with an index of the keys"))
-    }
-}
-
 impl Engine for Memory {
     fn describe(&self) -> Result<Description> {
         let state = self.lock();
@@ -407,6 +367,3 @@ impl KvStore for Memory {
         Ok(page)
     }
 }
-
-mod load;
-use load::MemoryLoader;

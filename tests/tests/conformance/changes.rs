@@ -73,3 +73,29 @@ pub(crate) fn changes_equal_the_difference_of_scans(f: &Fixture) {
         })
         .unwrap();
 }
+
+/// More changed keys in one slot than are gathered in memory: the slot is compared as a whole.
+pub(crate) fn many_changes_in_one_slot(f: &Fixture) {
+    let s = f.store();
+    if !s.describe().unwrap().changes_since {
+        return;
+    }
+    let key = |i: u32| format!("{{x}}{i:040}");
+    let each = |value: &'static str| {
+        (0..12u32)
+            .map(|b| commit(s, (b * 4000..(b + 1) * 4000).map(|i| put(key(i), value)).collect()))
+            .last()
+            .unwrap()
+    };
+    let _ = commit(s, vec![put("elsewhere", "1")]);
+    let since = each("old");
+    let _ = each("new");
+    let at = commit(s, vec![put(key(7), "old"), delete(key(8)), put("elsewhere", "1"), put("{x}", "")]);
+    let slot = tidemark_proto::slot_of(b"x");
+    let lower = [&slot.to_be_bytes(), key(5).as_bytes()].concat();
+    for range in [ScanRange::slots(SlotSet::all()), ScanRange { slots: SlotSet::all(), lower, upper: Vec::new() }] {
+        let got = changes(s, since, at, &range);
+        assert!(got.len() > 47_000);
+        assert!(got == difference(s, since, at, &range));
+    }
+}

@@ -17,9 +17,14 @@ pub(crate) fn hold_blocks_and_ends_by_itself(f: &Fixture) {
     assert_eq!(held.position, s.describe().unwrap().position);
     assert!(held.max_timestamp >= before);
     let mut answer = s.commit(vec![put("a", "2")], Timestamp::ZERO);
-    if begin.elapsed() < SHORT / 2 {
-        assert!(answer.try_recv().is_err(), "acknowledged while held");
-        assert_eq!(value(s, "a", None), Some(b"1".to_vec()), "visible while held");
+    let (early, seen) = (answer.try_recv().is_ok(), value(s, "a", None));
+    // A machine that took longer than the budget to come here has shown nothing.
+    if begin.elapsed() < SHORT {
+        assert!(!early, "acknowledged while held");
+        assert_eq!(seen, Some(b"1".to_vec()), "visible while held");
+    }
+    if early {
+        return;
     }
     // Nobody releases it.
     let at = answer.blocking_recv().unwrap().unwrap();

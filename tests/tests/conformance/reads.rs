@@ -154,7 +154,6 @@ pub(crate) fn model(f: &Fixture) {
     let step = proptest::collection::vec((0u8..12, proptest::option::of(0u8..4)), 1..6);
     let history = proptest::collection::vec(step, 1..25);
     let mut runner = TestRunner::new(Config::with_cases(12));
-    let mut model = newest(s);
     runner
         .run(&history, |history| {
             let mut states = Vec::new();
@@ -180,5 +179,4 @@ pub(crate) fn model(f: &Fixture) {
             Ok(())
         })
         .unwrap();
-    model.clear();
 }

@@ -259,3 +259,43 @@ fn decode_row<'a>(name: &[u8], row: &'a [u8]) -> Result<(u32, Loaded, &'a [u8])>
     let digest = SetDigest { count: d_count, low: d_low, high: d_high };
     Ok((u32::from_be_bytes(number), Loaded { source, digest, bytes }, first))
 }
+
+#[cfg(test)]
+mod tests {
+    use tidemark_proto::Incarnation;
+
+    use super::*;
+
+    fn staging(dir: &std::path::Path) -> Arc<Staging> {
+        let g = Generation::open(dir, Incarnation::from_u128(1), SlotSet::all(), 1 << 20).unwrap();
+        Arc::new(Staging::open(JobId::from_u128(1), Arc::new(g)).unwrap())
+    }
+
+    fn put(part: &mut dyn PartLoader, key: &[u8]) {
+        let slot = tidemark_proto::slot_of(key);
+        part.put(RecordRef { slot, key, meta: &[], value: b"v" }).unwrap();
+    }
+
+    #[test]
+    fn a_noted_part_counts_only_when_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = staging(dir.path());
+        let mut part = first.part(1).unwrap();
+        put(part.as_mut(), b"a");
+        let digest = part.finish(SetDigest::default()).unwrap();
+        // What a crash between a part's note and its appearance leaves.
+        let mut key = Vec::new();
+        key::encode(&mut key, tidemark_proto::slot_of(b"b"), b"b", Timestamp::ZERO);
+        let lost = Loaded { source: digest, digest, bytes: 2 };
+        first.generation.meta.insert(row_name(2), encode_row(&lost, &key)).unwrap();
+        drop(first);
+
+        let again = staging(dir.path());
+        assert_eq!(again.loaded(), vec![(1, SetDigest::default(), digest)]);
+        let mut part = again.part(2).unwrap();
+        put(part.as_mut(), b"b");
+        let _ = part.finish(digest).unwrap();
+        assert_eq!(again.verify().unwrap().count, 2);
+        assert_eq!(again.end().unwrap().records, 2);
+    }
+}

@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::*;
+use super::{
+    Data, Error, Incarnation, JobId, Key, Memory, Part, Result, SetDigest, SlotSet, Staging, State, Timestamp,
+    slot_of,
+};
+use crate::engine::{Loader, PartLoader, RecordRef, record_hash};
 
 pub(super) struct MemoryLoader {
     pub(super) store: Memory,
