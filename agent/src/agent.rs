@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use tidemark_proto::Timestamp;
 use tidemark_proto::id::JobId;
-use tidemark_proto::{Result, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use crate::bulk::BulkDialer;
 use crate::config::AgentConfig;
+use crate::daemon::RESTORING;
+use crate::data::Gate;
 use crate::engine::{Engine, Loader};
 use crate::indexes::IndexStore;
 use crate::state::AgentState;
@@ -27,6 +29,8 @@ pub struct Agent {
     pub bulk: BulkDialer,
     /// Where clients of the store reach it.
     pub data_address: String,
+    /// Shuts the data listener while a restore runs.
+    pub gate: Gate,
     /// Restores under way.
     pub restores: Mutex<HashMap<JobId, RestoreSession>>,
     /// Ends everything.
@@ -60,12 +64,13 @@ impl Agent {
     }
 
     /// Puts or (with `None`) drops the session of a restore job.
-    pub fn set_restore_session(&self, job: JobId, session: Option<RestoreSession>) -> Result<()> {
+    /// Clients of the store are let in when no restore is left.
+    pub fn set_restore_session(&self, job: JobId, session: Option<RestoreSession>) {
         let mut sessions = self.restores.lock().expect("no panic while held");
         match session {
             Some(session) => drop(sessions.insert(job, session)),
             None => drop(sessions.remove(&job)),
         }
-        Ok(())
+        if sessions.is_empty() { self.gate.open() } else { self.gate.shut(RESTORING) }
     }
 }

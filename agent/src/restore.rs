@@ -38,7 +38,7 @@ pub(crate) async fn begin(agent: Arc<Agent>, head: CommandHead, begin: RestoreBe
         }
         let loader: Arc<dyn Loader> = agent.engine.restore(head.job, begin.slots, begin.in_place != 0)?.into();
         let loaded = loaded_parts(loader.as_ref())?;
-        agent.set_restore_session(head.job, Some(RestoreSession { loader, at: begin.at, serve: begin.serve }))?;
+        agent.set_restore_session(head.job, Some(RestoreSession { loader, at: begin.at, serve: begin.serve }));
         tracing::info!(job = %head.job, loaded = loaded.len(), "restore begun: clients are refused until it ends");
         Ok(RestoreReady { loaded })
     })
@@ -167,7 +167,7 @@ pub(crate) async fn finish(agent: Arc<Agent>, head: CommandHead, finish: Restore
             )));
         }
         let incarnation = session.loader.commit(session.at)?;
-        agent.set_restore_session(head.job, None)?;
+        agent.set_restore_session(head.job, None);
         tracing::info!(job = %head.job, %incarnation, records = digest.count, "restored: the store is open");
         Ok(RestoreFinished { incarnation, digest })
     })
@@ -177,11 +177,20 @@ pub(crate) async fn finish(agent: Arc<Agent>, head: CommandHead, finish: Restore
 /// Drops the staging area; one that is not there is no error.
 pub(crate) async fn abort(agent: Arc<Agent>, head: CommandHead) -> Result<Done> {
     blocking(move || {
-        if let Some(session) = agent.restore_session(&head.job) {
-            session.loader.abort()?;
-            agent.set_restore_session(head.job, None)?;
-            tracing::info!(job = %head.job, "restore ended: the store is as it was");
-        }
+        let loader = match agent.restore_session(&head.job) {
+            Some(session) => session.loader,
+            None => {
+                // After a restart of the agent there is no session, but the staging area may still be there.
+                let description = agent.engine.describe()?;
+                if description.state != "restoring" {
+                    return Ok(Done {});
+                }
+                agent.engine.restore(head.job, description.ownership.slots, true)?.into()
+            }
+        };
+        loader.abort()?;
+        agent.set_restore_session(head.job, None);
+        tracing::info!(job = %head.job, "restore ended: the store is as it was");
         Ok(Done {})
     })
     .await

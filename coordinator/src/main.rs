@@ -3,19 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tidemark_coordinator::cli::pki::PkiCommand;
-
-/// Backup and restore of sharded data stores.
-#[derive(Debug, Parser)]
-#[command(name = "tidemark", version)]
-enum Cli {
-    /// Make the fleet's authority, issue certificates and show them
-    Pki(PkiCommand),
-}
+use tidemark_coordinator::cli::Cli;
 
 fn main() -> ExitCode {
-    let Cli::Pki(command) = Cli::parse();
-    match command.run() {
+    match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("tidemark: {}", e.report());
