@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod kv;
 mod output;
 pub mod pki;
 
