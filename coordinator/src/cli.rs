@@ -1,6 +1,8 @@
 //! The command line: `serve` runs a coordinator, `pki` and `repo init|keygen` work on files, everything else is a client
 //! of a coordinator's API.
 
+pub mod kv;
+pub mod kv;
 mod output;
 pub mod pki;
 mod repo;

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod fleet;
 pub mod ingest;
 pub mod job;
+pub mod kv;
 pub mod listener;
 pub mod pki;
 pub mod repository;

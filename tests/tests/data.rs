@@ -41,6 +41,9 @@ async fn writes_and_reads_come_back_by_time() {
     assert_eq!(value(Some(first.prev())).await, None);
     let gone = client.commit(vec![Write { key: b"k".to_vec(), value: None }], second).await.unwrap();
     assert_eq!(value(Some(gone)).await, None);
+    // What a client has seen elsewhere lies before its next commit, even if this node's clock is behind.
+    let seen = Timestamp(gone.0 + (30_000 << tidemark_proto::time::LOGICAL_BITS));
+    assert!(client.commit(put("k", "three"), seen).await.unwrap() > seen);
 }
 
 #[tokio::test]
