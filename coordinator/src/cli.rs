@@ -2,7 +2,6 @@
 //! of a coordinator's API.
 
 pub mod kv;
-pub mod kv;
 mod output;
 pub mod pki;
 mod repo;

@@ -12,7 +12,7 @@ use crate::repository::{MasterKey, Repository, Store, StoreConfig, StoreOptions}
 
 /// Make and look after the repository.
 #[derive(Debug, Args)]
-pub struct RepoCommand {
+pub(super) struct RepoCommand {
     #[command(subcommand)]
     verb: Verb,
 }
@@ -52,7 +52,7 @@ fn parse_option(text: &str) -> std::result::Result<(String, String), String> {
 
 impl RepoCommand {
     /// Runs the command.
-    pub fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<()> {
         match self.verb {
             Verb::Init(init) => super::block_on(init.run()),
             Verb::Keygen { out } => keygen(&out),
