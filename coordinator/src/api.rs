@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn the_document_names_every_path_once() {
         let document = super::document();
-        assert_eq!(document.paths.paths.len(), 12);
+        assert_eq!(document.paths.paths.len(), 13);
         let json = serde_json::to_string(&document).unwrap();
         for schema in ["RestorePlan", "BackupDetail", "JobInfo", "Problem"] {
             assert!(json.contains(&format!("\"{schema}\"")), "{schema}");

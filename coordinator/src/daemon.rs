@@ -40,17 +40,29 @@ async fn resolve(address: &str, key: &str) -> Result<SocketAddr> {
     found.next().ok_or_else(|| Error::config(format!("{key} = `{address}` has no address")))
 }
 
+/// The addresses that `config` listens at: for agents, and of the API.
+pub async fn addresses(config: &CoordinatorConfig) -> Result<(SocketAddr, SocketAddr)> {
+    let (listen, api) =
+        (resolve(&config.listen, "listen").await?, resolve(&config.api_listen, "api_listen").await?);
+    if config.advertise.is_empty() {
+        let _ = advertised(listen)?;
+    }
+    Ok((listen, api))
+}
+
+/// Refuses a certificate that is not a coordinator's.
+pub fn check_identity(credentials: &Credentials) -> Result<()> {
+    match credentials.identity() {
+        identity if identity.role() == "coordinator" => Ok(()),
+        other => Err(Error::config(format!("tls.cert is the certificate of {other}, not of a coordinator"))),
+    }
+}
+
 /// Starts everything that `config` names. Wrong configuration fails before any port is bound.
 pub async fn start(config: CoordinatorConfig) -> Result<Running> {
-    let (listen, api_listen) =
-        (resolve(&config.listen, "listen").await?, resolve(&config.api_listen, "api_listen").await?);
+    let (listen, api_listen) = addresses(&config).await?;
     let credentials = Credentials::load(config.tls.clone())?;
-    if credentials.identity().role() != "coordinator" {
-        return Err(Error::config(format!(
-            "tls.cert is the certificate of {}, not of a coordinator",
-            credentials.identity()
-        )));
-    }
+    check_identity(&credentials)?;
     let store = Store::open(&config.repository.store())?;
     let repository = Repository::open(store, config.repository.master_key()?.as_ref()).await?;
     repository.probe().await?;

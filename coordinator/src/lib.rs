@@ -7,6 +7,7 @@ pub mod api;
 pub mod blocks;
 pub mod catalog;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod context;
 pub mod daemon;

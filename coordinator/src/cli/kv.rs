@@ -8,16 +8,38 @@ use clap::{Args, Subcommand};
 use data_encoding::HEXLOWER;
 use tidemark_common::pki::Credentials;
 use tidemark_common::transport::client_endpoint;
-use tidemark_proto::wire::kv::{MAX_PAGE, MAX_VALUE, Write};
-use tidemark_proto::{Error, ErrorKind, Result, Timestamp, error::ResultExt};
+use tidemark_proto::wire::kv::{MAX_PAGE, MAX_VALUE, Record, Write};
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result, Timestamp, error::ResultExt};
 use tokio_util::sync::CancellationToken;
 
-use super::Format;
+use super::connect::{ClusterArg, GlobalArgs};
+use super::output::{Format, count, micros, say};
+use super::time::{self, TimeArg};
+use crate::api::ClusterDetail;
+use crate::client::ApiClient;
 use crate::kv::{CheckReport, LoadOptions, LoadReport, NodeRoute, Router, check, load};
 
-/// Read and write keys of a store that Tidemark serves, make load on it, check it.
+/// `tidemark kv`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct KvArgs {
+    /// The cluster; not needed where the coordinator knows one alone
+    #[arg(short = 'C', long, env = "TIDEMARK_CLUSTER", global = true)]
+    cluster: Option<ClusterName>,
+    #[command(subcommand)]
+    verb: KvCommand,
+}
+
+const EXAMPLES: &str = "Examples:
+  tidemark kv put greeting hello
+  tidemark kv get greeting --at -5m
+  tidemark kv scan user: --at 2026-10-04T09:30:00Z
+  tidemark kv load --records 100000 --duration 30 --chains 4
+  tidemark kv check";
+
+/// Work on keys.
 #[derive(Debug, Subcommand)]
-pub enum KvCommand {
+pub(crate) enum KvCommand {
     /// Set a key
     Put {
         /// Key
@@ -33,9 +55,9 @@ pub enum KvCommand {
     Get {
         /// Key
         key: String,
-        /// As of this timestamp
-        #[arg(long)]
-        at: Option<Timestamp>,
+        /// As of this time: 2026-10-04T09:30:00Z, -5m, or a raw timestamp
+        #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
+        at: Option<TimeArg>,
     },
     /// Remove a key
     Delete {
@@ -47,9 +69,9 @@ pub enum KvCommand {
         /// Keys must begin with this
         #[arg(default_value = "")]
         prefix: String,
-        /// As of this timestamp
-        #[arg(long)]
-        at: Option<Timestamp>,
+        /// As of this time: 2026-10-04T09:30:00Z, -5m, or a raw timestamp
+        #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
+        at: Option<TimeArg>,
         /// Most records listed
         #[arg(long, default_value_t = 100)]
         limit: u64,
@@ -58,18 +80,15 @@ pub enum KvCommand {
     Load(LoadArgs),
     /// Check what loads wrote: values, and that no effect is there without its cause
     Check {
-        /// As of this timestamp
-        #[arg(long)]
-        at: Option<Timestamp>,
-        /// Form of the output
-        #[arg(short, long, value_enum, default_value_t)]
-        output: Format,
+        /// As of this time: 2026-10-04T09:30:00Z, -5m, or a raw timestamp
+        #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
+        at: Option<TimeArg>,
     },
 }
 
 /// Options of `kv load`.
 #[derive(Debug, Args)]
-pub struct LoadArgs {
+pub(crate) struct LoadArgs {
     /// Base records
     #[arg(long, default_value_t = 10_000)]
     records: u64,
@@ -97,9 +116,6 @@ pub struct LoadArgs {
     /// Causal chains at once
     #[arg(long, default_value_t = 0)]
     chains: u32,
-    /// Form of the output
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
 }
 
 impl LoadArgs {
@@ -124,17 +140,70 @@ impl LoadArgs {
     }
 }
 
+/// The nodes of a cluster that serve its keys.
+pub(crate) fn routes(cluster: &ClusterDetail) -> Result<Vec<NodeRoute>> {
+    let name = &cluster.item.cluster;
+    if let Some(away) = cluster.nodes.iter().find(|n| !n.connected) {
+        return Err(Error::retry(format!("node {} of cluster {name} is away: start its agent", away.node)));
+    }
+    let route = |n: &crate::api::NodeItem| {
+        Ok(NodeRoute {
+            node: n.node.parse()?,
+            cluster: name.parse()?,
+            address: n.data_address.clone(),
+            slots: n.slots.parse()?,
+        })
+    };
+    cluster.nodes.iter().filter(|n| !n.slots.is_empty()).map(route).collect()
+}
+
+impl KvArgs {
+    /// Does it on the nodes that the coordinator names.
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<()> {
+        let client = global.client()?;
+        let cluster = ClusterArg { cluster: self.cluster }.resolve(&client).await?;
+        let routes = routes(&client.cluster(&cluster).await?)?;
+        let at = self.verb.at(&client).await?;
+        let stop = CancellationToken::new();
+        let _stopper = tokio::spawn({
+            let stop = stop.clone();
+            async move {
+                // Ctrl-C ends a load early, with its report.
+                if tokio::signal::ctrl_c().await.is_ok() {
+                    stop.cancel();
+                }
+            }
+        });
+        self.verb.run(&global.credentials()?, routes, at, global.output, stop).await
+    }
+}
+
 impl KvCommand {
-    /// Does it on the nodes of `routes` and prints the result. `stop` ends a load early, with its report.
-    pub async fn run(
+    /// The timestamp that reads are meant for. What `-5m` is counts from the coordinator's clock, not from this host's.
+    async fn at(&self, client: &ApiClient) -> Result<Option<Timestamp>> {
+        let (Self::Get { at, .. } | Self::Scan { at, .. } | Self::Check { at }) = self else { return Ok(None) };
+        match at {
+            None => Ok(None),
+            Some(at) if at.is_relative() => at.resolve(Timestamp(client.status().await?.now).millis()).map(Some),
+            Some(at) => at.resolve(0).map(Some),
+        }
+    }
+
+    async fn run(
         &self,
         credentials: &Credentials,
         routes: Vec<NodeRoute>,
+        at: Option<Timestamp>,
+        output: Format,
         stop: CancellationToken,
     ) -> Result<()> {
         let endpoint = client_endpoint()?;
         let router = Router::new(&endpoint, credentials, env!("CARGO_PKG_VERSION"), routes)?;
-        let done = self.run_on(&router, stop).await;
+        let is_load = matches!(self, Self::Load(_));
+        let done = tokio::select! {
+            done = self.run_on(&router, at, output, stop.clone()) => done,
+            () = stop.cancelled(), if !is_load => Err(Error::cancelled("interrupted")),
+        };
         drop(router);
         // Without a word the nodes would keep the connections until they time out.
         endpoint.close(quinn::VarInt::from_u32(0), b"");
@@ -142,67 +211,94 @@ impl KvCommand {
         done
     }
 
-    async fn run_on(&self, router: &Router, stop: CancellationToken) -> Result<()> {
+    async fn run_on(
+        &self,
+        router: &Router,
+        at: Option<Timestamp>,
+        output: Format,
+        stop: CancellationToken,
+    ) -> Result<()> {
         match self {
-            Self::Put { key, value, file } => put(router, key, value.as_deref(), file.as_ref()).await,
-            Self::Get { key, at } => get(router, key, *at).await,
-            Self::Delete { key } => write(router, key, None).await,
-            Self::Scan { prefix, at, limit } => scan(router, prefix, *at, *limit).await,
-            Self::Load(args) => {
-                let report = load(router, &args.options()?, stop).await?;
-                print_load(&report, args.output)
+            Self::Put { key, value, file } => {
+                let value = value_of(value.as_deref(), file.as_ref())?;
+                write(router, key, Some(value), output).await
             }
-            Self::Check { at, output } => {
-                let report = check(router, *at).await?;
-                print_check(&report, *output)
+            Self::Get { key, .. } => get(router, key, at, output).await,
+            Self::Delete { key } => write(router, key, None, output).await,
+            Self::Scan { prefix, limit, .. } => scan(router, prefix, at, *limit, output).await,
+            Self::Load(args) => output.print(&load(router, &args.options()?, stop).await?, load_text),
+            Self::Check { .. } => {
+                let report = check(router, at).await?;
+                output.print(&report, check_text)?;
+                if report.is_clean() {
+                    return Ok(());
+                }
+                let (wrong, violations) = (report.wrong_values, report.violations);
+                Err(Error::damaged(format!("{violations} violations of causality, {wrong} wrong values")))
             }
         }
     }
 }
 
-async fn put(router: &Router, key: &str, value: Option<&str>, file: Option<&PathBuf>) -> Result<()> {
-    let value = match file {
-        Some(path) => {
-            let at = path.display();
-            let len = std::fs::metadata(path).or_kind(ErrorKind::Request, format!("{at}: cannot be read"))?.len();
-            if len > MAX_VALUE as u64 {
-                return Err(Error::request(format!("{at}: {len} bytes, a value has at most {MAX_VALUE}")));
-            }
-            std::fs::read(path).or_kind(ErrorKind::Request, format!("{at}: cannot be read"))?
-        }
-        None => value.unwrap_or_default().as_bytes().to_vec(),
-    };
-    write(router, key, Some(value)).await
+fn value_of(value: Option<&str>, file: Option<&PathBuf>) -> Result<Vec<u8>> {
+    let Some(path) = file else { return Ok(value.unwrap_or_default().as_bytes().to_vec()) };
+    let at = path.display();
+    let unreadable = || format!("{at}: cannot be read");
+    let len = std::fs::metadata(path).or_kind(ErrorKind::Request, unreadable())?.len();
+    if len > MAX_VALUE as u64 {
+        return Err(Error::request(format!("{at}: {len} bytes, a value has at most {MAX_VALUE}")));
+    }
+    std::fs::read(path).or_kind(ErrorKind::Request, unreadable())
 }
 
-async fn write(router: &Router, key: &str, value: Option<Vec<u8>>) -> Result<()> {
+async fn write(router: &Router, key: &str, value: Option<Vec<u8>>, output: Format) -> Result<()> {
     let key = key.as_bytes().to_vec();
     let at = router.commit(router.node_of(&key), vec![Write { key, value }]).await?;
-    println!("{at}");
-    Ok(())
+    output.print(&serde_json::json!({ "at": at }), |_| time::exact(at))
 }
 
-async fn get(router: &Router, key: &str, at: Option<Timestamp>) -> Result<()> {
+/// A record as JSON: keys and values that are no text stand as hex after `0x`.
+fn record_json(record: &Record) -> serde_json::Value {
+    serde_json::json!({
+        "timestamp": record.timestamp, "key": shown(&record.key), "value": shown(&record.value),
+    })
+}
+
+async fn get(router: &Router, key: &str, at: Option<Timestamp>, output: Format) -> Result<()> {
     let record = router.get(key.as_bytes().to_vec(), at).await?;
-    let record = record.ok_or_else(|| Error::not_found(format!("no key `{key}`")))?;
+    let past = || at.map_or_else(String::new, |at| format!(" at {}", time::exact(at)));
+    let record = record.ok_or_else(|| Error::not_found(format!("no key `{key}`{}", past())))?;
+    if output == Format::Json {
+        return output.print(&record_json(&record), |_| String::new());
+    }
+    // The bytes as they are: a value may be anything.
     let mut out = std::io::stdout().lock();
-    out.write_all(&record.value).and_then(|()| out.write_all(b"\n")).or_kind(ErrorKind::Request, "output")
+    out.write_all(&record.value).and_then(|()| out.write_all(b"\n")).or_kind(ErrorKind::Full, "output")
 }
 
-async fn scan(router: &Router, prefix: &str, at: Option<Timestamp>, limit: u64) -> Result<()> {
+async fn scan(router: &Router, prefix: &str, at: Option<Timestamp>, limit: u64, output: Format) -> Result<()> {
     let mut left = limit;
-    let page = u32::try_from(limit.min(u64::from(MAX_PAGE))).unwrap_or(MAX_PAGE);
+    let page = u32::try_from(limit.min(u64::from(MAX_PAGE))).unwrap_or(MAX_PAGE).max(1);
+    let mut records = Vec::new();
     let at = router
         .scan(prefix.as_bytes(), at, page, |record| {
             if left == 0 {
                 return Ok(false);
             }
             left -= 1;
-            println!("{}\t{}\t{}", record.timestamp, shown(&record.key), shown(&record.value));
+            match output {
+                Format::Text => {
+                    say(&format!("{}\t{}\t{}", record.timestamp, shown(&record.key), shown(&record.value)))?;
+                }
+                Format::Json => records.push(record_json(&record)),
+            }
             Ok(true)
         })
         .await?;
-    eprintln!("as of {at}");
+    match output {
+        Format::Text => eprintln!("as of {}", time::exact(at)),
+        Format::Json => output.print(&serde_json::json!({ "at": at, "records": records }), |_| String::new())?,
+    }
     Ok(())
 }
 
@@ -214,40 +310,30 @@ fn shown(bytes: &[u8]) -> String {
     }
 }
 
-fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value).or_kind(ErrorKind::Bug, "JSON")?);
-    Ok(())
+fn load_text(r: &LoadReport) -> String {
+    format!(
+        "{} writes in {:.1} s: {}/s\nack p50 {}, p99 {}, max {}; longest stall {}\n{} chain steps, {} retries\n",
+        count(r.writes),
+        r.seconds,
+        count(r.writes_per_second as u64),
+        micros(r.ack_p50_micros),
+        micros(r.ack_p99_micros),
+        micros(r.ack_max_micros),
+        micros(r.longest_stall_micros),
+        count(r.chain_steps),
+        count(r.retries)
+    )
 }
 
-fn print_load(r: &LoadReport, output: Format) -> Result<()> {
-    if output == Format::Json {
-        return print_json(r);
-    }
-    let millis = |micros: u64| micros as f64 / 1e3;
-    println!("{} writes in {:.1} s: {:.0}/s", r.writes, r.seconds, r.writes_per_second);
-    println!(
-        "ack p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms; longest stall {:.2} ms",
-        millis(r.ack_p50_micros),
-        millis(r.ack_p99_micros),
-        millis(r.ack_max_micros),
-        millis(r.longest_stall_micros)
+fn check_text(r: &CheckReport) -> String {
+    let mut out = format!(
+        "as of {}: {} records, {} chain steps\n{} wrong values, {} violations of causality\n",
+        time::exact(r.at),
+        count(r.records),
+        count(r.chain_steps),
+        r.wrong_values,
+        r.violations
     );
-    println!("{} chain steps, {} retries", r.chain_steps, r.retries);
-    Ok(())
-}
-
-fn print_check(r: &CheckReport, output: Format) -> Result<()> {
-    if output == Format::Json {
-        print_json(r)?;
-    } else {
-        println!("as of {}: {} records, {} chain steps", r.at, r.records, r.chain_steps);
-        println!("{} wrong values, {} violations of causality", r.wrong_values, r.violations);
-        for fault in &r.faults {
-            println!("  {fault}");
-        }
-    }
-    if r.is_clean() {
-        return Ok(());
-    }
-    Err(Error::damaged(format!("{} violations of causality, {} wrong values", r.violations, r.wrong_values)))
+    r.faults.iter().for_each(|fault| out.push_str(&format!("  {fault}\n")));
+    out
 }

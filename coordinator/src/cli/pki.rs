@@ -8,12 +8,12 @@ use clap::{Args, Subcommand};
 use tidemark_common::identity::Identity;
 use tidemark_proto::{ClusterName, ErrorKind, NodeName, Result, error::ResultExt};
 
-use super::{Format, table};
+use super::output::{Format, fields, listing};
 use crate::pki::{Authority, CA_DAYS, CertificateInfo, Issued, LEAF_DAYS, Leaf, inspect};
 
 /// Make the fleet's authority, issue certificates and show them.
 #[derive(Debug, Args)]
-pub struct PkiCommand {
+pub(crate) struct PkiCommand {
     /// Folder of the authority
     #[arg(long, env = "TIDEMARK_PKI_DIR", default_value = "pki", global = true)]
     dir: PathBuf,
@@ -42,9 +42,6 @@ enum Verb {
     Show {
         /// Certificate files; all of the folder if none is named
         files: Vec<PathBuf>,
-        /// Form of the output
-        #[arg(short, long, value_enum, default_value_t)]
-        output: Format,
     },
 }
 
@@ -97,19 +94,18 @@ enum Issue {
 
 impl PkiCommand {
     /// Does it and prints the result.
-    pub fn run(&self) -> Result<()> {
+    pub(crate) fn run(&self, output: Format) -> Result<()> {
         let now = SystemTime::now();
         match &self.verb {
             Verb::Init { fleet, days, force } => {
-                report(&Authority::create(&self.dir, fleet, *days, *force, now)?);
-                Ok(())
+                output.print(&Authority::create(&self.dir, fleet, *days, *force, now)?, report)
             }
-            Verb::Issue(issue) => self.issue(issue, now),
-            Verb::Show { files, output } => self.show(files, *output, now),
+            Verb::Issue(issue) => self.issue(issue, output, now),
+            Verb::Show { files } => self.show(files, output, now),
         }
     }
 
-    fn issue(&self, issue: &Issue, now: SystemTime) -> Result<()> {
+    fn issue(&self, issue: &Issue, output: Format, now: SystemTime) -> Result<()> {
         let (identity, hosts, common) = match issue {
             Issue::Agent { cluster, node, common } => {
                 (Identity::agent(cluster.clone(), node.clone()), Vec::new(), common)
@@ -122,8 +118,7 @@ impl PkiCommand {
         };
         let leaf = Leaf { identity, hosts, days: common.days };
         let out = common.out.as_deref().unwrap_or(&self.dir);
-        report(&Authority::open(&self.dir)?.issue(&leaf, out, common.force, now)?);
-        Ok(())
+        output.print(&Authority::open(&self.dir)?.issue(&leaf, out, common.force, now)?, report)
     }
 
     fn show(&self, files: &[PathBuf], output: Format, now: SystemTime) -> Result<()> {
@@ -138,20 +133,16 @@ impl PkiCommand {
         for file in files {
             infos.extend(inspect(file, now)?);
         }
-        match output {
-            Format::Json => {
-                println!("{}", serde_json::to_string_pretty(&infos).or_kind(ErrorKind::Bug, "JSON")?);
-            }
-            Format::Text => print!("{}", text(&infos)),
-        }
-        Ok(())
+        output.print(&infos, |infos| text(infos))
     }
 }
 
-fn report(issued: &Issued) {
-    println!("certificate  {}", issued.cert.display());
-    println!("key          {}", issued.key.display());
-    println!("authority    {}", issued.ca.display());
+fn report(issued: &Issued) -> String {
+    fields(&[
+        ("certificate", issued.cert.display().to_string()),
+        ("key", issued.key.display().to_string()),
+        ("authority", issued.ca.display().to_string()),
+    ])
 }
 
 fn default_hosts() -> Vec<String> {
@@ -178,10 +169,8 @@ fn certificates_of(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn text(infos: &[CertificateInfo]) -> String {
-    let heading = ["ROLE", "IDENTITY", "NOT BEFORE", "NOT AFTER", "DAYS LEFT", "SHA-256", "FILE"];
-    let mut rows = vec![heading.map(String::from).to_vec()];
-    for i in infos {
-        rows.push(vec![
+    let rows = infos.iter().map(|i| {
+        [
             i.role.clone(),
             i.identity.clone(),
             i.not_before.clone(),
@@ -189,7 +178,8 @@ fn text(infos: &[CertificateInfo]) -> String {
             i.days_left.to_string(),
             i.fingerprint.clone(),
             i.file.clone(),
-        ]);
-    }
-    table(&rows)
+        ]
+    });
+    let heading = ["ROLE", "IDENTITY", "NOT BEFORE", "NOT AFTER", "DAYS LEFT", "SHA-256", "FILE"];
+    listing(heading, rows, "no certificate: `tidemark pki init` makes an authority")
 }

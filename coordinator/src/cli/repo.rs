@@ -5,14 +5,20 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
+use super::connect::GlobalArgs;
+use super::follow::WaitArgs;
+use super::output::{Format, fields};
+use super::{backup, time};
+use crate::api::RepositoryInfo;
 use crate::repository::{MasterKey, Repository, Store, StoreConfig, StoreOptions};
 
 /// Make and look after the repository.
 #[derive(Debug, Args)]
-pub(super) struct RepoCommand {
+pub(crate) struct RepoCommand {
     #[command(subcommand)]
     verb: Verb,
 }
@@ -26,6 +32,13 @@ enum Verb {
         /// File to write; never overwritten
         #[arg(long)]
         out: PathBuf,
+    },
+    /// Show the repository of the coordinator
+    Info,
+    /// Check that everything the ledgers name is there and whole (`tidemark verify` reads the data itself)
+    Check {
+        #[command(flatten)]
+        wait: WaitArgs,
     },
 }
 
@@ -52,16 +65,42 @@ fn parse_option(text: &str) -> std::result::Result<(String, String), String> {
 
 impl RepoCommand {
     /// Runs the command.
-    pub(super) fn run(self) -> Result<()> {
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<()> {
         match self.verb {
-            Verb::Init(init) => super::block_on(init.run()),
-            Verb::Keygen { out } => keygen(&out),
+            Verb::Init(init) => init.run(global.output).await,
+            Verb::Keygen { out } => keygen(&out, global.output),
+            Verb::Info => global.output.print(&global.client()?.repository().await?, info),
+            Verb::Check { wait } => {
+                let client = global.client()?;
+                let jobs = client.check_repository().await?;
+                backup::end_all(&client, jobs, wait, global.output).await
+            }
         }
     }
 }
 
+fn info(r: &RepositoryInfo) -> String {
+    let clusters = if r.clusters.is_empty() { "none yet".into() } else { r.clusters.join(", ") };
+    let sealed = if r.encrypted { format!("yes, data key {}", r.key_id) } else { "NO".into() };
+    fields(&[
+        ("repository", r.url.clone()),
+        ("id", r.id.clone()),
+        ("created", time::seconds(r.created_millis)),
+        ("encrypted", sealed),
+        ("clusters", clusters),
+    ])
+}
+
+/// What `init` made.
+#[derive(Debug, Serialize)]
+struct Created {
+    id: String,
+    url: String,
+    encrypted: bool,
+}
+
 impl Init {
-    async fn run(self) -> Result<()> {
+    async fn run(self, output: Format) -> Result<()> {
         let master = match self.insecure_no_encryption {
             true => None,
             false => Some(MasterKey::load(self.key_file.as_deref())?.ok_or_else(|| {
@@ -74,21 +113,31 @@ impl Init {
         let options = StoreOptions(self.options.into_iter().collect());
         let store = Store::open(&StoreConfig { url: self.repository, options })?;
         let repository = Repository::init(store, master.as_ref(), SystemClock.millis()).await?;
-        let sealed = if repository.keys().encrypts() { "encrypted" } else { "NOT encrypted" };
-        println!("repository {} created at {}, {sealed}", repository.id(), repository.store().url());
-        Ok(())
+        let created = Created {
+            id: repository.id().to_string(),
+            url: repository.store().url().into(),
+            encrypted: repository.keys().encrypts(),
+        };
+        output.print(&created, |c| {
+            let sealed = if c.encrypted { "encrypted" } else { "NOT encrypted" };
+            format!("repository {} created at {}, {sealed}", c.id, c.url)
+        })
     }
 }
 
-fn keygen(out: &Path) -> Result<()> {
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(out)
-        .or_kind(ErrorKind::Conflict, format_args!("master key file {}", out.display()))?;
+fn keygen(out: &Path, output: Format) -> Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(out).map_err(|e| {
+        match e.kind() {
+            std::io::ErrorKind::AlreadyExists => Error::conflict(format!(
+                "{}: is there already and is never overwritten: backups may need it; choose another --out",
+                out.display()
+            )),
+            _ => Error::config(format!("master key file {} cannot be written", out.display())).with_source(e),
+        }
+    })?;
     let written = file.write_all(MasterKey::generate().to_text().as_bytes()).and_then(|()| file.sync_all());
     written.or_kind(ErrorKind::Full, format_args!("master key file {}", out.display()))?;
-    println!("master key written to {}: keep a copy where the repository is not", out.display());
-    Ok(())
+    output.print(&serde_json::json!({ "key_file": out }), |_| {
+        format!("master key written to {}: keep a copy where the repository is not", out.display())
+    })
 }

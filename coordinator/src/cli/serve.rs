@@ -10,7 +10,7 @@ use crate::daemon;
 
 /// Run a coordinator.
 #[derive(Debug, Args)]
-pub(super) struct ServeCommand {
+pub(crate) struct ServeCommand {
     /// Configuration file
     #[arg(short, long, env = "TIDEMARK_CONFIG", default_value = "/etc/tidemark/coordinator.toml")]
     config: PathBuf,
@@ -18,7 +18,7 @@ pub(super) struct ServeCommand {
 
 impl ServeCommand {
     /// Runs until SIGTERM or SIGINT.
-    pub(super) fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let config = CoordinatorConfig::load(&self.config)?;
         tidemark_common::log::init(&config.log)?;
         super::block_on(async { daemon::start(config).await?.until_signal().await })

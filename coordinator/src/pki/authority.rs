@@ -19,7 +19,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{AUTHORITY_DIR, BACKDATE_SECONDS, CA_CERT, CA_KEY, DAY, files};
 
 /// What was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Issued {
     /// The certificate.
     pub cert: PathBuf,

@@ -88,6 +88,13 @@ pub struct RestorePlan {
     pub(super) sources: Option<Sources>,
 }
 
+impl RestorePlan {
+    /// The request with the very backup that was planned, whatever `latest` means by the time it runs.
+    pub fn pinned(&self) -> RestoreRequest {
+        RestoreRequest { backup: self.backup.to_string(), ..self.request.clone() }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Sources {
     pub(super) parts: Vec<PartEntry>,

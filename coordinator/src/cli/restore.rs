@@ -1,0 +1,189 @@
+//! `tidemark restore`.
+
+use clap::{Args, Subcommand};
+use tidemark_proto::{ClusterName, Result, Timestamp};
+
+use super::confirm::ConfirmArgs;
+use super::connect::{ClusterArg, GlobalArgs};
+use super::follow::WaitArgs;
+use super::output::count;
+use super::{jobs, report, time};
+use crate::client::ApiClient;
+use crate::job::JobKind;
+use crate::job::restore::{RestorePlan, RestoreRequest};
+
+/// `tidemark restore`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RestoreCommand {
+    /// Say what a restore would do; nothing changes
+    #[command(after_help = EXAMPLES)]
+    Plan(What),
+    /// Restore a backup
+    #[command(after_help = EXAMPLES)]
+    Run(Box<Run>),
+    /// Show a restore
+    Status {
+        /// The job: id or a unique beginning of it; the running one where there is one alone
+        job: Option<String>,
+        /// Only of this cluster
+        #[arg(short = 'C', long)]
+        cluster: Option<ClusterName>,
+        /// Follow it to its end
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Cancel a running restore: every node is put back as it was
+    Cancel {
+        /// The job: id or a unique beginning of it; the running one where there is one alone
+        job: Option<String>,
+        /// Only of this cluster
+        #[arg(short = 'C', long)]
+        cluster: Option<ClusterName>,
+    },
+}
+
+const EXAMPLES: &str = "Examples:
+  tidemark restore plan latest --cluster orders --target orders-copy
+  tidemark restore run latest --cluster orders --target orders-copy
+  tidemark restore run 3f2a91c0 --cluster orders --in-place --keys 'user:*' --keys '!user:test:*'";
+
+/// What is restored, and where to.
+#[derive(Debug, Args)]
+pub(crate) struct What {
+    /// The backup: id, a unique beginning of it, or `latest`
+    backup: String,
+    #[command(flatten)]
+    cluster: ClusterArg,
+    /// Cluster to restore onto; the same where it is left out
+    #[arg(long)]
+    target: Option<ClusterName>,
+    /// Replace what the nodes hold now
+    #[arg(long)]
+    in_place: bool,
+    /// Only keys that fit this pattern (`*`, `?`, `[a-z]`); `!` in front leaves them out; may be given several times
+    #[arg(long, value_name = "GLOB")]
+    keys: Vec<String>,
+}
+
+/// Options of `restore run`.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    what: What,
+    /// Print the plan and stop
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    confirm: ConfirmArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+impl What {
+    async fn plan(self, client: &ApiClient) -> Result<RestorePlan> {
+        let request = RestoreRequest {
+            cluster: self.cluster.resolve(client).await?,
+            backup: self.backup,
+            target: self.target,
+            in_place: self.in_place,
+            keys: self.keys,
+        };
+        client.plan_restore(&request).await
+    }
+}
+
+impl RestoreCommand {
+    /// Does it.
+    pub(crate) async fn run(self, global: &GlobalArgs) -> Result<()> {
+        let (client, output) = (global.client()?, global.output);
+        match self {
+            Self::Plan(what) => output.print(&what.plan(&client).await?, report::plan),
+            Self::Run(run) => run.run(&client, global).await,
+            Self::Status { job, cluster, wait } => {
+                jobs::status(&client, Some(JobKind::Restore), job.as_deref(), cluster.as_ref(), wait, output).await
+            }
+            Self::Cancel { job, cluster } => {
+                jobs::cancel(&client, Some(JobKind::Restore), job.as_deref(), cluster.as_ref(), output).await
+            }
+        }
+    }
+}
+
+impl Run {
+    async fn run(self, client: &ApiClient, global: &GlobalArgs) -> Result<()> {
+        let plan = self.what.plan(client).await?;
+        if self.dry_run {
+            return global.output.print(&plan, report::plan);
+        }
+        if plan.request.in_place && plan.problems.is_empty() {
+            self.confirm.confirm(&question(&plan))?;
+        }
+        // With problems the coordinator refuses and says why.
+        let info = client.create_restore(&plan.pinned()).await?;
+        self.wait.end(client, info, global.output).await
+    }
+}
+
+fn question(plan: &RestorePlan) -> String {
+    let target = plan.request.target.as_ref().unwrap_or(&plan.request.cluster);
+    let present: u64 = plan.targets.iter().map(|t| t.present_records).sum();
+    format!(
+        "Replace the {} records that cluster {target} holds now by those of backup {}, the state of {}?",
+        count(present),
+        plan.backup,
+        time::exact(Timestamp(plan.cut))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::restore::PlanNode;
+
+    fn plan() -> RestorePlan {
+        let node = PlanNode {
+            node: "b1".parse().unwrap(),
+            slots: tidemark_proto::SlotSet::all(),
+            parts: 3,
+            bytes: 2048,
+            disk_bytes: 4096,
+            present_records: 1500,
+        };
+        serde_json::from_value(serde_json::json!({
+            "request": {"cluster": "orders", "backup": "latest", "target": "copy", "in_place": true, "keys": ["user:*"]},
+            "backup": "0123456789abcdef0123456789abcdef",
+            "cut": 1u64 << 58,
+            "source_nodes": 3,
+            "targets": [node],
+            "records": 1_500_000,
+            "bytes": 1u64 << 30,
+            "stored_bytes": 1u64 << 29,
+            "estimated_seconds": 11,
+            "problems": ["node b1 is busy"],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_question_names_what_is_lost() {
+        let text = question(&plan());
+        for word in ["1,500 records", "cluster copy", "0123456789abcdef"] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_plan_says_what_stands_against_it() {
+        let text = report::plan(&plan());
+        for word in
+            ["1,500,000 records, 1.0 GiB", "512.0 MiB from", "about 11.0 s", "user:*", "b1", "node b1 is busy"]
+        {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_runs_is_the_backup_that_was_planned() {
+        assert_eq!(plan().pinned().backup, "0123456789abcdef0123456789abcdef");
+    }
+}
