@@ -109,7 +109,8 @@ impl Router {
     }
 
     /// Visits all records of all nodes whose keys begin with `prefix`, node after node, as of one timestamp: `at`, or
-    /// one that is now on the first node and not before anything seen. The visitor answers whether to go on. Answers the timestamp.
+    /// one that is now on the first node and not before anything seen. The visitor answers whether to go on; the answer
+    /// is the timestamp.
     pub async fn scan(
         &self,
         prefix: &[u8],
