@@ -56,7 +56,7 @@ fn pipeline(bytes: u64) -> Result<()> {
     let start = Instant::now();
     let count = blocks.len() as u32;
     let mut blocks = blocks.into_iter();
-    let reader = RunReader::new(sealer(), vec![0..count], move || Ok(blocks.next()), 8 << 20)?;
+    let reader = RunReader::new(sealer(), std::iter::once(0..count).collect(), move || Ok(blocks.next()), 8 << 20)?;
     let (mut merge, mut read) = (Merge::new(vec![reader]), SetDigest::default());
     while merge.advance()? {
         let entry = merge.current();
