@@ -101,6 +101,7 @@ impl Bench {
     }
 
     fn step(&mut self, event: Event) {
+        assert!(self.sent.len() < 10_000, "the job does not end");
         let actions = self.core.step(event, NOW);
         self.sent.extend(actions.iter().cloned());
         self.todo.extend(actions);
