@@ -73,7 +73,7 @@ fn load(store: &Embedded, parts: &[Vec<(u16, Vec<u8>)>], threads: usize, at: Tim
                     let mut part = loader.part(i as u32).unwrap();
                     for (n, (slot, key)) in records.iter().enumerate() {
                         let record = RecordRef { slot: *slot, key, meta: &[], value: &pool[n % pool.len()] };
-                        part.put(record).unwrap();
+                        part.put(record, tidemark_agent::engine::record_hash(record)).unwrap();
                         let _ = bytes.fetch_add((key.len() + VALUE) as u64, Ordering::Relaxed);
                     }
                     let _ = part.finish(SetDigest::default()).unwrap();

@@ -1,6 +1,6 @@
 //! The agent's configuration: a TOML file, every key documented in `deploy/config/agent.example.toml`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tidemark_common::pki::PkiPaths;
@@ -114,7 +114,7 @@ const MIN_PART_BYTES: u64 = 64 << 10;
 
 impl AgentConfig {
     /// Reads and checks the file.
-    pub fn load(path: &std::path::Path) -> Result<Self> {
+    pub fn load(path: &Path) -> Result<Self> {
         let config: Self = tidemark_common::config::load(path)?;
         config.check().map_err(|e| e.context(path.display()))?;
         Ok(config)
@@ -137,5 +137,26 @@ impl AgentConfig {
             return self.concurrency;
         }
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_AUTO_CONCURRENCY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_good_and_unknown_keys_are_named() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/agent.example.toml");
+        let _ = AgentConfig::load(&path).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let wrong = dir.path().join("wrong.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&wrong, text.replace("[log]", "[log]\ncolour = true")).unwrap();
+        let err = AgentConfig::load(&wrong).unwrap_err();
+        assert!(
+            err.report().contains("colour") && err.kind() == tidemark_proto::ErrorKind::Config,
+            "{}",
+            err.report()
+        );
     }
 }

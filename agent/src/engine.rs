@@ -141,8 +141,9 @@ pub trait Loader: Send + Sync {
 
 /// One part being loaded.
 pub trait PartLoader: Send {
-    /// The next record.
-    fn put(&mut self, record: RecordRef<'_>) -> Result<()>;
+    /// The next record. `hash` is its [`record_hash`], which the caller has for the digest of the source already; that
+    /// what is stored has it shows when `Loader::verify` reads back.
+    fn put(&mut self, record: RecordRef<'_>, hash: u128) -> Result<()>;
 
     /// Makes the part durable with the digest of its source (for `Loader::loaded`); answers the digest of what was put.
     fn finish(self: Box<Self>, source: SetDigest) -> Result<SetDigest>;

@@ -143,12 +143,13 @@ fn apply(job: &LoadJob, number: u32, slots: &SlotSet, mut merge: Merge<fetch::Bl
         }
         let (meta, value) = entry.put.unwrap_or_default();
         let record = RecordRef { slot: entry.slot, key: entry.key, meta, value };
-        source.add(record_hash(record));
+        let hash = record_hash(record);
+        source.add(hash);
         let bytes = (entry.key.len() + meta.len() + value.len()) as u64;
         let _ = job.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         let _ = job.counters.records.fetch_add(1, Ordering::Relaxed);
         if job.filter.takes(entry.key) {
-            loader.put(record)?;
+            loader.put(record, hash)?;
         }
     }
     let loaded = loader.finish(source)?;

@@ -7,6 +7,9 @@ use tracing_subscriber::EnvFilter;
 /// Environment variable that overrides the configured filter.
 pub const LOG_ENV: &str = "TIDEMARK_LOG";
 
+/// Filter when none is configured: the store below the embedded engine is chatty at `info`.
+pub const DEFAULT_FILTER: &str = "info,fjall=warn,lsm_tree=warn";
+
 /// The `[log]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -30,7 +33,7 @@ pub enum LogFormat {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { filter: "info".into(), format: LogFormat::Text }
+        Self { filter: DEFAULT_FILTER.into(), format: LogFormat::Text }
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -13,6 +13,7 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
+use crate::clock::SystemClock;
 use crate::identity::Identity;
 use crate::pki::{Credentials, PkiPaths};
 
@@ -53,7 +54,7 @@ impl TestFleet {
 
     /// Issues `<file>.crt` and `<file>.key`, valid from and until so many days from now. Written anew, they are renewed.
     pub fn issue(&self, file: &str, identity: &Identity, days: (i64, i64)) -> PkiPaths {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("clock").as_secs() as i64;
+        let now = SystemClock.time().duration_since(UNIX_EPOCH).expect("clock").as_secs() as i64;
         let at = |days: i64| date_time_ymd(1970, 1, 1) + Duration::from_secs((now + days * DAY) as u64);
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
         params.subject_alt_names.push(SanType::URI(identity.to_string().try_into().expect("URI")));

@@ -149,3 +149,24 @@ impl CoordinatorConfig {
         Duration::from_secs(self.shutdown_grace_seconds)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_good_and_unknown_keys_are_named() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/coordinator.example.toml");
+        let _ = CoordinatorConfig::load(&path).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let wrong = dir.path().join("wrong.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&wrong, text.replace("[log]", "[log]\ncolour = true")).unwrap();
+        let err = CoordinatorConfig::load(&wrong).unwrap_err();
+        assert!(
+            err.report().contains("colour") && err.kind() == tidemark_proto::ErrorKind::Config,
+            "{}",
+            err.report()
+        );
+    }
+}

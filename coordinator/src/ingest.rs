@@ -17,7 +17,7 @@ use tidemark_proto::wire::bulk::{
     FRAME_BLOCK, FRAME_INDEX, Grant, MAX_BLOCK_FRAME, MAX_INDEX_FRAME, PartDone, PartOffer, Stored,
 };
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::job::backup::PartKey;
 use crate::repository::{JobRecorder, PackKind, PackSet, Repository};
@@ -93,6 +93,7 @@ impl Ingest {
             packs: PackSet::new(self.repository.store(), cluster),
             recorder: tokio::sync::Mutex::new(JobRecorder::new(&self.repository, cluster, job, epoch, cut, parent)),
             state: Mutex::default(),
+            under_way: watch::Sender::new(0),
         });
         let _ = self.jobs.lock().expect("jobs").insert(job, opened.clone());
         opened
@@ -120,6 +121,7 @@ impl Ingest {
         let job = self.job(&offer.job)?;
         let source = job.admit(cluster, node, &offer)?;
         let permit = self.memory.clone().acquire_owned().await.map_err(|_| Error::cancelled("ingest is closed"))?;
+        let under_way = job.enter();
         let (salt, key_id) = (rand::random::<[u8; 16]>(), self.repository.keys().current());
         let grant = Grant {
             run_tag: self.repository.keys().run_tag(cluster, offer.region, &offer.lower, &salt),
@@ -142,6 +144,7 @@ impl Ingest {
         drop(permit);
         let received = job.assemble(source, offer, run, done)?;
         let stored = job.note(received);
+        drop(under_way);
         job.acknowledge_durable().await?;
         stored.await.map_err(|_| Error::cancelled("the backup ended before the part was stored"))?;
         writer.write_message(&Stored {}).await
@@ -158,6 +161,17 @@ pub struct IngestJob {
     packs: PackSet,
     recorder: tokio::sync::Mutex<JobRecorder>,
     state: Mutex<Parts>,
+    /// Parts that were granted and are not noted yet.
+    under_way: watch::Sender<usize>,
+}
+
+/// A part under way, until it is dropped.
+struct UnderWay<'a>(&'a watch::Sender<usize>);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -313,8 +327,16 @@ impl IngestJob {
         Ok(())
     }
 
-    /// Closes the packs and acknowledges every part.
+    fn enter(&self) -> UnderWay<'_> {
+        self.under_way.send_modify(|n| *n += 1);
+        UnderWay(&self.under_way)
+    }
+
+    /// Closes the packs and acknowledges every part. An agent is done when its bytes have arrived, which may be before
+    /// they were read here: parts under way are waited for. Those of a lost agent end with its connection.
     pub async fn flush(&self) -> Result<()> {
+        // The sender lives in this job.
+        let _ = self.under_way.subscribe().wait_for(|n| *n == 0).await;
         self.packs.flush().await?;
         self.acknowledge_durable().await
     }

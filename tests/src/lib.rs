@@ -1,4 +1,5 @@
 //! What test tiers share.
 
+pub mod bench;
 pub mod memory_kv;
 pub mod nodes;

@@ -1,10 +1,10 @@
 //! `tidemark check-config`: what a coordinator would stumble over, without running one.
 
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use clap::Args;
 use serde::Serialize;
+use tidemark_common::clock::SystemClock;
 use tidemark_common::pki::Credentials;
 use tidemark_proto::{Error, Result};
 
@@ -48,7 +48,7 @@ impl CheckConfigCommand {
         let (agents_at, api_at) = crate::daemon::addresses(&config).await?;
         let credentials = Credentials::load(config.tls.clone())?;
         crate::daemon::check_identity(&credentials)?;
-        let days_left = inspect(&config.tls.cert, SystemTime::now())?.first().map_or(0, |c| c.days_left);
+        let days_left = inspect(&config.tls.cert, SystemClock.time())?.first().map_or(0, |c| c.days_left);
         let mut warnings = Vec::new();
         if days_left < 0 {
             return Err(Error::config(format!(

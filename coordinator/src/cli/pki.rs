@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
+use tidemark_common::clock::SystemClock;
 use tidemark_common::identity::Identity;
 use tidemark_proto::{ClusterName, ErrorKind, NodeName, Result, error::ResultExt};
 
@@ -95,7 +96,7 @@ enum Issue {
 impl PkiCommand {
     /// Does it and prints the result.
     pub(crate) fn run(&self, output: Format) -> Result<()> {
-        let now = SystemTime::now();
+        let now = SystemClock.time();
         match &self.verb {
             Verb::Init { fleet, days, force } => {
                 output.print(&Authority::create(&self.dir, fleet, *days, *force, now)?, report)

@@ -112,7 +112,7 @@ pub async fn load(router: &Router, options: &LoadOptions, stop: CancellationToke
     let start = Instant::now();
     // Ends all tasks when the records are done, one has failed, or the caller says so.
     let ending = stop.child_token();
-    let shared = Arc::new(Shared::new(options.clone(), ending.clone(), start));
+    let shared = Arc::new(Shared::new(options.clone(), ending.clone(), router.seen().clone(), start));
     let mut writers = JoinSet::new();
     for client in 0..options.clients {
         let _ = writers.spawn(write_records(shared.clone(), router.another_client(), client));

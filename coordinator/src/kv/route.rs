@@ -109,7 +109,8 @@ impl Router {
     }
 
     /// Visits all records of all nodes whose keys begin with `prefix`, node after node, as of one timestamp: `at`, or
-    /// that of the first page. The visitor answers whether to go on. Answers the timestamp.
+    /// one that is now on the first node and not before anything seen. The visitor answers whether to go on; the answer
+    /// is the timestamp.
     pub async fn scan(
         &self,
         prefix: &[u8],
@@ -117,17 +118,19 @@ impl Router {
         page: u32,
         mut visit: impl FnMut(Record) -> Result<bool>,
     ) -> Result<Timestamp> {
-        let mut at = at;
+        let at = match at {
+            Some(at) => at,
+            None => self.now().await?,
+        };
         for (route, client) in self.nodes.iter() {
             let mut from = Vec::new();
             loop {
                 let found =
-                    client.scan(prefix.to_vec(), from, at, page).await.map_err(|e| e.context(&route.node))?;
-                let read_at = *at.get_or_insert(found.at);
+                    client.scan(prefix.to_vec(), from, Some(at), page).await.map_err(|e| e.context(&route.node))?;
                 for record in found.records {
                     // A node also serves what it should not have; the router's view decides.
                     if route.slots.contains(slot_of(&record.key)) && !visit(record)? {
-                        return Ok(read_at);
+                        return Ok(at);
                     }
                 }
                 match found.next {
@@ -136,7 +139,20 @@ impl Router {
                 }
             }
         }
-        Ok(at.unwrap_or_default())
+        Ok(at)
+    }
+
+    /// A timestamp that is now on the first node and not before anything this client has seen: two nodes may count
+    /// the same millisecond differently.
+    async fn now(&self) -> Result<Timestamp> {
+        let (route, client) = self.node(0)?;
+        let page = client.scan(Vec::new(), Vec::new(), None, 1).await.map_err(|e| e.context(&route.node))?;
+        Ok(page.at.max(self.seen.get()))
+    }
+
+    /// The highest timestamp seen.
+    pub fn seen(&self) -> &Seen {
+        &self.seen
     }
 
     fn node(&self, node: usize) -> Result<&(NodeRoute, KvClient)> {

@@ -8,6 +8,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use hdrhistogram::Histogram;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use tidemark_common::kv_client::Seen;
 use tidemark_proto::wire::kv::Write;
 use tidemark_proto::{Result, Timestamp};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -29,6 +30,8 @@ const DIGITS: u8 = 3;
 pub(super) struct Shared {
     pub(super) options: LoadOptions,
     pub(super) ending: CancellationToken,
+    /// The caller's: what the clients were acknowledged, though they do not tell each other.
+    seen: Seen,
     start: Instant,
     pace: Pace,
     writes: AtomicU64,
@@ -41,12 +44,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(options: LoadOptions, ending: CancellationToken, start: Instant) -> Self {
+    pub(super) fn new(options: LoadOptions, ending: CancellationToken, seen: Seen, start: Instant) -> Self {
         let acks = Histogram::new(DIGITS).expect("3 digits are allowed");
         Self {
             pace: Pace::new(options.rate),
             options,
             ending,
+            seen,
             start,
             writes: AtomicU64::new(0),
             steps: AtomicU64::new(0),
@@ -76,6 +80,7 @@ impl Shared {
             at = retrying(self.options.patience, failed, || router.commit(node, writes.clone())) => at?,
             () = given_up => return Ok(None),
         };
+        self.seen.observe(at);
         let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         self.acks.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(micros(sent.elapsed()));
         let now = micros(self.start.elapsed());

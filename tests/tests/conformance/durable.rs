@@ -140,7 +140,8 @@ fn a_restore_goes_on_after_a_crash() {
     let _ = load(loader.as_ref(), 4, &State::new());
     let mut part = loader.part(2).unwrap();
     for ((slot, key), value) in two.iter().take(2000) {
-        part.put(tidemark_agent::engine::RecordRef { slot: *slot, key, meta: &[], value }).unwrap();
+        put_record(part.as_mut(), tidemark_agent::engine::RecordRef { slot: *slot, key, meta: &[], value })
+            .unwrap();
     }
     let copy = crash(dir.path());
 

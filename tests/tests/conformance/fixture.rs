@@ -10,7 +10,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tidemark_agent::engine::embedded::{DEFAULT_RETENTION, Embedded, Options};
 use tidemark_agent::engine::memory::Memory;
-use tidemark_agent::engine::{Engine, RecordRef, ScanRange, Snapshot, record_hash};
+use tidemark_agent::engine::{Engine, PartLoader, RecordRef, ScanRange, Snapshot, record_hash};
 use tidemark_agent::kv::{KvStore, Write};
 use tidemark_common::clock::{Hlc, WallClock};
 use tidemark_proto::hash::SetDigest;
@@ -154,4 +154,9 @@ pub(crate) fn digest(state: &State) -> SetDigest {
         digest.add(record_hash(RecordRef { slot: *slot, key, meta: &[], value }));
     }
     digest
+}
+
+/// Puts a record into a part with its hash, as a restore does.
+pub(crate) fn put_record(part: &mut dyn PartLoader, record: RecordRef<'_>) -> Result<()> {
+    part.put(record, record_hash(record))
 }

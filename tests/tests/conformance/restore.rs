@@ -10,7 +10,7 @@ use crate::fixture::*;
 pub(crate) fn load(loader: &dyn Loader, number: u32, state: &State) -> SetDigest {
     let mut part = loader.part(number).unwrap();
     for ((slot, key), value) in state {
-        part.put(RecordRef { slot: *slot, key, meta: &[], value }).unwrap();
+        put_record(part.as_mut(), RecordRef { slot: *slot, key, meta: &[], value }).unwrap();
     }
     part.finish(digest(state)).unwrap()
 }
@@ -113,7 +113,7 @@ pub(crate) fn an_unfinished_part_leaves_nothing(f: &Fixture) {
     let mut part = loader.part(2).unwrap();
     assert_eq!(loader.part(2).map(|_| ()).unwrap_err().kind(), ErrorKind::Conflict);
     for ((slot, key), value) in &two {
-        part.put(RecordRef { slot: *slot, key, meta: &[], value }).unwrap();
+        put_record(part.as_mut(), RecordRef { slot: *slot, key, meta: &[], value }).unwrap();
     }
     drop(part);
     assert_eq!(loader.part(1).map(|_| ()).unwrap_err().kind(), ErrorKind::Conflict);
@@ -132,7 +132,7 @@ pub(crate) fn bad_records_are_refused(f: &Fixture) {
     let loader = s.restore(job(1), SlotSet::range(slot, slot), false).unwrap();
     let mut part = loader.part(0).unwrap();
     let mut kind = |slot, key: &'static [u8], meta: &'static [u8]| {
-        part.put(RecordRef { slot, key, meta, value: b"" }).map_err(|e| e.kind())
+        put_record(part.as_mut(), RecordRef { slot, key, meta, value: b"" }).map_err(|e| e.kind())
     };
     assert_eq!(kind(slot, b"a", b""), Ok(()));
     assert_eq!(kind(slot, b"a", b""), Err(ErrorKind::Request), "twice");

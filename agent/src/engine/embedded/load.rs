@@ -197,7 +197,7 @@ impl Part {
 }
 
 impl PartLoader for Part {
-    fn put(&mut self, record: RecordRef<'_>) -> Result<()> {
+    fn put(&mut self, record: RecordRef<'_>, hash: u128) -> Result<()> {
         self.check(record)?;
         key::encode_prefix(&mut self.encoded, record.slot, record.key);
         if self.first.is_some() && self.encoded <= self.last {
@@ -214,7 +214,7 @@ impl PartLoader for Part {
         }
         value::put(&mut self.value, record.value);
         self.ingest.put(encoded, UserValue::from(&self.value[..]))?;
-        self.digest.add(record_hash(record));
+        self.digest.add(hash);
         self.bytes += (record.key.len() + record.value.len()) as u64;
         Ok(())
     }
@@ -273,7 +273,8 @@ mod tests {
 
     fn put(part: &mut dyn PartLoader, key: &[u8]) {
         let slot = tidemark_proto::slot_of(key);
-        part.put(RecordRef { slot, key, meta: &[], value: b"v" }).unwrap();
+        let record = RecordRef { slot, key, meta: &[], value: b"v" };
+        part.put(record, record_hash(record)).unwrap();
     }
 
     #[test]

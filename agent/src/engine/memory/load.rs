@@ -92,7 +92,7 @@ struct MemoryPart {
 }
 
 impl PartLoader for MemoryPart {
-    fn put(&mut self, record: RecordRef<'_>) -> Result<()> {
+    fn put(&mut self, record: RecordRef<'_>, hash: u128) -> Result<()> {
         let mut state = self.store.lock();
         let slots = &staging(&mut state, self.job)?.slots;
         if !record.meta.is_empty() {
@@ -105,7 +105,7 @@ impl PartLoader for MemoryPart {
         if self.last.as_ref().is_some_and(|last| *last >= key) {
             return Err(Error::request("records must ascend by (slot, key): sort the source"));
         }
-        self.part.loaded.add(record_hash(record));
+        self.part.loaded.add(hash);
         let _ = self.part.records.insert(key.clone(), record.value.to_vec());
         self.last = Some(key);
         Ok(())

@@ -112,7 +112,7 @@ impl Driver {
 
     async fn load_everywhere(&self) -> Result<Vec<Vec<LoadedPart>>> {
         self.job.phase("opening staging areas");
-        let _ = futures::future::try_join_all((0..self.plan.targets.len()).map(|n| self.begin(n))).await?;
+        let _: Vec<()> = futures::future::try_join_all((0..self.plan.targets.len()).map(|n| self.begin(n))).await?;
         self.job.phase("loading parts");
         futures::future::try_join_all((0..self.plan.targets.len()).map(|n| self.load(n))).await
     }
