@@ -1,1 +1,18 @@
-//! The flow tier.
+//! The flow tier: backup and restore as users run them, with the built binaries as processes.
+
+#[path = "flow/broken.rs"]
+mod broken;
+#[path = "flow/damage.rs"]
+mod damage;
+#[path = "flow/delta.rs"]
+mod delta;
+#[path = "flow/identity.rs"]
+mod identity;
+#[path = "flow/in_place.rs"]
+mod in_place;
+#[path = "flow/repository.rs"]
+mod repository;
+#[path = "flow/shape.rs"]
+mod shape;
+#[path = "flow/steps.rs"]
+mod steps;

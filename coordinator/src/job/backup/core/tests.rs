@@ -431,8 +431,14 @@ fn cancel_at_any_moment_ends_with_every_node_released() {
 fn what_fails_after_the_cut_ends_the_job() {
     let full = || Err(Error::full("the disk is full"));
     let mut bench = Bench::new(settings(3));
-    let error = bench.run(|a| (*a == Action::Upload(1)).then(|| Event::Uploaded(1, full()))).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Full);
+    bench.step(Event::Start);
+    while !bench.sent.contains(&Action::Upload(2)) {
+        assert!(bench.answer(&mut |_| None));
+    }
+    bench.step(Event::Uploaded(1, full()));
+    assert_eq!(bench.sent.last(), Some(&Action::Settle(false)), "the other uploads are not waited for");
+    while bench.answer(&mut |_| None) {}
+    assert_eq!(bench.end().unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(bench.count(|a| *a == Action::Store), 0);
     let mut bench = Bench::new(settings(3));
     let error = bench.run(|a| (*a == Action::Store).then(|| Event::Stored(full()))).unwrap_err();

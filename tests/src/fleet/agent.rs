@@ -1,0 +1,100 @@
+//! An agent's process.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use tidemark_common::clock::SystemClock;
+use tidemark_common::pki::PkiPaths;
+use tidemark_coordinator::pki::Authority;
+use tidemark_proto::SlotSet;
+
+use super::process::Process;
+
+/// The kind of store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineKind {
+    /// On disk.
+    Embedded,
+    /// In memory.
+    Memory,
+}
+
+/// An agent to start.
+#[derive(Debug, Clone)]
+pub struct AgentSpec {
+    /// Its cluster.
+    pub cluster: String,
+    /// Its node.
+    pub node: String,
+    /// Its slots.
+    pub slots: SlotSet,
+    /// Its store.
+    pub engine: EngineKind,
+    /// How deltas are found: `auto`, `key-index`, `full`.
+    pub delta: String,
+    /// A full run is closed at about this many bytes; 0 takes the default.
+    pub part_bytes: u64,
+    /// Certificates, if others than those of its names.
+    pub tls: Option<PkiPaths>,
+}
+
+impl AgentSpec {
+    /// An embedded store that finds deltas by itself.
+    pub fn new(cluster: &str, node: &str, slots: SlotSet) -> Self {
+        Self {
+            cluster: cluster.into(),
+            node: node.into(),
+            slots,
+            engine: EngineKind::Embedded,
+            delta: "auto".into(),
+            part_bytes: 0,
+            tls: None,
+        }
+    }
+}
+
+/// A started agent.
+#[derive(Debug)]
+pub struct AgentProcess {
+    /// Its process.
+    pub process: Process,
+    /// What it was started with.
+    pub spec: AgentSpec,
+}
+
+impl AgentProcess {
+    pub(super) fn start(dir: &Path, authority: &Authority, coordinator: SocketAddr, spec: AgentSpec) -> Self {
+        let name = format!("{}-{}", spec.cluster, spec.node);
+        let uri = format!("tidemark://agent/{}/{}", spec.cluster, spec.node);
+        let tls = spec.tls.clone();
+        let tls = tls.unwrap_or_else(|| super::issue(authority, &uri, &dir.join("pki"), 30, SystemClock.time()));
+        let part_bytes =
+            if spec.part_bytes > 0 { format!("part_bytes = {}", spec.part_bytes) } else { String::new() };
+        let engine = match spec.engine {
+            EngineKind::Embedded => {
+                format!("kind = \"embedded\"\ndata_dir = {:?}", dir.join(format!("{name}.data")))
+            }
+            EngineKind::Memory => "kind = \"memory\"".to_owned(),
+        };
+        let text = format!(
+            "cluster = \"{}\"\nnode = \"{}\"\ncoordinators = [\"{coordinator}\"]\nstate_dir = {:?}\ndelta = \"{}\"\n\
+             {part_bytes}\n\
+             [tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
+             [engine]\n{engine}\nslots = \"{}\"\nlisten = \"127.0.0.1:0\"\n\
+             [log]\nformat = \"json\"\nfilter = \"info,fjall=warn,lsm_tree=warn,tidemark_agent=debug\"\n",
+            spec.cluster,
+            spec.node,
+            dir.join(format!("{name}.state")),
+            spec.delta,
+            tls.ca,
+            tls.cert,
+            tls.key,
+            spec.slots,
+        );
+        let config = dir.join(format!("{name}.toml"));
+        std::fs::write(&config, text).expect("configuration");
+        let args = ["--config", config.to_str().expect("UTF-8")];
+        let process = Process::start("tidemark-agent", &args, &dir.join(format!("{name}.log")));
+        Self { process, spec }
+    }
+}

@@ -1,0 +1,98 @@
+//! The coordinator's process, on a repository that the command line made.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tidemark_common::pki::PkiPaths;
+
+use super::process::{Process, binary};
+
+/// What is different from the usual.
+#[derive(Debug, Clone, Default)]
+pub struct CoordinatorSpec {
+    /// The repository is not encrypted.
+    pub plain: bool,
+    /// Lines for the end of the configuration: whole sections.
+    pub sections: String,
+}
+
+/// A running coordinator.
+#[derive(Debug)]
+pub struct Coordinator {
+    /// Its process.
+    pub process: Process,
+    /// UDP address for agents.
+    pub agent_address: SocketAddr,
+    /// TCP address of the API.
+    pub api_address: SocketAddr,
+    spec: CoordinatorSpec,
+    tls: PkiPaths,
+}
+
+/// The repository in a fleet's folder.
+pub(super) fn repository_dir(dir: &Path) -> PathBuf {
+    dir.join("repository")
+}
+
+fn tidemark(args: &[&str]) {
+    let done = Command::new(binary("tidemark")).args(args).output().expect("tidemark");
+    assert!(done.status.success(), "tidemark {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn init_repository(dir: &Path, plain: bool) {
+    let (repository, key) = (repository_dir(dir), dir.join("master.key"));
+    std::fs::create_dir(&repository).expect("folder");
+    let url = format!("file://{}", repository.display());
+    if plain {
+        return tidemark(&["repo", "init", "--repository", &url, "--insecure-no-encryption"]);
+    }
+    let key = key.to_str().expect("UTF-8");
+    tidemark(&["repo", "keygen", "--out", key]);
+    tidemark(&["repo", "init", "--repository", &url, "--key-file", key]);
+}
+
+/// The address after `field` in a line of the log.
+fn address(line: &str, field: &str) -> SocketAddr {
+    let line: serde_json::Value = serde_json::from_str(line).expect("a JSON line");
+    line["fields"][field].as_str().and_then(|a| a.parse().ok()).expect("an address")
+}
+
+impl Coordinator {
+    pub(super) async fn start(dir: &Path, spec: CoordinatorSpec, tls: PkiPaths) -> Self {
+        init_repository(dir, spec.plain);
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::run(dir, spec, tls, any, any).await
+    }
+
+    /// Ends in order and runs again on the same ports, which agents know.
+    pub(super) async fn restart(mut self, dir: &Path) -> Self {
+        self.process.stop().await;
+        let ended = dir.join("coordinator.before.log");
+        std::fs::rename(dir.join("coordinator.log"), ended).expect("log");
+        let (agents, api) = (self.agent_address, self.api_address);
+        Self::run(dir, self.spec.clone(), self.tls.clone(), agents, api).await
+    }
+
+    async fn run(dir: &Path, spec: CoordinatorSpec, tls: PkiPaths, listen: SocketAddr, api: SocketAddr) -> Self {
+        let key = if spec.plain { String::new() } else { format!("key_file = {:?}", dir.join("master.key")) };
+        let text = format!(
+            "name = \"c1\"\nlisten = \"{listen}\"\napi_listen = \"{api}\"\n\
+             [tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
+             [repository]\nurl = \"file://{}\"\n{key}\n\
+             [log]\nformat = \"json\"\nfilter = \"info,tidemark_coordinator=debug\"\n{}\n",
+            tls.ca,
+            tls.cert,
+            tls.key,
+            repository_dir(dir).display(),
+            spec.sections,
+        );
+        let config = dir.join("coordinator.toml");
+        std::fs::write(&config, text).expect("configuration");
+        let args = ["serve", "--config", config.to_str().expect("UTF-8")];
+        let mut process = Process::start("tidemark", &args, &dir.join("coordinator.log"));
+        let line = process.logged("coordinator is up").await;
+        let (agent_address, api_address) = (address(&line, "agent_address"), address(&line, "api_address"));
+        Self { process, agent_address, api_address, spec, tls }
+    }
+}
