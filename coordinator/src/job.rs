@@ -169,6 +169,12 @@ impl Job {
         });
     }
 
+    /// Begins to count anew: a job that reads twice tells of one reading at a time.
+    pub fn reset_progress(&self) {
+        self.counts.lock().expect("counts").clear();
+        self.update(|i| i.progress = JobProgress::default());
+    }
+
     fn end(&self, now_millis: u64, result: Result<serde_json::Value>) {
         self.update(|i| {
             i.finished_millis = Some(now_millis);

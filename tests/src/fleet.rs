@@ -257,6 +257,7 @@ pub fn restore_of(cluster: &str, target: &str) -> RestoreRequest {
         target: Some(target.parse().expect("name")),
         in_place: false,
         keys: Vec::new(),
+        no_safety_backup: false,
     }
 }
 

@@ -63,6 +63,9 @@ pub(crate) struct What {
     /// Only keys that fit this pattern (`*`, `?`, `[a-z]`); `!` in front leaves them out; may be given several times
     #[arg(long, value_name = "GLOB")]
     keys: Vec<String>,
+    /// Do not back up the present state before it is replaced in place
+    #[arg(long)]
+    no_safety_backup: bool,
 }
 
 /// Options of `restore run`.
@@ -87,6 +90,7 @@ impl What {
             target: self.target,
             in_place: self.in_place,
             keys: self.keys,
+            no_safety_backup: self.no_safety_backup,
         };
         client.plan_restore(&request).await
     }

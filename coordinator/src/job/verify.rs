@@ -23,6 +23,8 @@ use crate::repository::{Ledger, Repository, read_root};
 const MAX_VALUE: usize = 512 << 20;
 /// Blocks between the reads and the thread that opens them.
 const BLOCKS_AHEAD: usize = 16;
+/// Damaged parts that an error lists.
+const SHOWN: usize = 20;
 /// Parts checked at once.
 const PARALLEL_PARTS: usize = 2;
 
@@ -62,23 +64,36 @@ pub async fn run(context: Shared, job: Arc<Job>, request: VerifyRequest) -> Resu
         i.progress.total_parts = checked as u64;
         i.progress.total_bytes = parts.iter().map(|p| p.live_bytes).sum();
     });
-    let counts = Counts { job: job.clone(), sum: std::sync::Mutex::default() };
-    let damage = tokio::select! {
-        damage = check_all(&context.repository, &request.cluster, parts, &counts) => damage?,
+    let (damage, read) = tokio::select! {
+        checked = check_parts(&context.repository, &request.cluster, parts, &job) => checked?,
         () = job.cancel.cancelled() => return Err(Error::cancelled("the verification was cancelled")),
     };
-    if !damage.is_empty() {
-        let shown = damage.iter().take(20).cloned().collect::<Vec<_>>().join("; ");
-        return Err(Error::damaged(format!(
-            "backup {}: {} of {checked} parts are damaged: {shown}",
-            root.job,
-            damage.len()
-        )));
-    }
-    let read = counts.sum.lock().expect("counts").clone();
+    whole(&damage, checked).map_err(|e| e.context(format_args!("backup {}", root.job)))?;
     Ok(serde_json::json!({
         "backup": root.job, "parts": total, "checked_parts": checked, "records": read.records, "bytes": read.bytes,
     }))
+}
+
+/// Reads parts whole and checks them, telling `job` how far it is; answers what is damaged, and what was read.
+pub async fn check_parts(
+    repository: &Repository,
+    cluster: &ClusterName,
+    parts: Vec<PartEntry>,
+    job: &Arc<Job>,
+) -> Result<(Vec<String>, Progress)> {
+    let counts = Counts { job: job.clone(), sum: std::sync::Mutex::default() };
+    let damage = check_all(repository, cluster, parts, &counts).await?;
+    let read = counts.sum.lock().expect("counts").clone();
+    Ok((damage, read))
+}
+
+/// An error that lists what is damaged, if anything is.
+pub fn whole(damage: &[String], checked: usize) -> Result<()> {
+    if damage.is_empty() {
+        return Ok(());
+    }
+    let shown = damage.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    Err(Error::damaged(format!("{} of {checked} parts are damaged: {shown}", damage.len())))
 }
 
 /// Keeps about `percent` of the parts, at least one.

@@ -33,7 +33,11 @@ async fn clients_are_refused_meanwhile_and_later_writes_are_gone() {
             }
         }
     }
-    let _ = fleet.api().job_end(&job).await.unwrap();
+    let end = fleet.api().job_end(&job).await.unwrap();
+    // What was replaced can be had back.
+    let safety = fleet.backups("orders").await.into_iter().find(|b| b.made == "automatic").unwrap();
+    assert_eq!(end["safety_backup"].as_str(), Some(safety.id.as_str()));
+    assert_eq!((safety.state.as_str(), safety.records), ("complete", 5000));
     assert!(refusals.iter().any(|e| e.report().contains("restored")), "clients were told nothing: {refusals:?}");
     assert!(refusals.iter().all(|e| e.kind() == ErrorKind::Retry), "{refusals:?}");
     assert_holds(&fleet, "orders", 2, &expected).await;

@@ -19,7 +19,8 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp}
 use super::plan::RestorePlan;
 use crate::context::Shared;
 use crate::fleet::Member;
-use crate::job::Job;
+use crate::job::backup::{self, BackupRequest};
+use crate::job::{Job, JobKind, verify};
 use crate::serve::ServeJob;
 
 /// Time for a node to open or drop its staging area.
@@ -58,7 +59,7 @@ pub async fn run(context: Shared, job: Arc<Job>, mut plan: RestorePlan) -> Resul
     let id = job.id();
     let driver = Driver { context, job, id, plan, parts: sources.parts, source, target };
     driver.open_serve();
-    let result = driver.restore().await;
+    let result = driver.guarded_restore().await;
     driver.context.serve.close(&id);
     result
 }
@@ -85,6 +86,50 @@ impl Driver {
 
     fn member(&self, node: usize) -> Member {
         Member { cluster: self.target.clone(), node: self.plan.targets[node].node.clone() }
+    }
+
+    /// Where present data is replaced: every block that is needed is read and checked first, and the present state is
+    /// backed up, before any node is touched.
+    async fn guarded_restore(&self) -> Result<serde_json::Value> {
+        let replaces = self.plan.targets.iter().any(|t| t.present_records > 0);
+        let safety = if self.plan.request.in_place && replaces { self.make_safe().await? } else { None };
+        self.job.reset_progress();
+        let mut summary = self.restore().await?;
+        if let (Some(backup), Some(fields)) = (safety, summary.as_object_mut()) {
+            let _ = fields.insert("safety_backup".into(), backup);
+        }
+        Ok(summary)
+    }
+
+    /// Checks every block of the backup; backs up the present state unless told not to and answers that backup's id.
+    async fn make_safe(&self) -> Result<Option<serde_json::Value>> {
+        self.job.phase("checking every block");
+        let check = verify::check_parts(&self.context.repository, &self.source, self.parts.clone(), &self.job);
+        let (damage, _) = tokio::select! {
+            checked = check => checked?,
+            () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
+        };
+        verify::whole(&damage, self.parts.len()).map_err(|e| e.context("nothing was touched"))?;
+        if self.plan.request.no_safety_backup {
+            return Ok(None);
+        }
+        self.job.phase("backing up the present state");
+        let jobs = &self.context.jobs;
+        // Not exclusive: the restore holds the cluster already.
+        let job = jobs.begin(JobKind::Backup, &self.target, false, self.context.now_millis())?;
+        let request = BackupRequest { cluster: self.target.clone(), full: false, manual: false };
+        let backup = tokio::select! {
+            done = backup::run(self.context.clone(), job.clone(), request) => done,
+            () = self.job.cancel.cancelled() => {
+                job.cancel.cancel();
+                Err(Error::cancelled("the restore was cancelled"))
+            }
+        };
+        let id = job.id();
+        let outcome = backup.as_ref().map(Clone::clone).map_err(|e| Error::new(e.kind(), e.report()));
+        jobs.end(&job, self.context.now_millis(), outcome);
+        let told = "the present state cannot be backed up (--no-safety-backup goes on without)";
+        backup.map(|_| Some(serde_json::json!(id))).map_err(|e| e.context(told))
     }
 
     async fn restore(&self) -> Result<serde_json::Value> {

@@ -37,6 +37,9 @@ pub struct RestoreRequest {
     /// Key globs; `!` in front excludes; empty takes all.
     #[serde(default)]
     pub keys: Vec<String>,
+    /// Do not back up the present state before it is replaced in place.
+    #[serde(default)]
+    pub no_safety_backup: bool,
 }
 
 /// What a node takes.
