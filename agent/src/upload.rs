@@ -8,14 +8,12 @@
 mod part;
 mod plan;
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 
 use futures::{StreamExt, TryStreamExt};
 use tidemark_proto::wire::control::{CommandHead, Progress, Upload, Uploaded};
 use tidemark_proto::{ErrorKind, Result};
-use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
@@ -29,10 +27,6 @@ use plan::{PlannedPart, plan};
 /// Attempts at one part within a command, each on a new stream.
 const PART_ATTEMPTS: u32 = 4;
 
-/// Streams kept open for the word that their part is stored. A pack that is not full holds that word back, so that
-/// without a bound a node of many small parts runs out of streams (`MAX_STREAMS` of the transport).
-const MAX_AWAITING: usize = 64;
-
 /// What the parts of one upload share.
 struct UploadJob {
     agent: Arc<Agent>,
@@ -41,21 +35,6 @@ struct UploadJob {
     snapshot: Arc<dyn Snapshot>,
     counters: Arc<Counters>,
     cancel: CancellationToken,
-    /// Those that wait for the word that their part is stored, the longest first.
-    awaiting: Mutex<VecDeque<AbortHandle>>,
-}
-
-impl UploadJob {
-    /// Lets `task` wait, and the one that has waited longest go where there are too many.
-    fn await_stored(&self, task: AbortHandle) {
-        let mut awaiting = self.awaiting.lock().expect("no panic while held");
-        awaiting.push_back(task);
-        if awaiting.len() > MAX_AWAITING
-            && let Some(longest) = awaiting.pop_front()
-        {
-            longest.abort();
-        }
-    }
 }
 
 impl Counters {
@@ -86,15 +65,7 @@ pub async fn run(
     // Parts still running when one fails are told to stop; they end at the next record.
     let cancel = cancel.child_token();
     let _stop = cancel.clone().drop_guard();
-    let job = Arc::new(UploadJob {
-        agent,
-        head,
-        command,
-        snapshot,
-        counters: counters.clone(),
-        cancel,
-        awaiting: Mutex::default(),
-    });
+    let job = Arc::new(UploadJob { agent, head, command, snapshot, counters: counters.clone(), cancel });
     futures::stream::iter(parts.into_iter().map(|part| upload_region(job.clone(), part)))
         .buffer_unordered(concurrency)
         .try_collect::<()>()

@@ -96,7 +96,7 @@ impl PartSender {
 
     fn await_stored(&self, region: u16, mut reader: FrameReader) {
         let cancel = self.job.agent.shutdown.clone();
-        let waiting = tokio::spawn(async move {
+        drop(tokio::spawn(async move {
             let stored = tokio::select! {
                 () = cancel.cancelled() => return,
                 stored = reader.read_reply::<Stored>() => stored,
@@ -105,7 +105,6 @@ impl PartSender {
                 Ok(Stored {}) => tracing::trace!(region, "part stored"),
                 Err(e) => tracing::debug!(region, error = %e.report(), "no word that the part is stored"),
             }
-        });
-        self.job.await_stored(waiting.abort_handle());
+        }));
     }
 }
