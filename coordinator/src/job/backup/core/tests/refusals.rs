@@ -141,3 +141,30 @@ fn replaced_data_and_a_changed_owner_are_refused_by_name() {
         assert_eq!(bench.budgets(), [0, 50, 100, 50], "a changed owner may have settled by the next attempt");
     }
 }
+
+/// What a peer of another build could send: ranges out of order, which arithmetic on slots must not meet.
+fn out_of_order() -> SlotSet {
+    let good = tidemark_proto::frame::to_archive(&SlotSet::range(5, 9)).into_vec();
+    let swapped = good.iter().map(|b| match b {
+        5 => 9,
+        9 => 5,
+        other => *other,
+    });
+    let set: SlotSet = tidemark_proto::frame::from_archive(&swapped.collect::<Vec<_>>()).unwrap();
+    assert!(!set.is_canonical());
+    set
+}
+
+#[test]
+fn slots_out_of_order_are_refused_by_name() {
+    let (error, _) = refused(
+        |_, _| (),
+        |n, h| {
+            if n == 1 {
+                h.ownership.slots = out_of_order()
+            }
+        },
+        |_, _| (),
+    );
+    assert!(error.kind() == ErrorKind::Damaged && error.message().contains("node-1"), "{error}");
+}
