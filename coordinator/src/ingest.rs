@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use tidemark_common::transport::{FrameReader, FrameWriter};
+use tidemark_common::transport::{FrameReader, FrameWriter, limits};
 use tidemark_proto::frame::Message;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
@@ -24,6 +24,8 @@ use crate::repository::{JobRecorder, PackKind, PackSet, Repository};
 
 /// Bytes of a part gathered before they go to a pack as one extent.
 const GATHER: usize = 1 << 20;
+/// Parts of one node that may wait for their packs to close: half the streams that its connection may have open.
+const MAX_WAITING: usize = limits::MAX_STREAMS as usize / 2;
 /// Memory of one granted part: what it gathers, what its stream may hold unread, and a block or two between.
 pub const GRANT_COST: u64 = 6 << 20;
 
@@ -143,8 +145,12 @@ impl Ingest {
         let done = job.read_part(kind, &mut run, reader).await?;
         drop(permit);
         let received = job.assemble(source, offer, run, done)?;
-        let stored = job.note(received);
+        let (stored, crowded) = job.note(received);
         drop(under_way);
+        if crowded {
+            // Each waiting part holds a stream open: before a node runs out of streams, packs are closed early.
+            job.packs.flush().await?;
+        }
         job.acknowledge_durable().await?;
         stored.await.map_err(|_| Error::cancelled("the backup ended before the part was stored"))?;
         writer.write_message(&Stored {}).await
@@ -288,13 +294,16 @@ impl IngestJob {
         Ok(Received { entry, new_bytes, kind })
     }
 
-    fn note(&self, received: Received) -> oneshot::Receiver<()> {
+    /// Keeps a part; answers what tells that it is stored, and whether too many parts of its node wait for that.
+    fn note(&self, received: Received) -> (oneshot::Receiver<()>, bool) {
         let (send, receive) = oneshot::channel();
         let mut state = self.state.lock().expect("parts");
         state.waiting.push((received.entry.clone(), send));
-        let key = (received.entry.node, (received.entry.region, received.entry.lower.clone()));
+        let node = received.entry.node;
+        let crowded = state.waiting.iter().filter(|(p, _)| p.node == node).count() >= MAX_WAITING;
+        let key = (node, (received.entry.region, received.entry.lower.clone()));
         let _ = state.received.insert(key, received);
-        receive
+        (receive, crowded)
     }
 
     /// Writes a revision of the job record for the parts whose packs are closed, and acknowledges them.

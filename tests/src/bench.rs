@@ -1,9 +1,15 @@
 //! What the benches share.
 
+pub mod peers;
+
+use std::io::Write;
+use std::path::Path;
 use std::time::Instant;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use tempfile::TempDir;
+use tidemark_proto::slot::even_share;
 use tidemark_proto::slot_of;
 
 /// One record of bench data.
@@ -47,4 +53,63 @@ pub fn text_records(seed: u64, bytes: u64) -> Vec<BenchRecord> {
 /// Millions of bytes a second since `start`.
 pub fn mb_per_second(bytes: u64, start: Instant) -> f64 {
     bytes as f64 / 1e6 / start.elapsed().as_secs_f64()
+}
+
+/// Changes a share of the records at random; answers the changed ones.
+pub fn change(records: &mut [BenchRecord], share: f64, seed: u64) -> Vec<BenchRecord> {
+    let mut rng = StdRng::seed_from_u64(seed ^ 0x5eed);
+    let wanted = (records.len() as f64 * share) as usize;
+    let mut changed = Vec::with_capacity(wanted);
+    for _ in 0..wanted {
+        let at = rng.random_range(0..records.len());
+        let record = &mut records[at];
+        // A word in the middle becomes another: most of the value stays.
+        for byte in &mut record.value[VALUE / 2..VALUE / 2 + 24] {
+            *byte = rng.random_range(b'a'..=b'z');
+        }
+        changed.push(record.clone());
+    }
+    changed
+}
+
+/// Peak resident memory of a process, in MiB; 0 when it is gone.
+pub fn peak_rss_mib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<u64>().ok());
+    kib.unwrap_or(0) >> 10
+}
+
+/// The records as files, one a node, as a peer finds them.
+#[derive(Debug)]
+pub struct Dumps {
+    dir: TempDir,
+}
+
+impl Dumps {
+    /// Writes `nodes` files.
+    pub fn write(records: &[BenchRecord], nodes: u16) -> Self {
+        let dumps = Self { dir: tempfile::tempdir().expect("temporary folder") };
+        dumps.rewrite(records, nodes);
+        dumps
+    }
+
+    /// Writes them anew: the same order, changed values in place.
+    pub fn rewrite(&self, records: &[BenchRecord], nodes: u16) {
+        for n in 0..nodes {
+            let slots = even_share(n, nodes);
+            let file = std::fs::File::create(self.dir.path().join(format!("node-{n}.dump"))).expect("dump");
+            let mut file = std::io::BufWriter::new(file);
+            for r in records.iter().filter(|r| slots.contains(r.slot)) {
+                file.write_all(&r.key).and_then(|()| file.write_all(&r.value)).expect("dump");
+            }
+            let file = file.into_inner().expect("dump");
+            file.sync_all().expect("dump");
+        }
+    }
+
+    /// Their folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
 }

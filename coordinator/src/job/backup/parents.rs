@@ -70,7 +70,8 @@ impl Parent {
 
 /// Whether a part should be written anew: its deltas exceed half its base, or its runs are many.
 fn due(part: &PartEntry) -> bool {
-    let Some((base, deltas)) = part.runs.split_first() else { return true };
+    // An empty part has no run; what comes into it is a delta on nothing.
+    let Some((base, deltas)) = part.runs.split_first() else { return false };
     let delta_bytes: u64 = deltas.iter().map(|r| r.stored_bytes()).sum();
     let place = Hash::of(&[&part.region.to_le_bytes()[..], &part.lower].concat());
     let most = RUNS_LEAST + u64::from(place.0[0]) % RUNS_SPREAD;
