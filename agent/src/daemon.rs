@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tidemark_common::announce::{AgentPorts, announce};
 use tidemark_common::clock::Hlc;
 use tidemark_common::identity::{Expected, Identity};
 use tidemark_common::pki::Credentials;
@@ -80,8 +81,9 @@ fn client_address_is_valid(address: &str) -> Result<()> {
     port.map(|_| ()).ok_or_else(|| Error::config(format!("engine.listen = `{address}`: write host:port")))
 }
 
-/// Runs the agent until SIGTERM or SIGINT. Wrong configuration fails before any port is bound.
-pub async fn run(config: AgentConfig) -> Result<()> {
+/// Runs the agent until SIGTERM or SIGINT. Wrong configuration fails before any port is bound. With `tell_ports` they
+/// are announced on standard output.
+pub async fn run(config: AgentConfig, tell_ports: bool) -> Result<()> {
     let credentials = Credentials::load(config.tls.clone())?;
     check_identity(&config, &credentials)?;
     let (_, listen, advertise) = config.engine.common();
@@ -110,6 +112,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
         greeting,
     )?;
     tracing::info!(cluster = %config.cluster, node = %config.node, %data_address, records = description.records, "agent is up");
+    let told = data_address.clone();
     let agent = Arc::new(Agent {
         config,
         engine: store.engine.clone(),
@@ -123,6 +126,9 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     });
     let data = tokio::spawn(listener.run(shutdown.clone()));
     let control = tokio::spawn(control::run(agent, dialer));
+    if tell_ports {
+        announce(&AgentPorts { data: told })?;
+    }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let name = wait_for_signal().await?;
     tracing::info!(signal = name, "shutting down");

@@ -15,6 +15,9 @@ struct Cli {
     /// Configuration file
     #[arg(short, long, global = true, env = "TIDEMARK_AGENT_CONFIG", default_value = "/etc/tidemark/agent.toml")]
     config: PathBuf,
+    /// Print one line of JSON with the ports to standard output once they are open
+    #[arg(long)]
+    announce: bool,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -49,7 +52,7 @@ fn run(cli: &Cli) -> Result<()> {
         Some(Verb::Run) | None => {
             tidemark_common::log::init(&config.log)?;
             let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::bug("async runtime").with_source(e))?;
-            let done = runtime.block_on(daemon::run(config));
+            let done = runtime.block_on(daemon::run(config, cli.announce));
             // Blocking work that still runs was told to stop; a process that ends must not wait for it.
             runtime.shutdown_background();
             done

@@ -75,6 +75,8 @@ struct LoadJob {
     head: CommandHead,
     session: RestoreSession,
     filter: KeyFilter,
+    /// Parts at once.
+    concurrency: usize,
     counters: Arc<Counters>,
     cancel: CancellationToken,
 }
@@ -103,7 +105,7 @@ pub(crate) async fn load(
             None => todo.push(part),
         }
     }
-    let job = Arc::new(LoadJob { agent, head, session, filter, counters, cancel });
+    let job = Arc::new(LoadJob { agent, head, session, filter, concurrency, counters, cancel });
     let loaded: Vec<LoadedPart> =
         futures::stream::iter(todo.into_iter().map(|part| load_with_retries(job.clone(), part)))
             .buffer_unordered(concurrency)
@@ -133,8 +135,9 @@ async fn load_with_retries(job: Arc<LoadJob>, part: RestorePart) -> Result<Loade
 async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> {
     let connection = job.agent.bulk.connection(&job.session.serve, &job.cancel).await?;
     let (mut readers, mut pumps) = (Vec::new(), Vec::new());
+    let quota = fetch::quota(job.concurrency, part.runs.len());
     for run in &part.runs {
-        let fetched = fetch::open(&job.head, &connection, part, run, job.counters.clone()).await?;
+        let fetched = fetch::open(&job.head, &connection, part, run, quota, job.counters.clone()).await?;
         readers.push(fetched.reader);
         pumps.push(fetched.pump);
     }

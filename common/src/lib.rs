@@ -1,5 +1,6 @@
 //! What agent and coordinator share: transport and identity, clocks, sealing, runs, configuration.
 
+pub mod announce;
 pub mod clock;
 pub mod config;
 pub mod glob;

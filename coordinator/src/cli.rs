@@ -5,6 +5,7 @@ mod backup;
 mod check_config;
 mod confirm;
 mod connect;
+mod demo;
 mod follow;
 mod jobs;
 mod kv;
@@ -22,6 +23,9 @@ use std::fmt::Write as _;
 use clap::{CommandFactory, Parser, Subcommand};
 use tidemark_proto::{Error, ErrorKind, Result};
 
+pub(crate) use output::{count, micros, size};
+pub(crate) use time::exact;
+
 /// Backup and restore of sharded data stores.
 #[derive(Debug, Parser)]
 #[command(name = "tidemark", version, propagate_version = true, after_help = after_help(), max_term_width = 110)]
@@ -34,6 +38,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// See it work on this machine: back up under load, lose everything, restore into another shape, prove it
+    Demo(demo::DemoCommand),
     /// Show the coordinator, its clusters and its running jobs
     Status(status::StatusCommand),
     /// List clusters, show their nodes
@@ -82,6 +88,7 @@ impl Cli {
 
 async fn client_verb(verb: Verb, global: &connect::GlobalArgs) -> Result<()> {
     match verb {
+        Verb::Demo(command) => command.run(global.output).await,
         Verb::Status(command) => command.run(global).await,
         Verb::Cluster(command) => command.run(global).await,
         Verb::Backup(command) => command.run(global).await,
@@ -127,6 +134,7 @@ fn meaning(kind: ErrorKind) -> &'static str {
 fn after_help() -> String {
     let mut out = "\
 Begin here:
+  tidemark demo                                      see it work, nothing to set up
   tidemark pki init                                  the fleet's authority
   tidemark repo keygen --out master.key              the key that all backups need
   tidemark repo init --repository file:///backup --key-file master.key

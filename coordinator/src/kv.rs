@@ -16,4 +16,4 @@ mod writer;
 
 pub use check::{CheckReport, check};
 pub use load::{LoadOptions, LoadReport, load};
-pub use route::{NodeRoute, Router};
+pub use route::{NodeRoute, Router, routes};

@@ -11,6 +11,7 @@ pub mod client;
 pub mod config;
 pub mod context;
 pub mod daemon;
+pub mod demo;
 pub mod fleet;
 pub mod ingest;
 pub mod job;

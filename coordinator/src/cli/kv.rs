@@ -15,9 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::connect::{ClusterArg, GlobalArgs};
 use super::output::{Format, count, micros, say};
 use super::time::{self, TimeArg};
-use crate::api::ClusterDetail;
 use crate::client::ApiClient;
-use crate::kv::{CheckReport, LoadOptions, LoadReport, NodeRoute, Router, check, load};
+use crate::kv::{CheckReport, LoadOptions, LoadReport, NodeRoute, Router, check, load, routes};
 
 /// `tidemark kv`.
 #[derive(Debug, Args)]
@@ -138,23 +137,6 @@ impl LoadArgs {
             ..LoadOptions::default()
         })
     }
-}
-
-/// The nodes of a cluster that serve its keys.
-pub(crate) fn routes(cluster: &ClusterDetail) -> Result<Vec<NodeRoute>> {
-    let name = &cluster.item.cluster;
-    if let Some(away) = cluster.nodes.iter().find(|n| !n.connected) {
-        return Err(Error::retry(format!("node {} of cluster {name} is away: start its agent", away.node)));
-    }
-    let route = |n: &crate::api::NodeItem| {
-        Ok(NodeRoute {
-            node: n.node.parse()?,
-            cluster: name.parse()?,
-            address: n.data_address.clone(),
-            slots: n.slots.parse()?,
-        })
-    };
-    cluster.nodes.iter().filter(|n| !n.slots.is_empty()).map(route).collect()
 }
 
 impl KvArgs {

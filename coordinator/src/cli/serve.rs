@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tidemark_common::announce::{CoordinatorPorts, announce};
 use tidemark_proto::Result;
 
 use crate::config::CoordinatorConfig;
@@ -14,6 +15,9 @@ pub(crate) struct ServeCommand {
     /// Configuration file
     #[arg(short, long, env = "TIDEMARK_CONFIG", default_value = "/etc/tidemark/coordinator.toml")]
     config: PathBuf,
+    /// Print one line of JSON with the ports to standard output once they are open
+    #[arg(long)]
+    announce: bool,
 }
 
 impl ServeCommand {
@@ -21,6 +25,12 @@ impl ServeCommand {
     pub(crate) fn run(self) -> Result<()> {
         let config = CoordinatorConfig::load(&self.config)?;
         tidemark_common::log::init(&config.log)?;
-        super::block_on(async { daemon::start(config).await?.until_signal().await })
+        super::block_on(async {
+            let running = daemon::start(config).await?;
+            if self.announce {
+                announce(&CoordinatorPorts { agents: running.agent_address, api: running.api_address })?;
+            }
+            running.until_signal().await
+        })
     }
 }

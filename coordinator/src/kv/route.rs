@@ -12,6 +12,8 @@ use tidemark_proto::wire::kv::{Record, Write};
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, SlotSet, Timestamp, slot_of};
 use tokio::time::{Instant, sleep};
 
+use crate::api::{ClusterDetail, NodeItem};
+
 /// First wait before a request is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 /// Longest wait before a request is tried again.
@@ -28,6 +30,27 @@ pub struct NodeRoute {
     pub address: String,
     /// Slots that it serves.
     pub slots: SlotSet,
+}
+
+/// The connected nodes of a cluster as routes. Where they do not serve all slots, those that are away are named.
+pub fn routes(cluster: &ClusterDetail) -> Result<Vec<NodeRoute>> {
+    let name: ClusterName = cluster.item.cluster.parse()?;
+    let (here, away): (Vec<_>, Vec<_>) = cluster.nodes.iter().partition(|n| n.connected && !n.slots.is_empty());
+    let route = |n: &NodeItem| {
+        let (node, address, slots) = (n.node.parse()?, n.data_address.clone(), n.slots.parse()?);
+        Ok(NodeRoute { node, cluster: name.clone(), address, slots })
+    };
+    let routes = here.into_iter().map(route).collect::<Result<Vec<_>>>()?;
+    let served = routes.iter().fold(SlotSet::EMPTY, |all, r| all.union(&r.slots));
+    let missing = SlotSet::all().minus(&served);
+    if missing.is_empty() || away.is_empty() {
+        return Ok(routes);
+    }
+    let away: Vec<_> = away.iter().map(|n| n.node.as_str()).collect();
+    Err(Error::retry(format!(
+        "cluster {name}: slots {missing} are served by no node, and {} are away: start their agents",
+        away.join(", ")
+    )))
 }
 
 /// Clients of all nodes of a cluster, with the highest timestamp seen. Clones share both.
