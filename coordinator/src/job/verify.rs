@@ -134,13 +134,12 @@ async fn check_all(
             let (repository, cluster) = (repository.clone(), cluster.clone());
             async move {
                 let (region, place) = (part.region, part.clone());
-                let mut checked = check_part(&repository, &cluster, part).await;
-                if let Err(e) = checked
-                    && e.kind() == ErrorKind::Damaged
-                {
-                    checked = Err(locate(&repository, &cluster, &place, e).await);
+                match check_part(&repository, &cluster, part).await {
+                    Err(e) if e.kind() == ErrorKind::Damaged => {
+                        (region, Err(locate(&repository, &cluster, &place, e).await))
+                    }
+                    checked => (region, checked),
                 }
-                (region, checked)
             }
             .boxed()
         })
