@@ -11,9 +11,9 @@
 use std::time::Duration;
 
 use tidemark_proto::wire::control::{Description, Held, Released, Sealed};
-use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp};
+use tidemark_proto::{Error, ErrorKind, Result, Timestamp};
 
-use super::tiling;
+mod checks;
 
 /// Budget of the first attempt with a pause.
 const FIRST_BUDGET: Duration = Duration::from_millis(50);
@@ -378,71 +378,6 @@ impl Core {
         }
         let attempt = self.attempt;
         self.everyone(Phase::Holding, |n| Action::Hold(n, attempt, budget))
-    }
-
-    fn admit(&mut self, n: usize, description: Description, now: Timestamp) -> Result<()> {
-        let name = &self.settings.nodes[n];
-        if description.state != "available" {
-            return Err(Error::conflict(format!(
-                "node {name} is {}: back up when it is available",
-                description.state
-            )));
-        }
-        self.check_clock(n, description.clock_millis, now)?;
-        self.nodes[n].description = Some(description);
-        Ok(())
-    }
-
-    fn check_clock(&self, n: usize, clock_millis: u64, now: Timestamp) -> Result<()> {
-        let offset = clock_millis.abs_diff(now.millis());
-        if u128::from(offset) > self.settings.max_clock_offset.as_millis() {
-            let most = self.settings.max_clock_offset.as_millis();
-            return Err(Error::config(format!(
-                "the clock of node {} is {offset} ms away from the coordinator's (at most {most}): set its clock",
-                self.settings.nodes[n]
-            )));
-        }
-        Ok(())
-    }
-
-    fn check_held(&self, n: usize, held: &Held, now: Timestamp) -> Result<()> {
-        let name = &self.settings.nodes[n];
-        if !held.ownership.is_canonical() {
-            return Err(Error::damaged(format!("node {name}: a slot set is not in order")));
-        }
-        self.check_clock(n, held.clock_millis, now)?;
-        let known = self.nodes[n].description.as_ref();
-        if known.is_none_or(|d| d.incarnation != held.incarnation) {
-            return Err(Error::conflict(format!("the data of node {name} was replaced while the backup began")));
-        }
-        Ok(())
-    }
-
-    fn check_sealed(&mut self, n: usize, sealed: Sealed) -> Result<()> {
-        let name = &self.settings.nodes[n];
-        if self.nodes[n].held.as_ref().is_none_or(|h| h.position != sealed.position) {
-            return Err(Error::conflict(format!("node {name} moved between the two readings")));
-        }
-        self.nodes[n].sealed = Some(sealed);
-        Ok(())
-    }
-
-    fn check_released(&mut self, n: usize, released: Released) -> Result<()> {
-        let name = &self.settings.nodes[n];
-        if self.nodes[n].held.as_ref().is_some_and(|h| h.ownership != released.ownership) {
-            return Err(Error::conflict(format!("the slots or the role of node {name} changed during the cut")));
-        }
-        self.nodes[n].released = Some(released);
-        Ok(())
-    }
-
-    fn check_owners<'s>(&'s self, slots: impl Fn(&'s Node) -> Option<&'s SlotSet>) -> Result<()> {
-        let names = self.settings.nodes.iter().map(String::as_str);
-        let owners = names.zip(&self.nodes).filter_map(|(name, node)| Some((name, slots(node)?)));
-        tiling::slots(owners).map_err(|e| {
-            let away: Vec<_> = self.settings.required.iter().filter(|r| !self.settings.nodes.contains(r)).collect();
-            if away.is_empty() { e } else { e.context(format!("not connected: {away:?}")) }
-        })
     }
 }
 

@@ -3,10 +3,10 @@
 
 use std::collections::VecDeque;
 
-use tidemark_proto::Incarnation;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::slot::even_share;
 use tidemark_proto::wire::control::{Ownership, Position};
+use tidemark_proto::{Incarnation, SlotSet};
 
 use super::*;
 
