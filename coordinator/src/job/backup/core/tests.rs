@@ -390,10 +390,10 @@ fn late_and_double_answers_change_nothing() {
         assert!(bench.answer(&mut twist));
     }
     let before = bench.sent.len();
-    for n in 0..2 {
-        bench.step(Event::Held(n, 1, Ok(held(n, 1, &slots[n]))));
+    for (n, own) in slots.iter().enumerate().take(2) {
+        bench.step(Event::Held(n, 1, Ok(held(n, 1, own))));
         bench.step(Event::Sealed(n, 1, Ok(sealed(n, 1))));
-        bench.step(Event::Released(n, 1, Ok(released(&slots[n]))));
+        bench.step(Event::Released(n, 1, Ok(released(own))));
         bench.step(Event::Sealed(n, 2, Ok(sealed(n, 2))));
     }
     bench.step(Event::Held(0, 2, Ok(held(0, 2, &slots[0]))));
