@@ -218,6 +218,8 @@ pub async fn show(context: &Context, cluster: &ClusterName, backup: &str) -> Res
 
 /// Marks a backup as deleted: it is no restore point any more. What only it needs is garbage from then on.
 pub async fn delete(context: &Context, cluster: &ClusterName, backup: &str) -> Result<BackupItem> {
+    // Before the ledger is fenced: a name without a ledger must not get one.
+    let _ = find_backup(&known(&context.repository, cluster).await?, backup)?;
     let mut ledger = context.ledger(cluster).await?;
     let record = find_backup(&ledger, backup)?;
     let root = read_root(&context.repository, cluster, &record.backup.root).await?;

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use tidemark_proto::{ClusterName, Error};
+use tidemark_proto::{ClusterName, Error, SlotSet};
 
 use super::problem::{ApiError, Path, Problem};
 use crate::catalog::{self, BackupItem};
@@ -60,7 +60,7 @@ pub struct ClusterItem {
     pub connected: u64,
     /// Nodes that the policy asks for.
     pub expected: u64,
-    /// `available`, `restoring`, `degraded` (nodes are away) or `away` (none is connected).
+    /// `available`, `restoring`, `degraded` (slots of nodes that are away are missing) or `away` (none is connected).
     pub state: String,
     /// Number of backups.
     pub backups: u64,
@@ -138,7 +138,8 @@ async fn detail(context: &Shared, cluster: &ClusterName) -> Result<ClusterDetail
     let state = match () {
         () if members.is_empty() => "away",
         () if nodes.iter().any(|n| n.state == "restoring") => "restoring",
-        () if nodes.iter().any(|n| !n.connected) => "degraded",
+        // Nodes of the last backup that others have taken over from are not missed.
+        () if nodes.iter().any(|n| !n.connected) && !complete(&members) => "degraded",
         () => "available",
     };
     let item = ClusterItem {
@@ -152,6 +153,12 @@ async fn detail(context: &Shared, cluster: &ClusterName) -> Result<ClusterDetail
     };
     let slots_per_region = policy.map_or(0, |p| p.slots_per_region);
     Ok(ClusterDetail { item, slots_per_region, nodes, last_backup: None })
+}
+
+/// Whether the connected nodes own every slot.
+fn complete(members: &[(Member, Connected)]) -> bool {
+    let slots = members.iter().filter_map(|(_, a)| a.description.as_ref()).map(|d| &d.ownership.slots);
+    slots.fold(SlotSet::EMPTY, |all, s| all.union(s)) == SlotSet::all()
 }
 
 fn away(node: String) -> NodeItem {

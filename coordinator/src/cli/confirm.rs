@@ -34,7 +34,7 @@ fn decide(
     }
     if !terminal {
         return Err(Error::request(format!(
-            "{question} Standard input is no terminal that could be asked: give --yes if that is what you want"
+            "not done, as nobody can be asked (standard input is no terminal): {question} If so, give --yes"
         )));
     }
     let mut answer = String::new();

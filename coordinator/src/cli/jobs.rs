@@ -19,7 +19,7 @@ pub(crate) enum JobCommand {
     List,
     /// Show a job
     Show {
-        /// The job: id or a unique beginning of it; the running one where there is one alone
+        /// The job: id or a unique beginning of it; without one, the one that runs or else the last
         job: Option<String>,
         /// Follow it to its end; the exit code is that of the job
         #[arg(long)]
@@ -84,7 +84,14 @@ pub(crate) async fn status(
     wait: bool,
     output: Format,
 ) -> Result<()> {
-    let info = find(client.jobs().await?, kind, job, cluster)?;
+    let jobs = client.jobs().await?;
+    // With nothing at work, the last one is what is asked about.
+    let last = jobs.iter().find(|j| kind.is_none_or(|k| k == j.kind) && cluster.is_none_or(|c| *c == j.cluster));
+    let last = last.filter(|_| job.is_none()).cloned();
+    let info = find(jobs, kind, job, cluster).or_else(|e| match (e.kind(), last) {
+        (tidemark_proto::ErrorKind::NotFound, Some(last)) => Ok(last),
+        _ => Err(e),
+    })?;
     if wait {
         let info = follow::follow(client, info, output).await?;
         return follow::outcome(&info, output);

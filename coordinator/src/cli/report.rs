@@ -100,8 +100,16 @@ fn backup_done(info: &JobInfo, detail: &BackupDetail) -> String {
         ("holds", format!("{} records, {} of {} nodes", count(i.records), size(i.data_bytes), i.nodes)),
         ("moved", format!("{} read, {sent} sent, {} stored", size(detail.read_bytes), size(i.new_bytes))),
         ("parts", parts(detail)),
-        ("writes", format!("held for {} at most, attempt {}", micros(held), detail.cut_attempt)),
+        ("writes", writes(held, detail.cut_attempt)),
     ])
+}
+
+/// How long writes waited; a quiet fleet is cut without holding any.
+fn writes(held_micros: u64, attempt: u32) -> String {
+    match held_micros {
+        0 => format!("not held, attempt {attempt}"),
+        held => format!("held for {} at most, attempt {attempt}", micros(held)),
+    }
 }
 
 fn parts(d: &BackupDetail) -> String {

@@ -23,7 +23,7 @@ pub(crate) enum RestoreCommand {
     Run(Box<Run>),
     /// Show a restore
     Status {
-        /// The job: id or a unique beginning of it; the running one where there is one alone
+        /// The job: id or a unique beginning of it; without one, the one that runs or else the last
         job: Option<String>,
         /// Only of this cluster
         #[arg(short = 'C', long)]

@@ -24,19 +24,16 @@ pub(super) fn of_transport(url: &str, error: reqwest::Error) -> Error {
     }
 }
 
-fn tls_cause(error: &reqwest::Error) -> Option<String> {
-    let mut next = error.source();
-    while let Some(cause) = next {
-        if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
-            return Some(tls.to_string());
-        }
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
-        if let Some(tls) = inner.and_then(|i| i.downcast_ref::<rustls::Error>()) {
-            return Some(tls.to_string());
-        }
-        next = cause.source();
+fn tls_cause(error: &(dyn StdError + 'static)) -> Option<String> {
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return Some(tls.to_string());
     }
-    None
+    // The source of an `io::Error` is that of what it wraps, not what it wraps.
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    match wrapped {
+        Some(wrapped) => tls_cause(wrapped),
+        None => error.source().and_then(tls_cause),
+    }
 }
 
 /// An answer that is no success.
@@ -72,6 +69,15 @@ mod tests {
             let e = of_answer("https://c", status, body.as_bytes());
             assert_eq!((e.kind(), e.message()), (kind, "do this"));
         }
+    }
+
+    #[test]
+    fn a_fault_of_tls_is_found_however_it_is_wrapped() {
+        let tls = || rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let wrapped = std::io::Error::other(std::io::Error::other(tls()));
+        assert_eq!(tls_cause(&wrapped), Some(tls().to_string()));
+        assert_eq!(tls_cause(&Error::retry("x").with_source(wrapped)), Some(tls().to_string()));
+        assert_eq!(tls_cause(&std::io::Error::other("reset")), None);
     }
 
     #[test]

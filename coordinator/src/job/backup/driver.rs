@@ -59,6 +59,13 @@ struct Driver {
 /// Runs a backup job to its end; the answer is what the job came to.
 pub async fn run(context: Shared, job: Arc<Job>, request: BackupRequest) -> Result<serde_json::Value> {
     let started = job.info().started_millis;
+    // Before the ledger is fenced: a name that no node has must not get one.
+    if context.fleet.members(Some(&request.cluster)).is_empty() {
+        return Err(Error::conflict(format!(
+            "no node of cluster {} is connected: start its agents, or see `tidemark cluster list`",
+            request.cluster
+        )));
+    }
     let mut ledger = context.ledger(&request.cluster).await?;
     match prepare(&context, &job, &request, &mut ledger).await {
         Ok((nodes, policy, parent)) => {
