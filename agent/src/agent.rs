@@ -46,6 +46,8 @@ pub struct RestoreSession {
     pub at: Timestamp,
     /// Address of the serve process.
     pub serve: String,
+    /// Held for reading while a part is being loaded: an abort waits for the last of them.
+    pub loading: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl std::fmt::Debug for Agent {
@@ -61,6 +63,14 @@ impl Agent {
     /// The session of a restore job, if it was begun here.
     pub fn restore_session(&self, job: &JobId) -> Option<RestoreSession> {
         self.restores.lock().expect("no panic while held").get(job).cloned()
+    }
+
+    /// Lets clients in again after a restore that could not begin, unless another is under way.
+    pub fn open_unless_restoring(&self) {
+        let available = self.engine.describe().is_ok_and(|d| d.state == "available");
+        if available && self.restores.lock().expect("no panic while held").is_empty() {
+            self.gate.open();
+        }
     }
 
     /// Puts or (with `None`) drops the session of a restore job.

@@ -48,6 +48,11 @@ impl Gate {
         let _ = self.0.send_replace(Some(why.to_owned()));
     }
 
+    /// Why it is shut, if it is.
+    fn reason(&self) -> Option<String> {
+        self.0.borrow().clone()
+    }
+
     /// Lets clients in.
     pub fn open(&self) {
         let _ = self.0.send_replace(None);

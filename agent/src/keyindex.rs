@@ -194,6 +194,26 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        /// A chunk whose checksum holds may still hold nonsense.
+        #[test]
+        fn nonsense_in_a_chunk_is_an_error(body in proptest::collection::vec(prop_oneof![0u8..8, any::<u8>()], 1..200)) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("x");
+            let mut file = MAGIC.to_vec();
+            for chunk in [&body[..], &[]] {
+                file.extend_from_slice(&(chunk.len() as u32).to_le_bytes());
+                file.extend_from_slice(&checksum(chunk));
+                file.extend_from_slice(chunk);
+            }
+            std::fs::write(&path, file).unwrap();
+            if let Err(e) = read(&path) {
+                prop_assert_eq!(e.kind(), ErrorKind::Damaged);
+            }
+        }
+    }
+
+    proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn comes_back(keys in proptest::collection::btree_map(proptest::collection::vec(any::<u8>(), 0..2000), (any::<u64>(), any::<u128>()), 0..300)) {

@@ -4,6 +4,7 @@ mod fetch;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use tidemark_common::glob::KeyFilter;
@@ -18,11 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, RestoreSession};
 use crate::blocking;
+use crate::daemon::RESTORING;
 use crate::engine::{Loader, RecordRef, record_hash};
 use crate::snapshot::Counters;
 
 /// Attempts at one part within a command.
 const PART_ATTEMPTS: u32 = 4;
+/// Time for parts to end when their command has.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Records between two looks at the cancellation token.
 const CANCEL_EVERY: u64 = 1024;
 
@@ -36,9 +40,19 @@ pub(crate) async fn begin(agent: Arc<Agent>, head: CommandHead, begin: RestoreBe
         if let Some(session) = agent.restore_session(&head.job) {
             return Ok(RestoreReady { loaded: loaded_parts(session.loader.as_ref())? });
         }
-        let loader: Arc<dyn Loader> = agent.engine.restore(head.job, begin.slots, begin.in_place != 0)?.into();
+        // Before the store changes: clients must hear of a restore and not of a store that fails them.
+        agent.gate.shut(RESTORING);
+        let opened = agent.engine.restore(head.job, begin.slots, begin.in_place != 0);
+        let loader: Arc<dyn Loader> = match opened {
+            Ok(loader) => loader.into(),
+            Err(e) => {
+                agent.open_unless_restoring();
+                return Err(e);
+            }
+        };
         let loaded = loaded_parts(loader.as_ref())?;
-        agent.set_restore_session(head.job, Some(RestoreSession { loader, at: begin.at, serve: begin.serve }));
+        let session = RestoreSession { loader, at: begin.at, serve: begin.serve, loading: Arc::default() };
+        agent.set_restore_session(head.job, Some(session));
         tracing::info!(job = %head.job, loaded = loaded.len(), "restore begun: clients are refused until it ends");
         Ok(RestoreReady { loaded })
     })
@@ -49,12 +63,20 @@ fn session(agent: &Agent, head: &CommandHead) -> Result<RestoreSession> {
     agent.restore_session(&head.job).ok_or_else(|| Error::conflict("this node has not begun that restore"))
 }
 
+/// Waits until no part is being loaded: one whose command has ended still ends its present record.
+async fn settled(session: &RestoreSession) -> Result<()> {
+    let last = tokio::time::timeout(SETTLE_TIMEOUT, session.loading.write()).await;
+    last.map(drop).map_err(|_| Error::retry("a part is still being loaded"))
+}
+
 /// What the parts of one command share.
 struct LoadJob {
     agent: Arc<Agent>,
     head: CommandHead,
     session: RestoreSession,
     filter: KeyFilter,
+    /// Parts at once.
+    concurrency: usize,
     counters: Arc<Counters>,
     cancel: CancellationToken,
 }
@@ -73,6 +95,8 @@ pub(crate) async fn load(
     let filter = KeyFilter::new(&command.keys)?;
     let cancel = cancel.child_token();
     let _stop = cancel.clone().drop_guard();
+    // Parts of a command that broke may still be on their way out.
+    settled(&session).await?;
     let before = loaded_parts(session.loader.as_ref())?;
     let (mut done, mut todo) = (Vec::new(), Vec::new());
     for part in command.parts {
@@ -81,7 +105,7 @@ pub(crate) async fn load(
             None => todo.push(part),
         }
     }
-    let job = Arc::new(LoadJob { agent, head, session, filter, counters, cancel });
+    let job = Arc::new(LoadJob { agent, head, session, filter, concurrency, counters, cancel });
     let loaded: Vec<LoadedPart> =
         futures::stream::iter(todo.into_iter().map(|part| load_with_retries(job.clone(), part)))
             .buffer_unordered(concurrency)
@@ -111,13 +135,19 @@ async fn load_with_retries(job: Arc<LoadJob>, part: RestorePart) -> Result<Loade
 async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> {
     let connection = job.agent.bulk.connection(&job.session.serve, &job.cancel).await?;
     let (mut readers, mut pumps) = (Vec::new(), Vec::new());
+    let quota = fetch::quota(job.concurrency, part.runs.len());
     for run in &part.runs {
-        let fetched = fetch::open(&job.head, &connection, part, run, job.counters.clone()).await?;
+        let fetched = fetch::open(&job.head, &connection, part, run, quota, job.counters.clone()).await?;
         readers.push(fetched.reader);
         pumps.push(fetched.pump);
     }
     let (number, slots) = (part.number, part.slots.clone());
-    let apply = blocking(move || apply(&job, number, &slots, Merge::new(readers)));
+    let loading = job.session.loading.clone().read_owned().await;
+    let apply = blocking(move || {
+        let applied = apply(&job, number, &slots, Merge::new(readers));
+        drop(loading);
+        applied
+    });
     // The error of a stream says more than the merge's, which only saw its blocks end.
     let (applied, pumped) = tokio::join!(apply, futures::future::try_join_all(pumps));
     let _ = pumped?;
@@ -177,6 +207,9 @@ pub(crate) async fn finish(agent: Arc<Agent>, head: CommandHead, finish: Restore
 
 /// Drops the staging area; one that is not there is no error.
 pub(crate) async fn abort(agent: Arc<Agent>, head: CommandHead) -> Result<Done> {
+    if let Some(session) = agent.restore_session(&head.job) {
+        settled(&session).await?;
+    }
     blocking(move || {
         let loader = match agent.restore_session(&head.job) {
             Some(session) => session.loader,

@@ -102,6 +102,32 @@ fn decode(bytes: &[u8]) -> Result<StateV1> {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        /// A checksum that holds does not make nonsense a state.
+        #[test]
+        fn nonsense_never_panics(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..120)) {
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend_from_slice(&body);
+            let sum = checksum(&bytes);
+            bytes.extend_from_slice(&sum);
+            if let Ok(state) = decode(&bytes) {
+                proptest::prop_assert_eq!(decode(&encode(&state)).unwrap(), state);
+            }
+            proptest::prop_assert!(decode(&body).is_err());
+        }
+    }
+
+    #[test]
+    fn golden() {
+        let state = StateV1 { epoch: 3, ledger_number: 7, ledger_hash: Hash([5; 32]) };
+        let kept = concat!(
+            "5441475301030000000000000007000000000000000505050505050505050505050505",
+            "050505050505050505050505050505050505812e53f5c800ed9b35ce88da01b16424"
+        );
+        assert_eq!(data_encoding::HEXLOWER.encode(&encode(&state)), kept);
+        assert_eq!(decode(&data_encoding::HEXLOWER.decode(kept.as_bytes()).unwrap()).unwrap(), state);
+    }
+
     #[test]
     fn survives_and_refuses_older_epochs() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,8 @@
 //! A made-up fleet for tests: an authority in a temporary folder that issues certificates of any identity and age.
 //! It panics where a test cannot go on.
 
+mod golden;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,6 +18,8 @@ use tempfile::TempDir;
 use crate::clock::SystemClock;
 use crate::identity::Identity;
 use crate::pki::{Credentials, PkiPaths};
+
+pub use golden::golden;
 
 /// Seconds of a day.
 const DAY: i64 = 86_400;

@@ -79,6 +79,9 @@ impl Fleet {
     /// Asks an agent to describe itself, and remembers the answer.
     pub async fn describe(&self, member: &Member, head: CommandHead) -> Result<Description> {
         let description: Description = self.command(member, head, &Describe {}, DESCRIBE_DEADLINE, |_| ()).await?;
+        if !description.ownership.is_canonical() {
+            return Err(Error::damaged(format!("node {member}: a slot set is not in order")));
+        }
         if let Some(agent) = self.agents.write().expect("fleet").get_mut(member) {
             agent.description = Some(description.clone());
         }

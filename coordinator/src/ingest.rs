@@ -152,8 +152,15 @@ impl Ingest {
             job.packs.flush().await?;
         }
         job.acknowledge_durable().await?;
-        stored.await.map_err(|_| Error::cancelled("the backup ended before the part was stored"))?;
-        writer.write_message(&Stored {}).await
+        let gone = writer.stopped();
+        tokio::select! {
+            stored = stored => {
+                stored.map_err(|_| Error::cancelled("the backup ended before the part was stored"))?;
+                writer.write_message(&Stored {}).await
+            }
+            // The agent does not wait for it any more; whether the part is stored shows in the job's end.
+            _ = gone => Ok(()),
+        }
     }
 }
 
@@ -233,6 +240,8 @@ impl IngestJob {
                     if done.blocks != run.blocks || (run.blocks > 0 && run.index.len == 0) || !gathered.is_empty() {
                         return Err(Error::damaged("a part's close does not fit what was sent"));
                     }
+                    // Up to the end of the stream: a reader dropped before it would tell the agent to stop sending.
+                    reader.read_end().await?;
                     return Ok(done);
                 }
                 other => return Err(Error::damaged(format!("frame {other} inside a part"))),

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use futures::StreamExt;
 use tidemark_common::transport::{FrameReader, FrameWriter};
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::manifest::PartEntry;
@@ -13,11 +12,6 @@ use tokio::sync::Semaphore;
 
 use crate::blocks::{READ_SPAN, RunBlocks};
 use crate::repository::Repository;
-
-/// Spans read ahead for one stream.
-const READ_AHEAD: usize = 2;
-/// Memory of one stream: spans read ahead and one being sent.
-const STREAM_COST: u64 = (READ_AHEAD as u64 + 1) * READ_SPAN;
 
 /// The parts that a restore gives out.
 #[derive(Debug)]
@@ -41,10 +35,10 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// A server whose reads take at most `budget` bytes (at least one stream is always served).
+    /// A server whose spans take at most `budget` bytes (at least one is always served).
     pub fn new(repository: Repository, budget: u64) -> Self {
-        let streams = (budget / STREAM_COST).max(1) as usize;
-        Self { repository, jobs: Mutex::default(), memory: Arc::new(Semaphore::new(streams)) }
+        let spans = (budget / READ_SPAN).max(1) as usize;
+        Self { repository, jobs: Mutex::default(), memory: Arc::new(Semaphore::new(spans)) }
     }
 
     /// Begins to give out the parts of a job.
@@ -93,11 +87,11 @@ impl Serve {
         range: std::ops::Range<u32>,
         writer: &mut FrameWriter,
     ) -> Result<()> {
-        let _permit = self.memory.acquire().await.map_err(|_| Error::cancelled("serve is closed"))?;
-        let reads = blocks.spans(range).into_iter().map(|span| blocks.read(span));
-        let mut reads = futures::stream::iter(reads).buffered(READ_AHEAD);
-        while let Some(read) = reads.next().await {
-            for block in read? {
+        for span in blocks.spans(range) {
+            // Held while the span is read and handed to the transport. Agents ask for no more than they can take, so that
+            // a span never waits for a reader who in turn waits for another span.
+            let _permit = self.memory.acquire().await.map_err(|_| Error::cancelled("serve is closed"))?;
+            for block in blocks.read(span).await? {
                 writer.write_raw(FRAME_BLOCK, FRAME_VERSION, block).await?;
             }
         }

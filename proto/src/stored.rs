@@ -6,3 +6,6 @@ pub mod manifest;
 pub mod paths;
 pub mod repository;
 pub mod run;
+
+#[cfg(test)]
+mod tests;

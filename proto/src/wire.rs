@@ -7,4 +7,4 @@ pub mod hello;
 pub mod kv;
 
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;

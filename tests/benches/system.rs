@@ -216,8 +216,8 @@ fn report(ours: &Row, peers: &[Row], logical: u64) {
 fn memory(fleet: &mut Fleet) {
     let mut line = format!("peak RSS: coordinator {} MiB", peak_rss_mib(fleet.coordinator().process.id()));
     for cluster in ["bench", "copy"] {
-        for n in 1..=NODES {
-            let node = format!("n{n}");
+        for n in 0..NODES {
+            let node = format!("n{}", n - 1);
             let rss = peak_rss_mib(fleet.agent(cluster, &node).process.id());
             line.push_str(&format!(", {cluster}/{node} {rss} MiB"));
         }

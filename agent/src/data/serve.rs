@@ -41,7 +41,7 @@ pub(super) async fn stream(shared: Arc<Shared>, mut writer: FrameWriter, mut rea
         ended
     };
     // Whichever fails ends the other; a reader that has come to its end leaves the answers to come.
-    match tokio::try_join!(reading, answers(&mut writer, rx)) {
+    match tokio::try_join!(reading, answers(&shared, &mut writer, rx)) {
         // The client must have the last answer before the connection may be closed; it has so long for it.
         Ok(_) => drop(timeout(WRITE_TIMEOUT, writer.drained()).await),
         Err(e) => {
@@ -133,7 +133,7 @@ fn record(v: Versioned) -> Record {
     Record { key: v.key, value: v.value, timestamp: v.timestamp }
 }
 
-async fn answers(writer: &mut FrameWriter, mut rx: mpsc::Receiver<Pending>) -> Result<()> {
+async fn answers(shared: &Shared, writer: &mut FrameWriter, mut rx: mpsc::Receiver<Pending>) -> Result<()> {
     while let Some(pending) = rx.recv().await {
         let (answer, _share) = match pending {
             Pending::Commit(committed, share) => {
@@ -149,7 +149,14 @@ async fn answers(writer: &mut FrameWriter, mut rx: mpsc::Receiver<Pending>) -> R
         };
         let frame = match answer {
             Ok(bytes) => bytes,
-            Err(e) => frame::encode(&Failure { code: e.kind().code(), message: message_of(&e) })?,
+            Err(e) => {
+                // Read before the gate shut and met by a store that is closed to it: to be tried again, as all others.
+                let e = match shared.gate.reason() {
+                    Some(why) if e.kind() == ErrorKind::Conflict => Error::retry(why).with_source(e),
+                    _ => e,
+                };
+                frame::encode(&Failure { code: e.kind().code(), message: message_of(&e) })?
+            }
         };
         timeout(WRITE_TIMEOUT, writer.write_encoded(frame.into()))
             .await

@@ -1,5 +1,6 @@
 //! Fetching the blocks of a run that hold the slots of this node.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -7,7 +8,8 @@ use futures::future::BoxFuture;
 use quinn::Connection;
 use tidemark_common::run::{BlockSource, RunReader, blocks_for, open_index};
 use tidemark_common::seal::Sealer;
-use tidemark_common::transport::open_bi;
+use tidemark_common::transport::{limits, open_bi};
+use tidemark_proto::stored::run::Index;
 use tidemark_proto::wire::bulk::{FRAME_BLOCK, FRAME_INDEX, Fetch, FetchBlocks, MAX_BLOCK_FRAME, MAX_INDEX_FRAME};
 use tidemark_proto::wire::control::{CommandHead, RestorePart, RunSource};
 use tidemark_proto::{Error, Result};
@@ -19,6 +21,14 @@ use crate::snapshot::Counters;
 /// Sealed blocks between the stream and the thread that opens them.
 const BLOCKS_AHEAD: usize = 4;
 
+/// Requests of one run that are on their way at once.
+const REQUESTS_AHEAD: usize = 2;
+
+/// Bytes that one of `runs` runs of one of `parts` parts may have on its way: all of them fill half the window.
+pub(super) fn quota(parts: usize, runs: usize) -> u64 {
+    u64::from(limits::CONNECTION_WINDOW) / 2 / (parts.max(1) * runs.max(1)) as u64
+}
+
 /// Blocks as they arrive.
 pub(super) struct Blocks(mpsc::Receiver<Vec<u8>>);
 
@@ -29,6 +39,28 @@ impl BlockSource for Blocks {
     }
 }
 
+/// Splits ranges of blocks into requests of at most `quota` bytes (one block may pass it).
+fn requests(index: &Index, ranges: Vec<Range<u32>>, quota: u64) -> Vec<FetchBlocks> {
+    let mut out: Vec<FetchBlocks> = Vec::new();
+    for range in ranges {
+        let mut bytes = u64::MAX;
+        for number in range {
+            let len = u64::from(index.blocks[number as usize].sealed_len);
+            match out.last_mut() {
+                Some(last) if bytes.saturating_add(len) <= quota => {
+                    last.count += 1;
+                    bytes += len;
+                }
+                _ => {
+                    out.push(FetchBlocks { first: number, count: 1 });
+                    bytes = len;
+                }
+            }
+        }
+    }
+    out
+}
+
 /// A run being fetched.
 pub(super) struct Fetched {
     /// Reads what arrives.
@@ -37,12 +69,17 @@ pub(super) struct Fetched {
     pub(super) pump: BoxFuture<'static, Result<()>>,
 }
 
-/// Asks for a run and reads its index.
+/// Asks for a run and reads its index. At most about `quota` bytes of its blocks are asked for and not yet taken.
+///
+/// A merge needs a block of every run at once, while all streams share the connection's window: were a stream to fill it
+/// with blocks that nobody takes yet, the block that the merge waits for could not come. So runs are asked for by
+/// quotas which together stay below that window.
 pub(super) async fn open(
     head: &CommandHead,
     connection: &Connection,
     part: &RestorePart,
     run: &RunSource,
+    quota: u64,
     counters: Arc<Counters>,
 ) -> Result<Fetched> {
     let (mut writer, mut reader) = open_bi(connection).await?;
@@ -56,17 +93,23 @@ pub(super) async fn open(
     let ranges = blocks_for(&index, &part.slots);
     let (send, receive) = mpsc::channel(BLOCKS_AHEAD);
     let reader_of_run = RunReader::new(sealer(), ranges.clone(), Blocks(receive), MAX_VALUE)?;
+    let requests = requests(&index, ranges, quota / REQUESTS_AHEAD as u64);
     let pump = async move {
-        for range in ranges {
-            let count = range.end - range.start;
-            writer.write_message(&FetchBlocks { first: range.start, count }).await?;
-            for _ in 0..count {
+        let mut asked = requests.iter();
+        for request in asked.by_ref().take(REQUESTS_AHEAD) {
+            writer.write_message(request).await?;
+        }
+        for request in &requests {
+            for _ in 0..request.count {
                 let block = reader.read_raw_reply(FRAME_BLOCK, MAX_BLOCK_FRAME).await?;
                 let _ = counters.wire_bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
                 if send.send(Vec::from(block)).await.is_err() {
                     // The merge gave up; its error is the one to report.
                     return Ok(());
                 }
+            }
+            if let Some(next) = asked.next() {
+                writer.write_message(next).await?;
             }
         }
         writer.finish()

@@ -8,6 +8,8 @@ use tidemark_proto::{ErrorKind, Result, SlotSet, slot_of};
 use super::*;
 use crate::seal::Sealer;
 
+mod formats;
+
 type Records = BTreeMap<(u16, Vec<u8>), Option<(Vec<u8>, Vec<u8>)>>;
 
 const MAX_VALUE: usize = 8 << 20;

@@ -61,6 +61,11 @@ impl Problem {
     }
 }
 
+/// Answers everything with a refusal.
+pub(super) fn refusing(why: String) -> axum::Router {
+    axum::Router::new().fallback(move || async move { ApiError(Error::denied(why)).into_response() })
+}
+
 /// Answer to paths that are not there.
 pub(super) async fn no_such_path(uri: Uri) -> Response {
     ApiError(Error::not_found(format!("there is no {}: see {}/openapi.json", uri.path(), super::PREFIX)))

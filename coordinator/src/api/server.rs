@@ -85,10 +85,12 @@ async fn connection(
     let leaf = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
     let leaf = leaf.ok_or_else(|| Error::denied("no client certificate"))?;
     let identity = Identity::of_certificate(leaf)?;
-    if !matches!(identity, Identity::Operator { .. } | Identity::Coordinator { .. }) {
+    let router = if matches!(identity, Identity::Operator { .. } | Identity::Coordinator { .. }) {
+        router
+    } else {
         refused("wrong_role");
-        return Err(Error::denied(format!("{identity} is no operator")));
-    }
+        super::problem::refusing(format!("{identity} is no operator"))
+    };
     let builder = Builder::new(TokioExecutor::new());
     let serve = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut serve = std::pin::pin!(serve);

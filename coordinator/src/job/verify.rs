@@ -9,6 +9,7 @@ use rand::RngExt;
 use tidemark_common::run::{Merge, RunReader};
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::stored::manifest::PartEntry;
+use tidemark_proto::stored::run::SEAL_BLOCK;
 use tidemark_proto::wire::control::Progress;
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
 use tokio::sync::mpsc;
@@ -131,7 +132,16 @@ async fn check_all(
     let mut checks = futures::stream::iter(parts)
         .map(|part| {
             let (repository, cluster) = (repository.clone(), cluster.clone());
-            async move { (part.region, check_part(&repository, &cluster, part).await) }.boxed()
+            async move {
+                let (region, place) = (part.region, part.clone());
+                match check_part(&repository, &cluster, part).await {
+                    Err(e) if e.kind() == ErrorKind::Damaged => {
+                        (region, Err(locate(&repository, &cluster, &place, e).await))
+                    }
+                    checked => (region, checked),
+                }
+            }
+            .boxed()
         })
         .buffer_unordered(PARALLEL_PARTS);
     let mut damage = Vec::new();
@@ -184,6 +194,24 @@ async fn check_part(repository: &Repository, cluster: &ClusterName, part: PartEn
         )));
     }
     Ok((digest.count, bytes))
+}
+
+/// Finds the block that does not open, so that the error names its pack; the merge of a part only knows that one does not.
+async fn locate(repository: &Repository, cluster: &ClusterName, part: &PartEntry, error: Error) -> Error {
+    for run in &part.runs {
+        // A run whose index does not open names its pack itself.
+        let Ok(blocks) = RunBlocks::open(repository, cluster, part, run).await else { return error };
+        let Ok(sealer) = sealer(repository, cluster, part, run) else { return error };
+        for span in blocks.spans(0..run.blocks) {
+            let Ok(read) = blocks.read(span.clone()).await else { return error };
+            for (number, block) in span.zip(read) {
+                if sealer.open(SEAL_BLOCK, number, &mut block.to_vec()).is_err() {
+                    return error.context(blocks.place(number));
+                }
+            }
+        }
+    }
+    error
 }
 
 fn source(mut blocks: mpsc::Receiver<Bytes>) -> impl FnMut() -> Result<Option<Vec<u8>>> {

@@ -4,6 +4,8 @@ use tidemark_proto::stored::ledger::{Body, Fence, Policy};
 
 use super::*;
 
+mod golden;
+
 fn memory() -> Store {
     Store::open(&StoreConfig { url: "memory:///".into(), ..StoreConfig::default() }).unwrap()
 }

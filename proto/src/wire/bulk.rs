@@ -35,3 +35,41 @@ pub const FRAME_VERSION: u8 = 1;
 pub const MAX_BLOCK_FRAME: u32 = crate::stored::run::MAX_BLOCK as u32 + 256;
 /// Largest sealed index, in bytes.
 pub const MAX_INDEX_FRAME: u32 = 32 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::SetDigest;
+    use crate::id::JobId;
+    use crate::slot::SlotSet;
+    use crate::wire::control::SecretKey;
+    use crate::wire::golden::check;
+
+    const FILE: &str = "bulk-v1.txt";
+
+    #[test]
+    fn golden_bytes() {
+        let offer = PartOffer {
+            job: JobId::from_u128(0x11 << 64 | 5),
+            attempt: 2,
+            region: 3,
+            slots: SlotSet::from_ranges([(192, 200), (210, 255)]),
+            lower: vec![0, 192, b'a'],
+            delta: 1,
+        };
+        check(FILE, "part-offer", &offer);
+        check(FILE, "grant", &Grant { run_tag: [6; 16], key: SecretKey([9; 32]), encrypt: 1 });
+        let done = PartDone {
+            upper: vec![0, 255],
+            blocks: 800,
+            records: 1 << 33,
+            raw_bytes: 1 << 40,
+            digest: SetDigest { count: 7, low: 8, high: u64::MAX },
+            live_bytes: u64::MAX - 5,
+        };
+        check(FILE, "part-done", &done);
+        check(FILE, "stored", &Stored {});
+        check(FILE, "fetch", &Fetch { job: JobId::from_u128(77), part: 9, run: 1 });
+        check(FILE, "fetch-blocks", &FetchBlocks { first: 100, count: 28 });
+    }
+}

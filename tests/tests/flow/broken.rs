@@ -11,7 +11,7 @@ async fn a_backup_without_a_node_fails_and_names_what_is_missing() {
     let mut fleet = Fleet::start().await;
     fleet.add_cluster("orders", 3).await;
     let router = fleet.router("orders", 3).await;
-    fill(&router, 1, 300).await;
+    fill(&router, 1, 5000).await;
     let good = fleet.backup("orders").await.unwrap();
     fleet.stop_agent("orders", "n1").await;
     let error = fleet.backup("orders").await.unwrap_err();
@@ -36,7 +36,7 @@ async fn a_backup_without_a_node_fails_and_names_what_is_missing() {
     fleet.restart_agent("orders", "n1");
     let _ = fleet.ready("orders", 3).await;
     let again = fleet.backup("orders").await.unwrap();
-    assert_eq!((again.item.records, again.full_parts), (300, 0));
+    assert_eq!((again.item.records, again.full_parts), (5000, 0));
     assert_eq!(again.parent, good.root, "a failed backup is nobody's parent");
 }
 

@@ -61,7 +61,7 @@ async fn an_agent_of_another_authority_is_refused() {
     // It trusts only its own authority: it must not take the coordinator for one of its fleet.
     spec.tls = Some(foreign.clone());
     fleet.start_agent(spec);
-    let _ = fleet.agent("orders", "n9").process.logged("UnknownIssuer").await;
+    let _ = fleet.agent("orders", "n9").process.logged("not of this fleet's authority").await;
     // It trusts ours: the coordinator must not take it for one of ours.
     let disguised = PkiPaths { ca: fleet.dir().join("pki/ca.crt"), ..foreign };
     assert_eq!(dial(&fleet, disguised, None).await, ErrorKind::Denied);

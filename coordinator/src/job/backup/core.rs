@@ -407,6 +407,9 @@ impl Core {
 
     fn check_held(&self, n: usize, held: &Held, now: Timestamp) -> Result<()> {
         let name = &self.settings.nodes[n];
+        if !held.ownership.is_canonical() {
+            return Err(Error::damaged(format!("node {name}: a slot set is not in order")));
+        }
         self.check_clock(n, held.clock_millis, now)?;
         let known = self.nodes[n].description.as_ref();
         if known.is_none_or(|d| d.incarnation != held.incarnation) {

@@ -40,6 +40,13 @@ pub struct Ownership {
     pub config_epoch: u64,
 }
 
+impl Ownership {
+    /// Whether both slot sets have the form that their type promises: a peer may send anything.
+    pub fn is_canonical(&self) -> bool {
+        self.slots.is_canonical() && self.moving.is_canonical()
+    }
+}
+
 /// Is the node there and ready? Changes nothing, pauses nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Describe {}

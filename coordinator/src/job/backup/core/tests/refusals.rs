@@ -1,0 +1,170 @@
+//! A fleet that is off in exactly one way, which the error must name.
+
+use super::*;
+
+/// Runs with one description or first reading changed, in every attempt.
+fn refused(
+    describe: impl Fn(usize, &mut Description),
+    hold: impl Fn(usize, &mut Held),
+    release: impl Fn(usize, &mut Released),
+) -> (Error, Bench) {
+    let mut bench = Bench::new(settings(3));
+    let slots = bench.slots.clone();
+    let error = bench
+        .run(|action| match *action {
+            Action::Describe(n) => {
+                let mut d = description(n, &slots[n]);
+                describe(n, &mut d);
+                Some(Event::Described(n, Ok(d)))
+            }
+            Action::Hold(n, a, _) => {
+                let mut h = held(n, a, &slots[n]);
+                hold(n, &mut h);
+                Some(Event::Held(n, a, Ok(h)))
+            }
+            Action::Release(n, a) => {
+                let mut r = released(&slots[n]);
+                release(n, &mut r);
+                Some(Event::Released(n, a, Ok(r)))
+            }
+            _ => None,
+        })
+        .unwrap_err();
+    assert!(bench.core.cut().is_none() && bench.count(|a| matches!(a, Action::Upload(_))) == 0);
+    (error, bench)
+}
+
+#[test]
+fn a_wrong_clock_is_refused_by_name() {
+    for clock in [NOW.millis() - 60_001, NOW.millis() + 60_001] {
+        let (error, bench) = refused(
+            |n, d| {
+                if n == 2 {
+                    d.clock_millis = clock
+                }
+            },
+            |_, _| (),
+            |_, _| (),
+        );
+        assert!(error.kind() == ErrorKind::Config && error.message().contains("node-2"), "{error}");
+        assert!(bench.budgets().is_empty(), "no node is held for a backup that cannot be");
+        let (error, _) = refused(
+            |_, _| (),
+            |n, h| {
+                if n == 1 {
+                    h.clock_millis = clock
+                }
+            },
+            |_, _| (),
+        );
+        assert!(error.kind() == ErrorKind::Config && error.message().contains("node-1"), "{error}");
+    }
+    let mut bench = Bench::new(settings(1));
+    let all = SlotSet::all();
+    let edge = Description { clock_millis: NOW.millis() + 60_000, ..description(0, &all) };
+    let mut edge = Some(edge);
+    bench.run(|a| matches!(a, Action::Describe(_)).then(|| Event::Described(0, Ok(edge.take().unwrap())))).unwrap();
+}
+
+#[test]
+fn a_node_that_is_not_available_is_refused_by_name() {
+    let (error, _) = refused(
+        |n, d| {
+            if n == 1 {
+                d.state = "restoring".into()
+            }
+        },
+        |_, _| (),
+        |_, _| (),
+    );
+    assert!(error.kind() == ErrorKind::Conflict && error.message().contains("node-1 is restoring"), "{error}");
+}
+
+#[test]
+fn holes_and_overlaps_are_refused_by_name() {
+    let narrow = |n: usize, o: &mut Ownership| {
+        if n == 1 {
+            o.slots = o.slots.minus(&SlotSet::range(7000, 7001))
+        }
+    };
+    let wide = |n: usize, o: &mut Ownership| {
+        if n == 1 {
+            o.slots = o.slots.union(&SlotSet::range(3, 4))
+        }
+    };
+    let (error, bench) = refused(|n, d| narrow(n, &mut d.ownership), |_, _| (), |_, _| ());
+    assert!(error.message().contains("7000-7001") && bench.budgets().is_empty(), "{error}");
+    let (error, _) = refused(|n, d| wide(n, &mut d.ownership), |_, _| (), |_, _| ());
+    assert!(["3-4", "node-0", "node-1"].iter().all(|w| error.message().contains(w)), "{error}");
+    // The first reading decides, not what was said before it.
+    let (error, _) = refused(|_, _| (), |n, h| narrow(n, &mut h.ownership), |n, r| narrow(n, &mut r.ownership));
+    assert!(error.message().contains("7000-7001"), "{error}");
+    let (error, _) = refused(|_, _| (), |n, h| wide(n, &mut h.ownership), |n, r| wide(n, &mut r.ownership));
+    assert!(error.message().contains("3-4"), "{error}");
+}
+
+#[test]
+fn a_node_that_is_away_is_named_with_its_slots() {
+    let mut all = settings(3);
+    let name = all.nodes.remove(2);
+    let mut bench = Bench::new(all);
+    bench.slots = (0..2).map(|i| even_share(i, 3)).collect();
+    let error = bench.run(|_| None).unwrap_err();
+    assert!(error.message().contains(&name) && error.message().contains("10923-16383"), "{error}");
+}
+
+#[test]
+fn replaced_data_and_a_changed_owner_are_refused_by_name() {
+    let (error, _) = refused(
+        |_, _| (),
+        |n, h| {
+            if n == 1 {
+                h.incarnation = Incarnation::from_u128(99)
+            }
+        },
+        |_, _| (),
+    );
+    assert!(error.message().contains("node-1") && error.message().contains("replaced"), "{error}");
+    let changes: [fn(&mut Ownership); 3] =
+        [|o| o.role = "replica".into(), |o| o.config_epoch += 1, |o| o.moving = SlotSet::range(1, 1)];
+    for change in changes {
+        let (error, bench) = refused(
+            |_, _| (),
+            |_, _| (),
+            |n, r| {
+                if n == 2 {
+                    change(&mut r.ownership)
+                }
+            },
+        );
+        assert!(error.message().contains("node-2") && error.kind() == ErrorKind::Conflict, "{error}");
+        assert_eq!(bench.budgets(), [0, 50, 100, 50], "a changed owner may have settled by the next attempt");
+    }
+}
+
+/// What a peer of another build could send: ranges out of order, which arithmetic on slots must not meet.
+fn out_of_order() -> SlotSet {
+    let good = tidemark_proto::frame::to_archive(&SlotSet::range(5, 9)).into_vec();
+    let swapped = good.iter().map(|b| match b {
+        5 => 9,
+        9 => 5,
+        other => *other,
+    });
+    let set: SlotSet = tidemark_proto::frame::from_archive(&swapped.collect::<Vec<_>>()).unwrap();
+    assert!(!set.is_canonical());
+    set
+}
+
+#[test]
+fn slots_out_of_order_are_refused_by_name() {
+    let (error, _) = refused(
+        |_, _| (),
+        |n, h| {
+            if n == 1 {
+                h.ownership.slots = out_of_order()
+            }
+        },
+        |_, _| (),
+    );
+    assert!(error.kind() == ErrorKind::Damaged && error.message().contains("node-1"), "{error}");
+}
