@@ -147,6 +147,10 @@ impl Rate {
     }
 }
 
+fn style(template: &str) -> Option<ProgressStyle> {
+    ProgressStyle::with_template(template).ok().map(|s| s.progress_chars("=> "))
+}
+
 enum View {
     Bar(ProgressBar, Rate),
     Lines { phase: String, last: Option<Instant>, rate: Rate, what: String },
@@ -157,9 +161,10 @@ impl View {
     fn new(info: &JobInfo, output: Format) -> Self {
         let what = format!("{} of {}", name(info.kind), info.cluster);
         if std::io::stderr().is_terminal() {
-            let bar = ProgressBar::new(BAR_STEPS);
+            let bar = ProgressBar::new(BAR_STEPS).with_prefix(what).with_message(info.phase.clone());
+            let bar = style(SPINNER).map_or(bar.clone(), |style| bar.with_style(style));
             bar.enable_steady_tick(TICK);
-            return Self::Bar(bar.with_prefix(what), Rate::default());
+            return Self::Bar(bar, Rate::default());
         }
         match output {
             Format::Text => Self::Lines { phase: String::new(), last: None, rate: Rate::default(), what },
@@ -173,8 +178,8 @@ impl View {
             Self::Bar(bar, rate) => {
                 let rate = rate.take(now, info.progress.bytes);
                 let template = if fraction(info).is_some() { BAR } else { SPINNER };
-                if let Ok(style) = ProgressStyle::with_template(template) {
-                    bar.set_style(style.progress_chars("=> "));
+                if let Some(style) = style(template) {
+                    bar.set_style(style);
                 }
                 bar.set_position((fraction(info).unwrap_or(0.0) * BAR_STEPS as f64) as u64);
                 bar.set_message(format!("{}: {}", info.phase, counts(info, rate)));

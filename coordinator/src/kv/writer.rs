@@ -25,6 +25,8 @@ const PIPELINE: usize = 8;
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Significant digits of ack times.
 const DIGITS: u8 = 3;
+/// Longest ack time that is told apart, in microseconds: one hour.
+const LONGEST_ACK: u64 = 3_600_000_000;
 
 /// What the clients of a load share.
 pub(super) struct Shared {
@@ -45,7 +47,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(options: LoadOptions, ending: CancellationToken, seen: Seen, start: Instant) -> Self {
-        let acks = Histogram::new(DIGITS).expect("3 digits are allowed");
+        let acks = Histogram::new_with_max(LONGEST_ACK, DIGITS).expect("bounds and 3 digits are allowed");
         Self {
             pace: Pace::new(options.rate),
             options,
@@ -161,9 +163,8 @@ pub(super) async fn write_records(shared: Arc<Shared>, router: Router, client: u
         let value = value::value(options.seed, &key, version, options.value_size);
         let node = router.node_of(&key);
         let Some((node, writes)) = batches.add(node, Write { key, value: Some(value) }) else { continue };
-        tokio::select! {
-            () = shared.ending.cancelled() => break,
-            () = shared.pace.turn(writes.len()) => {}
+        if !turn(&shared, &mut flying, writes.len()).await? {
+            break;
         }
         flying.push(send(&shared, &router, node, writes));
         while flying.len() >= PIPELINE {
@@ -177,6 +178,23 @@ pub(super) async fn write_records(shared: Arc<Shared>, router: Router, client: u
         sent?;
     }
     Ok(())
+}
+
+/// Waits for the turn of `writes` writes; meanwhile those in flight go on, so that their acks are seen when they come.
+/// `false` when the load ends first.
+async fn turn<F>(shared: &Shared, flying: &mut FuturesUnordered<F>, writes: usize) -> Result<bool>
+where
+    F: Future<Output = Result<()>>,
+{
+    let mut turn = std::pin::pin!(shared.pace.turn(writes));
+    loop {
+        tokio::select! {
+            biased;
+            () = shared.ending.cancelled() => return Ok(false),
+            Some(sent) = flying.next(), if !flying.is_empty() => sent?,
+            () = &mut turn => return Ok(true),
+        }
+    }
 }
 
 async fn idle(shared: &Shared) -> Result<()> {
