@@ -4,6 +4,7 @@ pub mod core;
 mod driver;
 mod manifest;
 mod parents;
+mod prepare;
 pub mod tiling;
 
 pub use driver::{BackupRequest, run};

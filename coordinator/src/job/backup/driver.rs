@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidemark_proto::frame::Message;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::ledger::{Body, Failed, Policy};
+use tidemark_proto::stored::ledger::{Body, Policy};
 use tidemark_proto::wire::control::{Done, Hold, Release, Seal, Settle, Upload, Uploaded};
 use tidemark_proto::{ClusterName, Error, ErrorKind, Incarnation, NodeName, Result, Timestamp};
 use tokio::sync::{Mutex, mpsc};
@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use super::core::{Action, Core, Cut, Event, Settings};
 use super::manifest::{Committed, Draft};
 use super::parents::Parent;
+use super::prepare::{prepare, record_failure};
 use crate::context::Shared;
 use crate::fleet::Member;
 use crate::ingest::{IngestJob, IngestNode};
@@ -67,72 +68,34 @@ pub async fn run(context: Shared, job: Arc<Job>, request: BackupRequest) -> Resu
         )));
     }
     let mut ledger = context.ledger(&request.cluster).await?;
-    match prepare(&context, &job, &request, &mut ledger).await {
-        Ok((nodes, policy, parent)) => {
-            let id = job.id();
-            let driver = Arc::new(Driver {
-                context: context.clone(),
-                job,
-                id,
-                request: request.clone(),
-                nodes,
-                policy,
-                parent,
-                ledger: Mutex::new(ledger),
-                ingest: Default::default(),
-                read_bytes: Default::default(),
-                committed: Default::default(),
-            });
-            let result = driver.clone().drive().await;
-            driver.context.ingest.close(&id);
-            if let Err(e) = &result {
-                driver.record_failure(e, started).await;
-            }
-            result
+    let id = job.id();
+    let prepared = match prepare(&context, &job, &request, &ledger).await {
+        Ok(prepared) => prepared,
+        Err(e) => {
+            record_failure(&context, &mut ledger, (id, started), request.manual, &e).await;
+            return Err(e);
         }
-        Err(e) => Err(e),
-    }
-}
-
-/// Nodes, policy and parent of the backup. The first backup of a cluster writes its policy.
-async fn prepare(
-    context: &Shared,
-    job: &Job,
-    request: &BackupRequest,
-    ledger: &mut Ledger,
-) -> Result<(Vec<NodeName>, Policy, Option<Parent>)> {
-    job.phase("reading the ledger");
-    let members = context.fleet.members(Some(&request.cluster));
-    if members.is_empty() {
-        return Err(Error::conflict(format!("no node of cluster {} is connected", request.cluster)));
-    }
-    let mut nodes = Vec::new();
-    let mut engine = String::new();
-    for (member, _) in members {
-        let description = context.fleet.describe(&member, context.head(job.id(), 0)).await?;
-        if !engine.is_empty() && engine != description.engine {
-            return Err(Error::conflict(format!(
-                "cluster {} mixes engines {engine} and {}",
-                request.cluster, description.engine
-            )));
-        }
-        engine = description.engine;
-        nodes.push(member.node);
-    }
-    let names: Vec<String> = nodes.iter().map(NodeName::to_string).collect();
-    let slots_per_region = match ledger.policy() {
-        Some(p) if p.engine != engine => {
-            return Err(Error::conflict(format!(
-                "cluster {} was {} and is now {engine}",
-                request.cluster, p.engine
-            )));
-        }
-        Some(p) => p.slots_per_region,
-        None => context.config.backup.slots_per_region,
     };
-    let policy = Policy { engine, slots_per_region, nodes: names };
-    let parent = Parent::newest(&context.repository, &request.cluster, ledger).await?;
-    Ok((nodes, policy, parent.filter(|_| !request.full)))
+    let manual = request.manual;
+    let driver = Arc::new(Driver {
+        context: context.clone(),
+        job,
+        id,
+        request,
+        nodes: prepared.nodes,
+        policy: prepared.policy,
+        parent: prepared.parent,
+        ledger: Mutex::new(ledger),
+        ingest: Default::default(),
+        read_bytes: Default::default(),
+        committed: Default::default(),
+    });
+    let result = driver.clone().drive().await;
+    context.ingest.close(&id);
+    if let Err(e) = &result {
+        record_failure(&context, &mut *driver.ledger.lock().await, (id, started), manual, e).await;
+    }
+    result
 }
 
 impl Driver {
@@ -348,20 +311,6 @@ impl Driver {
             }
         };
         let _ = futures::future::join_all((0..self.nodes.len()).map(settle)).await;
-    }
-
-    async fn record_failure(&self, error: &Error, started_millis: u64) {
-        let body = Body::Failed(Failed {
-            job: self.id,
-            started_millis,
-            code: error.kind().code(),
-            reason: error.report(),
-            manual: u8::from(self.request.manual),
-        });
-        let mut ledger = self.ledger.lock().await;
-        if let Err(e) = ledger.append(self.context.epoch, self.context.now_millis(), &body, |_| Ok(())).await {
-            tracing::error!(error = %e.report(), "the failure of a backup could not be recorded");
-        }
     }
 
     fn summary(&self) -> serde_json::Value {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
+use tidemark_proto::stored::ledger::{Body, Policy};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::wire::control::{
     Done, LoadedPart, RestoreAbort, RestoreBegin, RestoreFinish, RestoreFinished, RestorePart, RestoreParts,
@@ -21,6 +22,7 @@ use crate::context::Shared;
 use crate::fleet::Member;
 use crate::job::backup::{self, BackupRequest};
 use crate::job::{Job, JobKind, verify};
+use crate::repository::Ledger;
 use crate::serve::ServeJob;
 
 /// Time for a node to open or drop its staging area.
@@ -95,10 +97,26 @@ impl Driver {
         let safety = if self.plan.request.in_place && replaces { self.make_safe().await? } else { None };
         self.job.reset_progress();
         let mut summary = self.restore().await?;
+        if let Err(e) = self.renew_policy().await {
+            // The data is there and open; the next backup writes the policy as well.
+            tracing::warn!(error = %e.report(), "the cluster's new nodes could not be noted");
+        }
         if let (Some(backup), Some(fields)) = (safety, summary.as_object_mut()) {
             let _ = fields.insert("safety_backup".into(), backup);
         }
         Ok(summary)
+    }
+
+    /// A protected cluster consists of the nodes that hold its data now: those of before are not missed any more.
+    async fn renew_policy(&self) -> Result<()> {
+        let known = Ledger::load(&self.context.repository, &self.target).await?;
+        let nodes: Vec<String> = self.plan.targets.iter().map(|t| t.node.to_string()).collect();
+        let Some(policy) = known.policy().filter(|p| p.nodes != nodes).cloned() else { return Ok(()) };
+        let (epoch, now) = (self.context.epoch, self.context.now_millis());
+        let body = Body::Policy(Policy { nodes, ..policy });
+        let mut ledger = self.context.ledger(&self.target).await?;
+        let _ = ledger.append(epoch, now, &body, |_| Ok(())).await?;
+        Ok(())
     }
 
     /// Checks every block of the backup; backs up the present state unless told not to and answers that backup's id.

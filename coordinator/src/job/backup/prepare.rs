@@ -1,0 +1,83 @@
+//! Before and after a backup job: what it works with, and the record of its failure.
+
+use tidemark_proto::id::JobId;
+use tidemark_proto::stored::ledger::{Body, Failed, Policy};
+use tidemark_proto::{Error, NodeName, Result};
+
+use super::BackupRequest;
+use super::parents::Parent;
+use crate::context::{Context, Shared};
+use crate::job::Job;
+use crate::repository::Ledger;
+
+/// What a backup works with.
+pub(super) struct Prepared {
+    /// The nodes that take part.
+    pub(super) nodes: Vec<NodeName>,
+    /// How the cluster is protected from this backup on.
+    pub(super) policy: Policy,
+    /// The backup whose runs it builds on.
+    pub(super) parent: Option<Parent>,
+}
+
+/// Asks the nodes, reads policy and parent.
+pub(super) async fn prepare(
+    context: &Shared,
+    job: &Job,
+    request: &BackupRequest,
+    ledger: &Ledger,
+) -> Result<Prepared> {
+    job.phase("reading the ledger");
+    let members = context.fleet.members(Some(&request.cluster));
+    if members.is_empty() {
+        return Err(Error::conflict(format!("no node of cluster {} is connected", request.cluster)));
+    }
+    let (mut nodes, mut bytes) = (Vec::new(), 0);
+    let mut engine = String::new();
+    for (member, _) in members {
+        let description = context.fleet.describe(&member, context.head(job.id(), 0)).await?;
+        if !engine.is_empty() && engine != description.engine {
+            return Err(Error::conflict(format!(
+                "cluster {} mixes engines {engine} and {}",
+                request.cluster, description.engine
+            )));
+        }
+        engine = description.engine;
+        bytes += description.bytes;
+        nodes.push(member.node);
+    }
+    let names: Vec<String> = nodes.iter().map(NodeName::to_string).collect();
+    let slots_per_region = match ledger.policy() {
+        Some(p) if p.engine != engine => {
+            return Err(Error::conflict(format!(
+                "cluster {} was {} and is now {engine}",
+                request.cluster, p.engine
+            )));
+        }
+        Some(p) => p.slots_per_region,
+        None => context.config.backup.slots_per_region,
+    };
+    let policy = Policy { engine, slots_per_region, nodes: names };
+    let parent = Parent::newest(&context.repository, &request.cluster, ledger).await?;
+    let parent = parent.filter(|_| !request.full);
+    if parent.is_none() {
+        // A full backup reads about what the nodes hold; what a delta reads is not known before.
+        job.update(|i| i.progress.total_bytes = bytes);
+    }
+    Ok(Prepared { nodes, policy, parent })
+}
+
+/// Writes the failure of a job (its id and start, milliseconds since 1970) into the ledger, so that history tells of it.
+pub(super) async fn record_failure(
+    context: &Context,
+    ledger: &mut Ledger,
+    (job, started_millis): (JobId, u64),
+    manual: bool,
+    error: &Error,
+) {
+    let code = error.kind().code();
+    let body = Body::Failed(Failed { job, started_millis, code, reason: error.report(), manual: u8::from(manual) });
+    if let Err(e) = ledger.append(context.epoch, context.now_millis(), &body, |_| Ok(())).await {
+        tracing::error!(error = %e.report(), "the failure of a backup could not be recorded");
+    }
+}
