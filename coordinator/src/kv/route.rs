@@ -132,7 +132,7 @@ impl Router {
     }
 
     /// Visits all records of all nodes whose keys begin with `prefix`, node after node, as of one timestamp: `at`, or
-    /// one that is now on the first node and not before anything seen. The visitor answers whether to go on; the answer
+    /// one that is not before anything acknowledged or seen. The visitor answers whether to go on; the answer
     /// is the timestamp.
     pub async fn scan(
         &self,
@@ -165,12 +165,15 @@ impl Router {
         Ok(at)
     }
 
-    /// A timestamp that is now on the first node and not before anything this client has seen: two nodes may count
-    /// the same millisecond differently.
+    /// A timestamp that is not before anything that was acknowledged on any node, nor before anything seen. A node's own
+    /// present is that of its last commit, so all are asked: the first may have rested while another took writes.
     async fn now(&self) -> Result<Timestamp> {
-        let (route, client) = self.node(0)?;
-        let page = client.scan(Vec::new(), Vec::new(), None, 1).await.map_err(|e| e.context(&route.node))?;
-        Ok(page.at.max(self.seen.get()))
+        let mut now = self.seen.get();
+        for (route, client) in self.nodes.iter() {
+            let page = client.scan(Vec::new(), Vec::new(), None, 1).await.map_err(|e| e.context(&route.node))?;
+            now = now.max(page.at);
+        }
+        Ok(now)
     }
 
     /// The highest timestamp seen.

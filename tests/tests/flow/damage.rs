@@ -19,12 +19,15 @@ fn name(pack: &Path) -> String {
     pack.file_name().unwrap().to_string_lossy().into_owned()
 }
 
-/// Flips a bit in the middle of the largest pack.
-fn flip(fleet: &Fleet) -> PathBuf {
+/// A place in the first block of a pack.
+const IN_A_BLOCK: usize = 60;
+
+/// Flips a bit of the largest pack.
+fn flip(fleet: &Fleet, at: impl Fn(usize) -> usize) -> PathBuf {
     let pack = fleet.packs("orders").remove(0);
     let mut bytes = std::fs::read(&pack).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
+    let at = at(bytes.len());
+    bytes[at] ^= 0x10;
     std::fs::write(&pack, bytes).unwrap();
     pack
 }
@@ -34,10 +37,17 @@ async fn verification_names_the_pack_and_no_restore_uses_it() {
     let mut fleet = backed_up().await;
     let verified = fleet.verify("orders", "latest").await;
     assert!(verified.is_ok(), "{verified:?}");
-    let pack = flip(&fleet);
-    let error = fleet.verify("orders", "latest").await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Damaged);
-    assert!(error.message().contains(&name(&pack)), "{} does not name {}", error.message(), name(&pack));
+    // Anywhere in the middle, be it a block or an index; that undone, in a block.
+    for place in [|len| len / 2, |len| len - 40, |_| IN_A_BLOCK] as [fn(usize) -> usize; 3] {
+        let pack = flip(&fleet, place);
+        let error = fleet.verify("orders", "latest").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        assert!(error.message().contains(&name(&pack)), "{} does not name {}", error.message(), name(&pack));
+        let _ = flip(&fleet, place);
+        let verified = fleet.verify("orders", "latest").await;
+        assert!(verified.is_ok(), "{verified:?}");
+    }
+    let _ = flip(&fleet, |_| IN_A_BLOCK);
     // Neither onto empty nodes nor over the data that is there.
     let router = fleet.router("orders", 2).await;
     fill(&router, 2, 100).await;

@@ -129,3 +129,18 @@ async fn memory_agents_onto_embedded_and_back() {
     let _ = fleet.restore(&restore_of("disk", "memory")).await.unwrap();
     assert_holds(&fleet, "memory", 1, &expected).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_seen_nothing_finds_the_last_writes() {
+    let mut fleet = Fleet::start().await;
+    fleet.add_cluster("orders", 3).await;
+    let router = fleet.router("orders", 3).await;
+    fill(&router, 1, 100).await;
+    // One node after the other has the last word.
+    for node in 0..3 {
+        let key = (0..).map(|n| format!("last:{n}").into_bytes()).find(|k| router.node_of(k) == node).unwrap();
+        let _ = tidemark_tests::fleet::write(&router, &key, Some(b"here")).await.unwrap();
+        let stranger = fleet.router("orders", 3).await;
+        assert!(records_at(&stranger, None).await.contains_key(&key), "node {node}");
+    }
+}
