@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tidemark_common::clock::Hlc;
+use tidemark_common::clock::{Hlc, SystemClock, WallClock};
 use tidemark_common::pki::Credentials;
 use tidemark_common::tls::ALPN_CONTROL;
 use tidemark_common::transport::server_endpoint;
@@ -64,7 +64,12 @@ pub async fn start(config: CoordinatorConfig) -> Result<Running> {
     let credentials = Credentials::load(config.tls.clone())?;
     check_identity(&credentials)?;
     let store = Store::open(&config.repository.store())?;
-    let repository = Repository::open(store, config.repository.master_key()?.as_ref()).await?;
+    let master = config.repository.master_key()?;
+    if store.is_of_this_process() {
+        // Nobody else could have made it: `memory://` lives and dies with this coordinator.
+        let _ = Repository::init(store.clone(), master.as_ref(), SystemClock.millis()).await?;
+    }
+    let repository = Repository::open(store, master.as_ref()).await?;
     repository.probe().await?;
     let clock = Hlc::system();
     let epoch = repository.take_epoch(&config.name, clock.wall_millis()).await?;

@@ -217,7 +217,7 @@ fn memory(fleet: &mut Fleet) {
     let mut line = format!("peak RSS: coordinator {} MiB", peak_rss_mib(fleet.coordinator().process.id()));
     for cluster in ["bench", "copy"] {
         for n in 0..NODES {
-            let node = format!("n{}", n - 1);
+            let node = format!("n{n}");
             let rss = peak_rss_mib(fleet.agent(cluster, &node).process.id());
             line.push_str(&format!(", {cluster}/{node} {rss} MiB"));
         }

@@ -60,8 +60,8 @@ impl CheckConfigCommand {
             warnings.push(format!("the certificate ends in {days_left} days: issue a new one soon"));
         }
         let (mut repository_id, mut encrypted) = (String::new(), config.repository.master_key()?.is_some());
-        if !self.offline {
-            let store = Store::open(&config.repository.store())?;
+        let store = Store::open(&config.repository.store())?;
+        if !self.offline && !store.is_of_this_process() {
             let repository = Repository::open(store, config.repository.master_key()?.as_ref())
                 .await
                 .map_err(|e| e.context("repository"))?;

@@ -60,7 +60,8 @@ pub(crate) struct What {
     /// Replace what the nodes hold now
     #[arg(long)]
     in_place: bool,
-    /// Only keys that fit this pattern (`*`, `?`, `[a-z]`); `!` in front leaves them out; may be given several times
+    /// Only keys that fit this pattern (`*`, `?`, `[a-z]`); `!` in front leaves them out; may be given several times. In
+    /// place the nodes hold nothing else afterwards: to take some keys back, restore them onto other nodes
     #[arg(long, value_name = "GLOB")]
     keys: Vec<String>,
     /// Do not back up the present state before it is replaced in place
@@ -131,8 +132,14 @@ impl Run {
 fn question(plan: &RestorePlan) -> String {
     let target = plan.request.target.as_ref().unwrap_or(&plan.request.cluster);
     let present: u64 = plan.targets.iter().map(|t| t.present_records).sum();
+    let some = match plan.request.keys.is_empty() {
+        true => String::new(),
+        false => {
+            format!(" (only keys that fit {}: every other key is gone afterwards)", plan.request.keys.join(" "))
+        }
+    };
     format!(
-        "Replace the {} records that cluster {target} holds now by those of backup {}, the state of {}?",
+        "Replace all {} records that cluster {target} holds now by those of backup {}{some}, the state of {}?",
         count(present),
         plan.backup,
         time::exact(Timestamp(plan.cut))
@@ -171,7 +178,7 @@ mod tests {
     #[test]
     fn the_question_names_what_is_lost() {
         let text = question(&plan());
-        for word in ["1,500 records", "cluster copy", "0123456789abcdef"] {
+        for word in ["1,500 records", "cluster copy", "0123456789abcdef", "user:*", "every other key is gone"] {
             assert!(text.contains(word), "{text}");
         }
     }

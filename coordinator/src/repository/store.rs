@@ -97,6 +97,11 @@ impl Store {
         &self.url
     }
 
+    /// Whether it is gone with this process (`memory://`).
+    pub fn is_of_this_process(&self) -> bool {
+        self.url.starts_with("memory:")
+    }
+
     fn path(&self, key: &str) -> Path {
         self.prefix.parts().chain(Path::from(key).parts()).collect()
     }
