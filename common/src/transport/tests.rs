@@ -21,7 +21,6 @@ use crate::pki::Credentials;
 use crate::testing::TestFleet;
 use crate::tls;
 
-
 const COORDINATOR: &str = "tidemark://coordinator/c1";
 const AGENT: &str = "tidemark://agent/orders/n1";
 
