@@ -1,9 +1,10 @@
 //! What the parts of a running agent share.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tidemark_proto::Timestamp;
+use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +49,8 @@ pub struct RestoreSession {
     pub serve: String,
     /// Held for reading while a part is being loaded: an abort waits for the last of them.
     pub loading: Arc<tokio::sync::RwLock<()>>,
+    /// What was read back, once that was found right.
+    pub verified: Arc<OnceLock<SetDigest>>,
 }
 
 impl std::fmt::Debug for Agent {

@@ -12,7 +12,7 @@ use tidemark_common::run::Merge;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::wire::control::{
     CommandHead, Done, LoadedPart, RestoreBegin, RestoreFinish, RestoreFinished, RestorePart, RestoreParts,
-    RestorePartsDone, RestoreReady,
+    RestorePartsDone, RestoreReady, RestoreVerified, RestoreVerify,
 };
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, slot_of};
 use tokio_util::sync::CancellationToken;
@@ -51,7 +51,13 @@ pub(crate) async fn begin(agent: Arc<Agent>, head: CommandHead, begin: RestoreBe
             }
         };
         let loaded = loaded_parts(loader.as_ref())?;
-        let session = RestoreSession { loader, at: begin.at, serve: begin.serve, loading: Arc::default() };
+        let session = RestoreSession {
+            loader,
+            at: begin.at,
+            serve: begin.serve,
+            loading: Arc::default(),
+            verified: Arc::default(),
+        };
         agent.set_restore_session(head.job, Some(session));
         tracing::info!(job = %head.job, loaded = loaded.len(), "restore begun: clients are refused until it ends");
         Ok(RestoreReady { loaded })
@@ -186,17 +192,30 @@ fn apply(job: &LoadJob, number: u32, slots: &SlotSet, mut merge: Merge<fetch::Bl
     Ok(LoadedPart { number, source, loaded })
 }
 
-/// Reads the staged data back, compares, switches.
-pub(crate) async fn finish(agent: Arc<Agent>, head: CommandHead, finish: RestoreFinish) -> Result<RestoreFinished> {
+/// Reads the staged data back and compares. Nothing is switched: every node must come this far before any does.
+pub(crate) async fn verify(agent: Arc<Agent>, head: CommandHead, verify: RestoreVerify) -> Result<RestoreVerified> {
     let session = session(&agent, &head)?;
     blocking(move || {
         let digest = session.loader.verify()?;
-        if digest != finish.expect {
+        if digest != verify.expect {
             return Err(Error::damaged(format!(
                 "read back {} records where {} were loaded, or other content: the restore does not stand",
-                digest.count, finish.expect.count
+                digest.count, verify.expect.count
             )));
         }
+        // Verified twice is as good: the expectation is the same, or the comparison above had failed.
+        let _ = session.verified.set(digest);
+        Ok(RestoreVerified { digest })
+    })
+    .await
+}
+
+/// Switches to what was read back.
+pub(crate) async fn finish(agent: Arc<Agent>, head: CommandHead, finish: RestoreFinish) -> Result<RestoreFinished> {
+    let session = session(&agent, &head)?;
+    blocking(move || {
+        let digest = session.verified.get().copied().filter(|d| *d == finish.expect);
+        let digest = digest.ok_or_else(|| Error::conflict("the restored data has not been read back yet"))?;
         let incarnation = session.loader.commit(session.at)?;
         agent.set_restore_session(head.job, None);
         tracing::info!(job = %head.job, %incarnation, records = digest.count, "restored: the store is open");

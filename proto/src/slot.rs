@@ -193,7 +193,9 @@ impl<'de> serde::Deserialize<'de> for SlotSet {
 
 /// Splits all slots evenly over `n` nodes: node `i` of `n` gets the returned set (the split of `redis-cli --cluster create`).
 pub fn even_share(i: u16, n: u16) -> SlotSet {
-    let edge = |k: u16| (u32::from(k) * u32::from(SLOT_COUNT)).div_ceil(u32::from(n.max(1))) as u16;
+    let n = u32::from(n.max(1));
+    // Rounded to the nearest, as redis-cli does: 0-5460, 5461-10922, 10923-16383 for three.
+    let edge = |k: u16| ((2 * u32::from(k) * u32::from(SLOT_COUNT) + n) / (2 * n)) as u16;
     let (from, to) = (edge(i), edge(i + 1));
     if from >= to { SlotSet::EMPTY } else { SlotSet::range(from, to - 1) }
 }

@@ -7,7 +7,7 @@ use tidemark_common::transport::FrameReader;
 use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::wire::control::{
     CommandHead, Describe, Description, Done, Hold, Release, Released, RestoreAbort, RestoreBegin, RestoreFinish,
-    RestoreParts, Seal, Settle, Upload,
+    RestoreParts, RestoreVerify, Seal, Settle, Upload,
 };
 use tidemark_proto::{Error, Result};
 
@@ -65,6 +65,10 @@ pub(super) async fn dispatch(
             let parts: RestoreParts = body(reader, header).await?;
             let (counters, cancel) = (reply.counters(), reply.cancel());
             reply.finish(restore::load(agent.clone(), head, parts, counters, cancel)).await
+        }
+        RestoreVerify::KIND => {
+            let verify: RestoreVerify = body(reader, header).await?;
+            reply.finish(restore::verify(agent.clone(), head, verify)).await
         }
         RestoreFinish::KIND => {
             let finish: RestoreFinish = body(reader, header).await?;

@@ -45,6 +45,12 @@ fn model(s: &SlotSet) -> BTreeSet<u16> {
     s.iter().collect()
 }
 
+#[test]
+fn even_shares_are_those_of_redis_cli() {
+    let shares: Vec<_> = (0..3).map(|i| even_share(i, 3).to_string()).collect();
+    assert_eq!(shares, ["0-5460", "5461-10922", "10923-16383"]);
+}
+
 proptest! {
     #[test]
     fn set_algebra_equals_a_model(a in any_set(), b in any_set()) {

@@ -34,6 +34,8 @@ crate::messages! {
     39 => v1::RestoreAbort, v 1;
     40 => v1::Progress, v 1;
     41 => v1::Failure, v 1;
+    42 => v1::RestoreVerify, v 1;
+    43 => v1::RestoreVerified, v 1;
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ async fn a_backup_without_a_node_fails_and_names_what_is_missing() {
     let good = fleet.backup("orders").await.unwrap();
     fleet.stop_agent("orders", "n1").await;
     let error = fleet.backup("orders").await.unwrap_err();
-    assert!(error.message().contains("5462-10922") && error.message().contains("n1"), "{error}");
+    assert!(error.message().contains("5461-10922") && error.message().contains("n1"), "{error}");
     let listed = fleet.backups("orders").await;
     assert_eq!((listed.len(), listed[0].state.as_str(), listed[1].state.as_str()), (2, "failed", "complete"));
     assert!(listed[0].reason.contains("n1"), "{:?}", listed[0]);

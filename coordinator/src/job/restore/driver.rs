@@ -1,7 +1,8 @@
 //! Carrying out a restore plan: begin everywhere, load in parallel, compare with the manifest, switch everywhere.
 //!
-//! Before any node switches, every node has loaded all its parts and the digests of all nodes together equal those of
-//! the manifest, part by part. A failure before the first switch puts every node back as it was.
+//! Before any node switches, every node has loaded all its parts, the digests of all nodes together equal those of the
+//! manifest, part by part, and every node has read back what it loaded. A failure before the first switch puts every
+//! node back as it was.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use tidemark_proto::stored::ledger::{Body, Policy};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::wire::control::{
     Done, LoadedPart, RestoreAbort, RestoreBegin, RestoreFinish, RestoreFinished, RestorePart, RestoreParts,
-    RestorePartsDone, RestoreReady, RunSource,
+    RestorePartsDone, RestoreReady, RestoreVerified, RestoreVerify, RunSource,
 };
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
 
@@ -160,14 +161,18 @@ impl Driver {
             loaded = self.load_everywhere() => loaded,
             () = self.job.cancel.cancelled() => Err(Error::cancelled("the restore was cancelled")),
         };
-        let loaded = match loaded.and_then(|l| self.compare(&l).map(|()| l)) {
+        let verified = match loaded.and_then(|l| self.compare(&l).map(|()| l)) {
+            Ok(loaded) => self.verify_everywhere(&loaded).await.map(|()| loaded),
+            Err(e) => Err(e),
+        };
+        let loaded = match verified {
             Ok(loaded) => loaded,
             Err(e) => {
                 self.abort_everywhere().await;
                 return Err(e);
             }
         };
-        self.job.phase("reading back and switching");
+        self.job.phase("switching");
         let finish = loaded.iter().enumerate().map(|(n, parts)| self.finish(n, parts));
         let finished = futures::future::join_all(finish).await.into_iter().collect::<Result<Vec<_>>>()?;
         Ok(self.summary(&loaded, &finished))
@@ -278,8 +283,26 @@ impl Driver {
         Ok(())
     }
 
+    /// Every node reads back what it has loaded.
+    async fn verify_everywhere(&self, loaded: &[Vec<LoadedPart>]) -> Result<()> {
+        self.job.phase("reading back");
+        let verify = |(node, parts): (usize, &Vec<LoadedPart>)| {
+            let (member, head, expect) = (self.member(node), self.context.head(self.id, 1), loaded_digest(parts));
+            async move {
+                let verify = RestoreVerify { expect };
+                self.context.fleet.command(&member, head, &verify, FINISH_DEADLINE, |_| ()).await
+            }
+        };
+        let all = futures::future::try_join_all(loaded.iter().enumerate().map(verify));
+        let _: Vec<RestoreVerified> = tokio::select! {
+            all = all => all?,
+            () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
+        };
+        Ok(())
+    }
+
     async fn finish(&self, node: usize, parts: &[LoadedPart]) -> Result<RestoreFinished> {
-        let expect = parts.iter().fold(SetDigest::default(), |sum, p| sum.plus(p.loaded));
+        let expect = loaded_digest(parts);
         let head = self.context.head(self.id, 1);
         self.context
             .fleet
@@ -320,4 +343,9 @@ impl Driver {
             "nodes": nodes,
         })
     }
+}
+
+/// What the parts of a node add up to.
+fn loaded_digest(parts: &[LoadedPart]) -> SetDigest {
+    parts.iter().fold(SetDigest::default(), |sum, p| sum.plus(p.loaded))
 }

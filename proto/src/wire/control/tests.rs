@@ -109,6 +109,8 @@ fn golden_bytes_of_restore() {
     let parts = RestoreParts { parts: vec![part], keys: vec!["user:*".into(), "!user:9*".into()], concurrency: 0 };
     check(FILE, "restore-parts", &parts);
     check(FILE, "restore-parts-done", &RestorePartsDone { parts: vec![loaded()] });
+    check(FILE, "restore-verify", &RestoreVerify { expect: digest(9) });
+    check(FILE, "restore-verified", &RestoreVerified { digest: digest(9) });
     check(FILE, "restore-finish", &RestoreFinish { expect: digest(9) });
     let finished = RestoreFinished { incarnation: Incarnation::from_u128(78), digest: digest(9) };
     check(FILE, "restore-finished", &finished);

@@ -274,10 +274,24 @@ pub struct RestorePartsDone {
     pub parts: Vec<LoadedPart>,
 }
 
-/// Read back what was loaded, switch to it, open the store.
+/// Read back what was loaded; nothing is switched.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RestoreVerify {
+    /// What all parts together must read back as.
+    pub expect: SetDigest,
+}
+
+/// The staged data reads back as expected.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RestoreVerified {
+    /// Digest read back from the store.
+    pub digest: SetDigest,
+}
+
+/// Switch to what was read back, open the store.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct RestoreFinish {
-    /// What all parts together must read back as.
+    /// What was read back; refused unless [`RestoreVerify`] has found the same.
     pub expect: SetDigest,
 }
 
