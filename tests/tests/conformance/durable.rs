@@ -1,6 +1,7 @@
 //! What the embedded engine keeps over restarts and crashes. A crash is a copy of the directory of an open store.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tidemark_agent::engine::Engine;
@@ -10,24 +11,50 @@ use tidemark_proto::{ErrorKind, SlotSet, Timestamp, slot_of};
 use crate::fixture::*;
 use crate::restore::{load, sample};
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
+/// Attempts at a copy during which no file came or went.
+const COPIES: usize = 100;
+
+/// Copies a folder; answers the files' paths in it. A file that goes away meanwhile is an error.
+fn copy(from: &Path, to: &Path, files: &mut BTreeSet<PathBuf>) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
         let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target, files)?;
         } else {
-            let _ = std::fs::copy(entry.path(), target).unwrap();
+            let _ = std::fs::copy(entry.path(), target)?;
+            let _ = files.insert(entry.path());
         }
     }
+    Ok(())
 }
 
-/// The store as a crash right now would leave it.
+/// The files below a folder.
+fn list(dir: &Path, files: &mut BTreeSet<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            list(&path, files)?;
+        } else {
+            let _ = files.insert(path);
+        }
+    }
+    Ok(())
+}
+
+/// The store as a crash right now would leave it. A crash stops everything at one moment and a copy does not: it counts
+/// when no file came or went meanwhile (the store tidies up in the background).
 fn crash(dir: &Path) -> tempfile::TempDir {
-    let after = tempfile::tempdir().unwrap();
-    copy(dir, after.path());
-    after
+    for _ in 0..COPIES {
+        let after = tempfile::tempdir().unwrap();
+        let (mut copied, mut there) = (BTreeSet::new(), BTreeSet::new());
+        let done = copy(dir, after.path(), &mut copied).and_then(|()| list(dir, &mut there));
+        if done.is_ok() && copied == there {
+            return after;
+        }
+    }
+    panic!("the files of the store never stood still");
 }
 
 fn data_dirs(dir: &Path) -> usize {
