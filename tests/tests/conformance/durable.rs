@@ -215,8 +215,8 @@ fn a_crash_around_the_switch_leaves_one_side() {
 
     // Renamed, but the marker and the old directory are still there.
     let renamed = tempfile::tempdir().unwrap();
-    copy(before.path(), renamed.path());
-    copy(&after.path().join("data"), &renamed.path().join("data"));
+    copy(before.path(), renamed.path(), &mut BTreeSet::new()).unwrap();
+    copy(&after.path().join("data"), &renamed.path().join("data"), &mut BTreeSet::new()).unwrap();
     let _ = std::fs::copy(after.path().join("CURRENT"), renamed.path().join("CURRENT")).unwrap();
     assert!(renamed.path().join("RESTORE").exists());
     let new = open(renamed.path(), SlotSet::all()).unwrap();
