@@ -69,8 +69,8 @@ async fn one_round(bytes: u64, seed: u64) -> Result<()> {
     for (peer, row) in peers.iter().zip(&mut rows) {
         peer_second(peer.as_ref(), &dumps, logical, row);
     }
-    stall(&fleet, &router).await?;
     ours_restore(&mut fleet, logical, &mut ours).await?;
+    stall(&fleet, &router).await?;
     report(&ours, &rows, logical);
     memory(&mut fleet);
     Ok(())
