@@ -99,6 +99,19 @@ fn out_of_order_entries_are_refused() {
     assert_eq!(w.push(Entry { slot: 5, key: b"b", put: None }).unwrap_err().kind(), ErrorKind::Bug);
 }
 
+#[test]
+fn record_hashes_are_of_the_fields_end_to_end() {
+    for len in [0, 1, 900, 2035, 2036, 2037, 5000] {
+        let value = vec![b'v'; len];
+        let mut bytes = b"\x03\0\0\0key\x01\0\0\0m".to_vec();
+        bytes.extend_from_slice(&value);
+        let whole = blake3::hash(&bytes);
+        let half = u128::from_le_bytes(whole.as_bytes()[..16].try_into().unwrap());
+        assert_eq!(record_hash(b"key", b"m", &value), half, "{len}");
+    }
+    assert_ne!(record_hash(b"a", b"b", b""), record_hash(b"ab", b"", b""));
+}
+
 fn any_records() -> impl Strategy<Value = Records> {
     let value = proptest::option::of((
         proptest::collection::vec(any::<u8>(), 0..4),
