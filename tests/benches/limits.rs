@@ -15,7 +15,7 @@ use tidemark_proto::Result;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::wire::control::SecretKey;
 use tidemark_proto::wire::hello::Purpose;
-use tidemark_tests::bench::{mb_per_second, text_records};
+use tidemark_tests::bench::{mb_per_second, peak_rss_mib, text_records};
 use tokio_util::sync::CancellationToken;
 
 /// Data when no size is given, in MiB.
@@ -29,7 +29,9 @@ fn main() -> Result<()> {
     let mib = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(DEFAULT_MIB);
     pipeline(mib << 20)?;
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    runtime.block_on(quic(mib << 20))
+    runtime.block_on(quic(mib << 20))?;
+    println!("peak RSS of this process, its data included  {} MiB", peak_rss_mib(std::process::id()));
+    Ok(())
 }
 
 fn pipeline(bytes: u64) -> Result<()> {
