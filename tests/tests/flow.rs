@@ -2,6 +2,7 @@
 
 #[path = "flow/broken.rs"]
 mod broken;
+mod collect;
 #[path = "flow/damage.rs"]
 mod damage;
 #[path = "flow/delta.rs"]

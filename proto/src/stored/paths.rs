@@ -39,7 +39,7 @@ pub fn ledger(cluster: &ClusterName, number: u64) -> String {
 
 /// A manifest root or page, named by the hash of its bytes.
 pub fn root(cluster: &ClusterName, hash: &Hash) -> String {
-    format!("{CLUSTERS}/{cluster}/roots/{hash}")
+    format!("{}/{hash}", roots_dir(cluster))
 }
 
 /// A pack. The first two digits of the id are a folder, so that no folder of a file store grows without bound.
@@ -63,6 +63,26 @@ pub fn job(cluster: &ClusterName, id: &JobId, revision: u64) -> String {
     format!("{}/{id}/{revision:0DIGITS$}", jobs_dir(cluster))
 }
 
+/// The job whose record a key of [`job`] is.
+pub fn job_of(path: &str) -> Option<JobId> {
+    path.rsplit('/').nth(1)?.parse().ok()
+}
+
+/// The pack whose key of [`pack`] this is.
+pub fn pack_of(path: &str) -> Option<PackId> {
+    path.rsplit('/').next()?.parse().ok()
+}
+
+/// The root or page whose key of [`root`] this is.
+pub fn root_of(path: &str) -> Option<Hash> {
+    Hash::parse(path.rsplit('/').next()?)
+}
+
+/// Folder of a cluster's manifest roots and pages.
+pub fn roots_dir(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/roots")
+}
+
 /// The number at the end of a key of [`key`], [`epoch`], [`ledger`] or [`job`].
 pub fn number(path: &str) -> Option<u64> {
     let last = path.rsplit('/').next()?;
@@ -81,6 +101,11 @@ mod tests {
             assert_eq!(number(&ledger(&c, n)), Some(n));
         }
         assert_eq!(number("ledger/12"), None);
+        let (id, hash) = (PackId::from_u128(77), Hash::of(b"root"));
+        assert_eq!((pack_of(&pack(&c, &id)), root_of(&root(&c, &hash))), (Some(id), Some(hash)));
+        let record = job(&c, &JobId::from_u128(5), 3);
+        assert_eq!((job_of(&record), number(&record)), (Some(JobId::from_u128(5)), Some(3)));
+        assert_eq!((pack_of("x/y"), root_of("x/y"), job_of("y")), (None, None, None));
         assert_eq!(number("x/0000000000000000000a"), None);
     }
 }
