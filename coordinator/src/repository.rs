@@ -9,6 +9,7 @@ mod ledger;
 mod manifest;
 mod object;
 mod pack;
+mod pages;
 mod probe;
 mod record;
 mod store;
@@ -25,6 +26,7 @@ pub use keyring::{Keyring, MasterKey};
 pub use ledger::{BackupRecord, Ledger, Recorded};
 pub use manifest::{ManifestWriter, read_page, read_root};
 pub use pack::{PackKind, PackSet};
+pub use pages::{Manifest, PageRead};
 pub use record::JobRecorder;
 pub use store::{Store, StoreConfig, StoreOptions};
 

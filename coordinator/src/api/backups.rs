@@ -56,7 +56,7 @@ pub(super) async fn show(
     State(context): State<Shared>,
     Path((cluster, backup)): Path<(ClusterName, String)>,
 ) -> Result<Reply<BackupDetail>, ApiError> {
-    Ok(Reply(catalog::show(&context, &cluster, &backup).await?))
+    Ok(Reply(catalog::show(&context.repository, &cluster, &backup).await?))
 }
 
 /// Delete a backup: it is no restore point any more
@@ -77,7 +77,7 @@ pub(super) async fn verify(
     State(context): State<Shared>,
     Json(request): Json<VerifyRequest>,
 ) -> Result<(StatusCode, Reply<JobInfo>), ApiError> {
-    let (run, cluster) = (context.clone(), request.cluster.clone());
+    let (run, cluster) = (context.repository.clone(), request.cluster.clone());
     let info =
         super::jobs::start(&context, JobKind::Verify, &cluster, false, move |job| verify::run(run, job, request))?;
     Ok((StatusCode::ACCEPTED, Reply(info)))

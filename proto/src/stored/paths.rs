@@ -48,6 +48,13 @@ pub fn pack(cluster: &ClusterName, id: &PackId) -> String {
     format!("{CLUSTERS}/{cluster}/packs/{}/{id}", &id[..2])
 }
 
+/// The pack whose key ends like this; `None` for a key that is no pack's.
+pub fn pack_id(path: &str) -> Option<PackId> {
+    let (folder, id) = path.rsplit_once('/')?;
+    let id = id.parse::<PackId>().ok().filter(|parsed| parsed.to_string() == id)?;
+    folder.ends_with(&format!("/{}", &id.to_string()[..2])).then_some(id)
+}
+
 /// Folder of a cluster's packs.
 pub fn packs_dir(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/packs")
@@ -80,6 +87,10 @@ mod tests {
         for n in [0, 1, u64::MAX] {
             assert_eq!(number(&ledger(&c, n)), Some(n));
         }
+        let pack = PackId::from_u128(7 << 120);
+        assert_eq!(pack_id(&super::pack(&c, &pack)), Some(pack));
+        assert_eq!(pack_id(&format!("packs/00/{pack}")), None, "in another folder");
+        assert_eq!(pack_id("packs/07/x"), None);
         assert_eq!(number("ledger/12"), None);
         assert_eq!(number("x/0000000000000000000a"), None);
     }
