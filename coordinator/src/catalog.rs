@@ -155,10 +155,26 @@ pub fn backup_value(root: &Root, hash: &Hash) -> serde_json::Value {
 
 /// All backups of a cluster, newest first: complete, failed and running.
 pub async fn list(context: &Context, cluster: &ClusterName) -> Result<Vec<BackupItem>> {
-    let ledger = known(&context.repository, cluster).await?;
+    let mut items = recorded(&context.repository, cluster).await?;
+    let running = |j: &JobInfo| j.kind == JobKind::Backup && j.state == JobState::Running && j.cluster == *cluster;
+    items.extend(context.jobs.list().into_iter().filter(running).map(|j| BackupItem {
+        state: "running".into(),
+        duration_millis: context.now_millis().saturating_sub(j.started_millis),
+        data_bytes: j.progress.bytes,
+        new_bytes: j.progress.wire_bytes,
+        records: j.progress.records,
+        ..blank(j.id, cluster, j.started_millis)
+    }));
+    items.sort_by_key(|i| std::cmp::Reverse(i.started_millis));
+    Ok(items)
+}
+
+/// Backups that the repository knows of, newest first: complete and failed. Reads the ledger and the roots, no pages.
+pub async fn recorded(repository: &Repository, cluster: &ClusterName) -> Result<Vec<BackupItem>> {
+    let ledger = known(repository, cluster).await?;
     let mut items = Vec::new();
     for record in ledger.backups() {
-        items.push(item(&read_root(&context.repository, cluster, &record.backup.root).await?));
+        items.push(item(&read_root(repository, cluster, &record.backup.root).await?));
     }
     for (ended, failed) in ledger.failures() {
         items.push(BackupItem {
@@ -169,15 +185,6 @@ pub async fn list(context: &Context, cluster: &ClusterName) -> Result<Vec<Backup
             ..blank(failed.job, cluster, failed.started_millis)
         });
     }
-    let running = |j: &JobInfo| j.kind == JobKind::Backup && j.state == JobState::Running && j.cluster == *cluster;
-    items.extend(context.jobs.list().into_iter().filter(running).map(|j| BackupItem {
-        state: "running".into(),
-        duration_millis: context.now_millis().saturating_sub(j.started_millis),
-        data_bytes: j.progress.bytes,
-        new_bytes: j.progress.wire_bytes,
-        records: j.progress.records,
-        ..blank(j.id, cluster, j.started_millis)
-    }));
     items.sort_by_key(|i| std::cmp::Reverse(i.started_millis));
     Ok(items)
 }
@@ -208,11 +215,11 @@ pub async fn known(repository: &Repository, cluster: &ClusterName) -> Result<Led
     Ok(ledger)
 }
 
-/// One backup in full.
-pub async fn show(context: &Context, cluster: &ClusterName, backup: &str) -> Result<BackupDetail> {
-    let ledger = known(&context.repository, cluster).await?;
+/// One backup in full, from ledger and root alone.
+pub async fn show(repository: &Repository, cluster: &ClusterName, backup: &str) -> Result<BackupDetail> {
+    let ledger = known(repository, cluster).await?;
     let record = find_backup(&ledger, backup)?;
-    let root = read_root(&context.repository, cluster, &record.backup.root).await?;
+    let root = read_root(repository, cluster, &record.backup.root).await?;
     Ok(detail(&root, &record.backup.root))
 }
 

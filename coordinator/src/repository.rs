@@ -10,6 +10,7 @@ mod ledger;
 mod manifest;
 mod object;
 mod pack;
+mod pages;
 mod probe;
 mod record;
 mod store;
@@ -27,6 +28,7 @@ pub use keyring::{Keyring, MasterKey};
 pub use ledger::{BackupRecord, Condemned, Ledger, Recorded};
 pub use manifest::{ManifestWriter, Written, read_page, read_root};
 pub use pack::{PackKind, PackSet};
+pub use pages::{Manifest, PageRead};
 pub use record::{JobRecorder, read_job_record};
 pub use store::{Store, StoreConfig, StoreOptions};
 

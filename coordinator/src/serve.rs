@@ -1,6 +1,6 @@
 //! Serve: gives out the sealed blocks of runs to the nodes that a restore assigned them to, and to nobody else.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use tidemark_common::transport::{FrameReader, FrameWriter};
@@ -13,17 +13,29 @@ use tokio::sync::Semaphore;
 use crate::blocks::{READ_SPAN, RunBlocks};
 use crate::repository::Repository;
 
-/// The parts that a restore gives out.
+/// The parts that one command assigned to a node, by their number in the plan.
+pub type Assigned = HashMap<u32, Arc<PartEntry>>;
+
+/// The parts that a restore gives out: those of the commands that are at work, so that memory is bounded by these.
 #[derive(Debug)]
 pub struct ServeJob {
-    /// Cluster that the parts belong to.
-    pub source: ClusterName,
-    /// Cluster that is restored.
-    pub target: ClusterName,
-    /// The parts by their number in the plan.
-    pub parts: Vec<PartEntry>,
-    /// Parts assigned to each node.
-    pub assigned: HashMap<NodeName, HashSet<u32>>,
+    source: ClusterName,
+    target: ClusterName,
+    assigned: Mutex<HashMap<NodeName, Assigned>>,
+}
+
+impl ServeJob {
+    /// Parts of cluster `source` for nodes of cluster `target`; none is assigned yet.
+    pub fn new(source: ClusterName, target: ClusterName) -> Self {
+        Self { source, target, assigned: Mutex::default() }
+    }
+
+    /// A part that is assigned to the node now; `Denied` for any other.
+    fn part(&self, cluster: &ClusterName, node: &NodeName, number: u32) -> Result<Arc<PartEntry>> {
+        let assigned = self.assigned.lock().expect("assigned");
+        let part = assigned.get(node).and_then(|parts| parts.get(&number)).filter(|_| self.target == *cluster);
+        part.cloned().ok_or_else(|| Error::denied(format!("part {number} is not assigned to node {node}")))
+    }
 }
 
 /// The restore jobs that give parts out.
@@ -46,6 +58,13 @@ impl Serve {
         let _ = self.jobs.lock().expect("jobs").insert(id, Arc::new(job));
     }
 
+    /// Assigns `parts` to a node of an open job, instead of those that it was assigned before.
+    pub fn hand_out(&self, id: &JobId, node: &NodeName, parts: Assigned) {
+        if let Some(job) = self.jobs.lock().expect("jobs").get(id) {
+            let _ = job.assigned.lock().expect("assigned").insert(node.clone(), parts);
+        }
+    }
+
     /// Gives out nothing more of a job.
     pub fn close(&self, id: &JobId) {
         let _ = self.jobs.lock().expect("jobs").remove(id);
@@ -62,15 +81,10 @@ impl Serve {
     ) -> Result<()> {
         let job = self.jobs.lock().expect("jobs").get(&fetch.job).cloned();
         let job = job.ok_or_else(|| Error::conflict(format!("no restore job {} gives parts out", fetch.job)))?;
-        let assigned = job.assigned.get(node).is_some_and(|parts| parts.contains(&fetch.part));
-        if !assigned || job.target != *cluster {
-            return Err(Error::denied(format!("part {} is not assigned to node {node}", fetch.part)));
-        }
-        let part =
-            job.parts.get(fetch.part as usize).ok_or_else(|| Error::bug("an assigned part is not in the plan"))?;
+        let part = job.part(cluster, node, fetch.part)?;
         let run = part.runs.get(fetch.run as usize);
         let run = run.ok_or_else(|| Error::request(format!("part {} has no run {}", fetch.part, fetch.run)))?;
-        let blocks = RunBlocks::open(&self.repository, &job.source, part, run).await?;
+        let blocks = RunBlocks::open(&self.repository, &job.source, &part, run).await?;
         writer.write_raw(FRAME_INDEX, FRAME_VERSION, blocks.sealed_index.clone()).await?;
         while let Some(header) = reader.read_header().await? {
             let wanted: FetchBlocks = reader.decode(header).await?;

@@ -2,6 +2,7 @@
 
 #[path = "flow/broken.rs"]
 mod broken;
+#[path = "flow/collect.rs"]
 mod collect;
 #[path = "flow/damage.rs"]
 mod damage;

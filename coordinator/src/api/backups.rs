@@ -57,7 +57,7 @@ pub(super) async fn show(
     State(context): State<Shared>,
     Path((cluster, backup)): Path<(ClusterName, String)>,
 ) -> Result<Reply<BackupDetail>, ApiError> {
-    Ok(Reply(catalog::show(&context, &cluster, &backup).await?))
+    Ok(Reply(catalog::show(&context.repository, &cluster, &backup).await?))
 }
 
 /// Delete a backup: it is no restore point any more
@@ -84,7 +84,7 @@ pub(super) async fn verify(
     request.backup = backup.to_string();
     let info = super::jobs::start(&context, JobKind::Verify, &cluster, false, move |job| async move {
         let reader = job.id();
-        let verify = verify::run(run.clone(), job, request);
+        let verify = verify::run(run.repository.clone(), job, request);
         hold::reading(&run, &source, backup, reader, verify).await
     })?;
     Ok((StatusCode::ACCEPTED, Reply(info)))

@@ -47,7 +47,7 @@ pub(super) async fn check_repository(
 ) -> Result<(StatusCode, Reply<Vec<JobInfo>>), ApiError> {
     let mut started = Vec::new();
     for cluster in context.repository.clusters().await? {
-        let (run, name) = (context.clone(), cluster.clone());
+        let (run, name) = (context.repository.clone(), cluster.clone());
         started.push(super::jobs::start(&context, JobKind::Check, &cluster, false, move |job| {
             check::run(run, job, name)
         })?);

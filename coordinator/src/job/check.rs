@@ -1,32 +1,28 @@
 //! Repository check: everything that the ledger of a cluster names is there and whole, as far as that can be told
 //! without reading the packs (that is what verification does): entries, roots, pages, tiling, and the packs by size.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::StreamExt;
 use tidemark_proto::id::PackId;
 use tidemark_proto::stored::envelope::CHECKSUM_LEN;
-use tidemark_proto::stored::manifest::{PartEntry, Root};
+use tidemark_proto::stored::manifest::Extent;
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 
 use super::Job;
-use super::backup::tiling;
-use super::restore::read_parts;
-use crate::context::Shared;
-use crate::repository::{BackupRecord, Ledger, read_root};
+use super::backup::tiling::{self, Tiles};
+use crate::repository::{BackupRecord, Ledger, Manifest, Repository};
 
 /// Problems that are listed in the error.
 const SHOWN: usize = 20;
 
 /// Runs the check; what is damaged is listed in the error.
-pub async fn run(context: Shared, job: Arc<Job>, cluster: ClusterName) -> Result<serde_json::Value> {
+pub async fn run(repository: Repository, job: Arc<Job>, cluster: ClusterName) -> Result<serde_json::Value> {
     job.phase("reading the ledger");
-    let ledger = Ledger::load(&context.repository, &cluster).await?;
+    let ledger = Ledger::load(&repository, &cluster).await?;
     job.phase("listing packs");
-    let listed = context.repository.store().list(&paths::packs_dir(&cluster)).await?;
-    let stored_bytes: u64 = listed.iter().map(|(_, size)| size).sum();
-    let sizes: BTreeMap<String, u64> = listed.into_iter().collect();
+    let packs = Packs::list(&repository, &cluster).await?;
     let backups = ledger.backups();
     job.phase("reading manifests");
     job.update(|i| i.progress.total_parts = backups.len() as u64);
@@ -35,7 +31,7 @@ pub async fn run(context: Shared, job: Arc<Job>, cluster: ClusterName) -> Result
         if job.cancel.is_cancelled() {
             return Err(Error::cancelled("the check was cancelled"));
         }
-        match check_backup(&context, &cluster, record, &sizes).await {
+        match check_backup(&repository, &cluster, record, &packs).await {
             Ok(()) => {}
             Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
                 damage.push(format!("backup {}: {}", record.backup.job, e.report()));
@@ -47,49 +43,67 @@ pub async fn run(context: Shared, job: Arc<Job>, cluster: ClusterName) -> Result
     if damage.is_empty() {
         return Ok(serde_json::json!({
             "cluster": cluster, "ledger_entries": ledger.entries().len(), "backups": backups.len(),
-            "packs": sizes.len(), "pack_bytes": stored_bytes,
+            "packs": packs.sizes.len(), "pack_bytes": packs.sizes.iter().map(|(_, size)| size).sum::<u64>(),
         }));
     }
     let shown: Vec<_> = damage.iter().take(SHOWN).cloned().collect();
     Err(Error::damaged(format!("{} of {} backups are damaged: {}", damage.len(), backups.len(), shown.join("; "))))
 }
 
+/// The packs of a cluster with their sizes, ascending by id.
+struct Packs {
+    sizes: Vec<(PackId, u64)>,
+}
+
+impl Packs {
+    async fn list(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
+        let pack = |path: &str, size| Some((paths::pack_id(path)?, size));
+        let mut sizes = repository.store().list_as(&paths::packs_dir(cluster), pack).await?;
+        sizes.sort_unstable();
+        Ok(Self { sizes })
+    }
+
+    fn check(&self, cluster: &ClusterName, extent: &Extent) -> Result<()> {
+        let found = self.sizes.binary_search_by_key(&extent.pack, |(id, _)| *id);
+        let size = found.ok().map(|at| self.sizes[at].1);
+        let end = extent.offset.saturating_add(extent.len).saturating_add(CHECKSUM_LEN as u64);
+        match size {
+            Some(size) if size >= end => Ok(()),
+            None => Err(Error::damaged(format!("{} is missing", paths::pack(cluster, &extent.pack)))),
+            Some(size) => {
+                let path = paths::pack(cluster, &extent.pack);
+                Err(Error::damaged(format!("{path} is cut short to {size} bytes")))
+            }
+        }
+    }
+}
+
 async fn check_backup(
-    context: &Shared,
+    repository: &Repository,
     cluster: &ClusterName,
     record: &BackupRecord,
-    sizes: &BTreeMap<String, u64>,
+    packs: &Packs,
 ) -> Result<()> {
-    let root = read_root(&context.repository, cluster, &record.backup.root).await?;
+    let manifest = Manifest::open(repository, cluster, &record.backup.root).await?;
+    let root = manifest.root();
     if root.cut != record.backup.cut || root.job != record.backup.job {
         return Err(Error::damaged("the manifest root is not that of the ledger entry"));
     }
-    let parts = read_parts(context, cluster, &root).await?;
-    whole(&root, &parts)?;
-    let mut ends: BTreeMap<PackId, u64> = BTreeMap::new();
-    for extent in parts.iter().flat_map(|p| &p.runs).flat_map(|r| r.extents.iter().chain([&r.index])) {
-        let end = ends.entry(extent.pack).or_default();
-        *end = (*end).max(extent.offset + extent.len);
-    }
-    for (pack, end) in ends {
-        let path = paths::pack(cluster, &pack);
-        match sizes.get(&path) {
-            None => return Err(Error::damaged(format!("{path} is missing"))),
-            Some(size) if *size < end + CHECKSUM_LEN as u64 => {
-                return Err(Error::damaged(format!("{path} is cut short to {size} bytes")));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(())
-}
-
-fn whole(root: &Root, parts: &[PartEntry]) -> Result<()> {
     let taken: Vec<_> = root.nodes.iter().map(|n| n.slots.clone()).collect();
     let named = root.nodes.iter().map(|n| (n.node.as_str(), &n.slots));
     tiling::slots(named).map_err(|e| Error::damaged(e.message()))?;
-    tiling::parts(parts, &taken)?;
-    let records: u64 = parts.iter().map(|p| p.digest.count).sum();
+    let (mut tiles, mut records) = (Tiles::new(&taken), 0u64);
+    let mut pages = manifest.pages();
+    while let Some(page) = pages.next().await {
+        for (_, part) in page.numbered()? {
+            tiles.push(&part)?;
+            records = records.wrapping_add(part.digest.count);
+            for extent in part.runs.iter().flat_map(|r| r.extents.iter().chain([&r.index])) {
+                packs.check(cluster, extent)?;
+            }
+        }
+    }
+    tiles.finish()?;
     if records == root.totals.records {
         return Ok(());
     }

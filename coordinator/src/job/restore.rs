@@ -2,6 +2,10 @@
 
 mod driver;
 mod plan;
+mod share;
+mod sums;
 
 pub use driver::run;
-pub use plan::{PlanNode, RestorePlan, RestoreRequest, find_backup, plan, read_parts};
+pub use plan::{Candidate, PlanNode, RestorePlan, RestoreRequest, find_backup, plan, plan_onto};
+pub use share::{Batch, Share};
+pub use sums::{Loaded, Sums};

@@ -15,10 +15,9 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
 use tokio::sync::mpsc;
 
 use super::Job;
-use super::restore::{find_backup, read_parts};
+use super::restore::find_backup;
 use crate::blocks::{RunBlocks, sealer};
-use crate::context::Shared;
-use crate::repository::{Ledger, Repository, read_root};
+use crate::repository::{Ledger, Manifest, Repository};
 
 /// Longest value that is checked; no engine writes longer ones.
 const MAX_VALUE: usize = 512 << 20;
@@ -28,6 +27,9 @@ const BLOCKS_AHEAD: usize = 16;
 const SHOWN: usize = 20;
 /// Parts checked at once.
 const PARALLEL_PARTS: usize = 2;
+
+/// Every part is checked, in percent.
+pub const ALL: f64 = 100.0;
 
 /// A verification as it is asked for.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -44,66 +46,153 @@ pub struct VerifyRequest {
 }
 
 fn all() -> f64 {
-    100.0
+    ALL
 }
 
 /// Runs a verification; what is damaged is listed in the error.
-pub async fn run(context: Shared, job: Arc<Job>, request: VerifyRequest) -> Result<serde_json::Value> {
+pub async fn run(repository: Repository, job: Arc<Job>, request: VerifyRequest) -> Result<serde_json::Value> {
     if !(request.sample > 0.0 && request.sample <= 100.0) {
         return Err(Error::request("sample: more than 0 and at most 100 percent"));
     }
     job.phase("reading the manifest");
-    let ledger = Ledger::load(&context.repository, &request.cluster).await?;
+    let ledger = Ledger::load(&repository, &request.cluster).await?;
     let record = find_backup(&ledger, &request.backup)?;
-    let root = read_root(&context.repository, &request.cluster, &record.backup.root).await?;
-    let mut parts = read_parts(&context, &request.cluster, &root).await?;
-    let total = parts.len();
-    draw(&mut parts, request.sample);
-    let checked = parts.len();
+    let manifest = Manifest::open(&repository, &request.cluster, &record.backup.root).await?;
     job.phase("reading back");
-    job.update(|i| {
-        i.progress.total_parts = checked as u64;
-        i.progress.total_bytes = parts.iter().map(|p| p.live_bytes).sum();
-    });
-    let (damage, read) = tokio::select! {
-        checked = check_parts(&context.repository, &request.cluster, parts, &job) => checked?,
+    let found = tokio::select! {
+        checked = check_parts(&manifest, request.sample, &job) => checked?,
         () = job.cancel.cancelled() => return Err(Error::cancelled("the verification was cancelled")),
     };
-    whole(&damage, checked).map_err(|e| e.context(format_args!("backup {}", root.job)))?;
+    found.whole().map_err(|e| e.context(format_args!("backup {}", manifest.root().job)))?;
     Ok(serde_json::json!({
-        "backup": root.job, "parts": total, "checked_parts": checked, "records": read.records, "bytes": read.bytes,
+        "backup": manifest.root().job, "parts": manifest.parts(), "checked_parts": found.checked,
+        "records": found.records, "bytes": found.bytes,
     }))
 }
 
-/// Reads parts whole and checks them, telling `job` how far it is; answers what is damaged, and what was read.
-pub async fn check_parts(
-    repository: &Repository,
-    cluster: &ClusterName,
-    parts: Vec<PartEntry>,
-    job: &Arc<Job>,
-) -> Result<(Vec<String>, Progress)> {
-    let counts = Counts { job: job.clone(), sum: std::sync::Mutex::default() };
-    let damage = check_all(repository, cluster, parts, &counts).await?;
-    let read = counts.sum.lock().expect("counts").clone();
-    Ok((damage, read))
+/// What a verification found. Its size does not grow with the number of parts.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Parts that were looked at.
+    pub checked: u64,
+    /// Parts that are damaged.
+    pub damaged: u64,
+    /// Regions of the damaged parts, as a set of numbers.
+    pub regions: Vec<u16>,
+    /// What is wrong with the first of them.
+    pub faults: Vec<String>,
+    /// Records read.
+    pub records: u64,
+    /// Bytes of keys, meta and values read.
+    pub bytes: u64,
 }
 
-/// An error that lists what is damaged, if anything is.
-pub fn whole(damage: &[String], checked: usize) -> Result<()> {
-    if damage.is_empty() {
-        return Ok(());
+impl Findings {
+    fn fault(&mut self, parts: u64, regions: &[u16], what: String) {
+        self.damaged += parts;
+        for region in regions {
+            if let Err(at) = self.regions.binary_search(region) {
+                self.regions.insert(at, *region);
+            }
+        }
+        if self.faults.len() < SHOWN {
+            self.faults.push(what);
+        }
     }
-    let shown = damage.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-    Err(Error::damaged(format!("{} of {checked} parts are damaged: {shown}", damage.len())))
+
+    /// An error that lists what is damaged, if anything is.
+    pub fn whole(&self) -> Result<()> {
+        if self.damaged == 0 {
+            return Ok(());
+        }
+        let (damaged, checked, shown) = (self.damaged, self.checked, self.faults.join("; "));
+        Err(Error::damaged(format!("{damaged} of {checked} parts are damaged: {shown}")))
+    }
 }
 
-/// Keeps about `percent` of the parts, at least one.
-fn draw(parts: &mut Vec<PartEntry>, percent: f64) {
-    let keep = ((parts.len() as f64 * percent / 100.0).ceil() as usize).max(1);
-    let mut rng = rand::rng();
-    while parts.len() > keep {
-        let gone = rng.random_range(0..parts.len());
-        drop(parts.swap_remove(gone));
+/// Reads about `percent` of the parts of a backup whole and checks them, telling `job` how far it is.
+pub async fn check_parts(manifest: &Manifest, percent: f64, job: &Arc<Job>) -> Result<Findings> {
+    let parts = u64::from(manifest.parts());
+    let mut draw = Draw::new(parts, percent);
+    let counts = Counts { job: job.clone(), sum: std::sync::Mutex::default() };
+    job.update(|i| {
+        i.progress.total_parts = draw.wanted;
+        i.progress.total_bytes = manifest.root().totals.live_bytes / parts.max(1) * draw.wanted;
+    });
+    let mut checks = manifest
+        .pages()
+        .flat_map(|page| {
+            let (index, count) = (page.index, page.parts);
+            let items: Vec<Item> = match page.numbered() {
+                Ok(parts) => parts.map(|(_, part)| Item::Part(Box::new(part))).collect(),
+                Err(e) => vec![Item::Page(index, count, e)],
+            };
+            futures::stream::iter(items)
+        })
+        .filter(|item| std::future::ready(!matches!(item, Item::Part(_)) || draw.take()))
+        .map(|item| check(manifest, item).boxed())
+        .buffer_unordered(PARALLEL_PARTS);
+    let mut found = Findings::default();
+    while let Some((parts, region, result)) = checks.next().await {
+        found.checked += parts;
+        match result {
+            Ok((records, bytes)) => {
+                found.records += records;
+                found.bytes += bytes;
+                counts.add(records, bytes);
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => match region {
+                Some(region) => found.fault(parts, &[region], format!("region {region}: {}", e.report())),
+                None => found.fault(parts, &[], e.report()),
+            },
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(found)
+}
+
+/// What is checked: a part, or a page that cannot be read.
+enum Item {
+    Part(Box<PartEntry>),
+    Page(u32, u32, Error),
+}
+
+/// Checks an item: number of its parts, region where it is one alone, and its records and their bytes.
+async fn check(manifest: &Manifest, item: Item) -> (u64, Option<u16>, Result<(u64, u64)>) {
+    let (repository, cluster) = (manifest.repository(), manifest.cluster());
+    match item {
+        Item::Page(index, parts, e) => {
+            (u64::from(parts), None, Err(e.context(format_args!("page {index} with {parts} parts"))))
+        }
+        Item::Part(part) => match check_part(repository, cluster, &part).await {
+            Err(e) if e.kind() == ErrorKind::Damaged => {
+                (1, Some(part.region), Err(locate(repository, cluster, &part, e).await))
+            }
+            checked => (1, Some(part.region), checked),
+        },
+    }
+}
+
+/// Draws parts at random as they come by, so that exactly the wanted number is drawn of all.
+struct Draw {
+    left: u64,
+    wanted: u64,
+    missing: u64,
+}
+
+impl Draw {
+    /// About `percent` of `parts`, at least one.
+    fn new(parts: u64, percent: f64) -> Self {
+        let wanted = ((parts as f64 * percent / 100.0).ceil() as u64).clamp(1, parts.max(1));
+        Self { left: parts, wanted, missing: wanted }
+    }
+
+    /// Whether the next one is drawn.
+    fn take(&mut self) -> bool {
+        let drawn = self.left > 0 && rand::rng().random_range(0..self.left) < self.missing;
+        self.left = self.left.saturating_sub(1);
+        self.missing -= u64::from(drawn);
+        drawn
     }
 }
 
@@ -123,53 +212,14 @@ impl Counts {
     }
 }
 
-async fn check_all(
-    repository: &Repository,
-    cluster: &ClusterName,
-    parts: Vec<PartEntry>,
-    counts: &Counts,
-) -> Result<Vec<String>> {
-    let mut checks = futures::stream::iter(parts)
-        .map(|part| {
-            let (repository, cluster) = (repository.clone(), cluster.clone());
-            async move {
-                let (region, place) = (part.region, part.clone());
-                match check_part(&repository, &cluster, part).await {
-                    Err(e) if e.kind() == ErrorKind::Damaged => {
-                        (region, Err(locate(&repository, &cluster, &place, e).await))
-                    }
-                    checked => (region, checked),
-                }
-            }
-            .boxed()
-        })
-        .buffer_unordered(PARALLEL_PARTS);
-    let mut damage = Vec::new();
-    while let Some((region, result)) = checks.next().await {
-        match result {
-            Ok((records, bytes)) => counts.add(records, bytes),
-            Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
-                damage.push(format!("region {region}: {}", e.report()));
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(damage)
-}
-
 /// Reads a part whole; answers its records and their bytes.
-async fn check_part(repository: &Repository, cluster: &ClusterName, part: PartEntry) -> Result<(u64, u64)> {
+async fn check_part(repository: &Repository, cluster: &ClusterName, part: &PartEntry) -> Result<(u64, u64)> {
     let (mut readers, mut pumps) = (Vec::new(), Vec::new());
     for run in &part.runs {
-        let blocks = RunBlocks::open(repository, cluster, &part, run).await?;
+        let blocks = RunBlocks::open(repository, cluster, part, run).await?;
         let (send, receive) = mpsc::channel::<Bytes>(BLOCKS_AHEAD);
         let numbers = std::iter::once(0..run.blocks).collect();
-        readers.push(RunReader::new(
-            sealer(repository, cluster, &part, run)?,
-            numbers,
-            source(receive),
-            MAX_VALUE,
-        )?);
+        readers.push(RunReader::new(sealer(repository, cluster, part, run)?, numbers, source(receive), MAX_VALUE)?);
         pumps.push(async move {
             for span in blocks.spans(0..blocks.index.blocks.len() as u32) {
                 let mut read = VecDeque::from(blocks.read(span).await?);

@@ -208,6 +208,14 @@ impl Store {
         Ok(out)
     }
 
+    /// Everything below a folder that `pick` makes something of, from key and size in bytes; in no order. Only what
+    /// it makes is kept.
+    pub async fn list_as<T>(&self, folder: &str, pick: impl Fn(&str, u64) -> Option<T>) -> Result<Vec<T>> {
+        let (path, pick) = (self.path(folder), &pick);
+        let picked = |m: object_store::ObjectMeta| async move { Ok(pick(&self.key(&m.location), m.size)) };
+        self.retry(folder, || self.inner.list(Some(&path)).try_filter_map(picked).try_collect()).await
+    }
+
     /// Names of the folders directly in a folder.
     pub async fn folders(&self, folder: &str) -> Result<Vec<String>> {
         let path = self.path(folder);

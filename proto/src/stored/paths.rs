@@ -48,6 +48,13 @@ pub fn pack(cluster: &ClusterName, id: &PackId) -> String {
     format!("{CLUSTERS}/{cluster}/packs/{}/{id}", &id[..2])
 }
 
+/// The pack whose key ends like this; `None` for a key that is no pack's.
+pub fn pack_id(path: &str) -> Option<PackId> {
+    let (folder, id) = path.rsplit_once('/')?;
+    let id = id.parse::<PackId>().ok().filter(|parsed| parsed.to_string() == id)?;
+    folder.ends_with(&format!("/{}", &id.to_string()[..2])).then_some(id)
+}
+
 /// Folder of a cluster's packs.
 pub fn packs_dir(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/packs")
@@ -66,11 +73,6 @@ pub fn job(cluster: &ClusterName, id: &JobId, revision: u64) -> String {
 /// The job whose record a key of [`job`] is.
 pub fn job_of(path: &str) -> Option<JobId> {
     path.rsplit('/').nth(1)?.parse().ok()
-}
-
-/// The pack whose key of [`pack`] this is.
-pub fn pack_of(path: &str) -> Option<PackId> {
-    path.rsplit('/').next()?.parse().ok()
 }
 
 /// The root or page whose key of [`root`] this is.
@@ -100,12 +102,16 @@ mod tests {
         for n in [0, 1, u64::MAX] {
             assert_eq!(number(&ledger(&c, n)), Some(n));
         }
+        let pack = PackId::from_u128(7 << 120);
+        assert_eq!(pack_id(&super::pack(&c, &pack)), Some(pack));
+        assert_eq!(pack_id(&format!("packs/00/{pack}")), None, "in another folder");
+        assert_eq!(pack_id("packs/07/x"), None);
         assert_eq!(number("ledger/12"), None);
-        let (id, hash) = (PackId::from_u128(77), Hash::of(b"root"));
-        assert_eq!((pack_of(&pack(&c, &id)), root_of(&root(&c, &hash))), (Some(id), Some(hash)));
+        let hash = Hash::of(b"root");
+        assert_eq!(root_of(&root(&c, &hash)), Some(hash));
         let record = job(&c, &JobId::from_u128(5), 3);
         assert_eq!((job_of(&record), number(&record)), (Some(JobId::from_u128(5)), Some(3)));
-        assert_eq!((pack_of("x/y"), root_of("x/y"), job_of("y")), (None, None, None));
+        assert_eq!((root_of("x/y"), job_of("y")), (None, None));
         assert_eq!(number("x/0000000000000000000a"), None);
     }
 }

@@ -24,48 +24,87 @@ pub fn slots<'a>(owners: impl IntoIterator<Item = (&'a str, &'a SlotSet)>) -> Re
 /// Checks that the parts tile what was taken from each node: every slot and every key exactly once. Parts ascend by
 /// (first slot, lower). `Damaged` names what is wrong.
 pub fn parts(parts: &[PartEntry], taken: &[SlotSet]) -> Result<()> {
-    let mut covered = vec![SlotSet::EMPTY; taken.len()];
-    let mut i = 0;
-    while i < parts.len() {
-        let group = parts[i..].iter().take_while(|p| p.slots == parts[i].slots && p.node == parts[i].node).count();
-        chain(&parts[i..i + group])?;
-        let first = &parts[i];
-        let node = usize::from(first.node);
-        let own = taken
-            .get(node)
-            .ok_or_else(|| Error::damaged(format!("a part names node {node}, which is not there")))?;
-        if first.slots.is_empty() || !first.slots.minus(own).is_empty() {
-            return Err(Error::damaged(format!("a part holds slots {} that its node does not own", first.slots)));
-        }
-        if !covered[node].intersect(&first.slots).is_empty() {
-            return Err(Error::damaged(format!(
-                "slots {} are in two parts",
-                covered[node].intersect(&first.slots)
-            )));
-        }
-        covered[node] = covered[node].union(&first.slots);
-        i += group;
-    }
-    for (own, got) in taken.iter().zip(&covered) {
-        let hole = own.minus(got);
-        if !hole.is_empty() {
-            return Err(Error::damaged(format!("no part holds slots {hole}")));
-        }
-    }
-    Ok(())
+    let mut tiles = Tiles::new(taken);
+    parts.iter().try_for_each(|part| tiles.push(part))?;
+    tiles.finish()
 }
 
-/// Parts of the same slots follow each other without a gap from the first key to the last.
-fn chain(parts: &[PartEntry]) -> Result<()> {
-    let mut at: &[u8] = &[];
-    for (i, part) in parts.iter().enumerate() {
-        let last = i + 1 == parts.len();
-        if part.lower != at || part.upper.is_empty() != last || (!last && part.upper <= part.lower) {
-            return Err(Error::damaged(format!("the parts of region {} leave a gap or overlap", part.region)));
-        }
-        at = &part.upper;
+/// The check of [`parts`] for parts that come one after another: it remembers slots, and no part but the last one.
+#[derive(Debug)]
+pub struct Tiles<'a> {
+    taken: &'a [SlotSet],
+    covered: Vec<SlotSet>,
+    last: Option<Last>,
+}
+
+/// The end of the last part.
+#[derive(Debug)]
+struct Last {
+    node: u16,
+    region: u16,
+    slots: SlotSet,
+    upper: Vec<u8>,
+}
+
+impl<'a> Tiles<'a> {
+    /// Parts of nodes from which these slots were taken.
+    pub fn new(taken: &'a [SlotSet]) -> Self {
+        Self { taken, covered: vec![SlotSet::EMPTY; taken.len()], last: None }
     }
-    Ok(())
+
+    /// The next part.
+    pub fn push(&mut self, part: &PartEntry) -> Result<()> {
+        let gap = |region| Error::damaged(format!("the parts of region {region} leave a gap or overlap"));
+        let follows = self.last.as_ref().filter(|l| l.node == part.node && l.slots == part.slots);
+        let begins = match (&self.last, follows) {
+            (_, Some(last)) if !last.upper.is_empty() => &last.upper[..],
+            (Some(last), None) if !last.upper.is_empty() => return Err(gap(last.region)),
+            _ => &[],
+        };
+        if part.lower != begins || (!part.upper.is_empty() && part.upper <= part.lower) {
+            return Err(gap(part.region));
+        }
+        if part.lower.is_empty() {
+            self.cover(part)?;
+        }
+        match &mut self.last {
+            Some(last) if last.node == part.node && last.slots == part.slots => last.upper.clone_from(&part.upper),
+            last => {
+                let (slots, upper) = (part.slots.clone(), part.upper.clone());
+                *last = Some(Last { node: part.node, region: part.region, slots, upper });
+            }
+        }
+        Ok(())
+    }
+
+    fn cover(&mut self, part: &PartEntry) -> Result<()> {
+        let node = usize::from(part.node);
+        let own = self.taken.get(node);
+        let own = own.ok_or_else(|| Error::damaged(format!("a part names node {node}, which is not there")))?;
+        if part.slots.is_empty() || !part.slots.minus(own).is_empty() {
+            return Err(Error::damaged(format!("a part holds slots {} that its node does not own", part.slots)));
+        }
+        let twice = self.covered[node].intersect(&part.slots);
+        if !twice.is_empty() {
+            return Err(Error::damaged(format!("slots {twice} are in two parts")));
+        }
+        self.covered[node] = self.covered[node].union(&part.slots);
+        Ok(())
+    }
+
+    /// There are no more parts.
+    pub fn finish(self) -> Result<()> {
+        if let Some(last) = self.last.filter(|l| !l.upper.is_empty()) {
+            return Err(Error::damaged(format!("the parts of region {} leave a gap or overlap", last.region)));
+        }
+        for (own, got) in self.taken.iter().zip(&self.covered) {
+            let hole = own.minus(got);
+            if !hole.is_empty() {
+                return Err(Error::damaged(format!("no part holds slots {hole}")));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ impl Listing {
         let store = repository.store();
         let mut listing = Self::default();
         for (path, size) in store.list(&paths::packs_dir(cluster)).await? {
-            listing.packs.extend(paths::pack_of(&path).map(|id| (id, size)));
+            listing.packs.extend(paths::pack_id(&path).map(|id| (id, size)));
         }
         for (path, size) in store.list(&paths::roots_dir(cluster)).await? {
             listing.roots.extend(paths::root_of(&path).map(|hash| (hash, size)));
@@ -87,7 +87,7 @@ impl Garbage {
         store.delete_staged(|name| {
             let path = name.rsplit_once('#').map_or(name, |(path, _)| path);
             path.starts_with(&paths::packs_dir(cluster))
-                && paths::pack_of(path).is_some_and(|id| !drawn.packs.contains(&id))
+                && paths::pack_id(path).is_some_and(|id| !drawn.packs.contains(&id))
         })
     }
 }

@@ -4,21 +4,21 @@
 //! manifest, part by part, and every node has read back what it loaded. A failure before the first switch puts every
 //! node back as it was.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::{Body, Policy};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::wire::control::{
-    Done, LoadedPart, RestoreAbort, RestoreBegin, RestoreFinish, RestoreFinished, RestorePart, RestoreParts,
-    RestorePartsDone, RestoreReady, RestoreVerified, RestoreVerify, RunSource,
+    Done, RestoreAbort, RestoreBegin, RestoreFinish, RestoreFinished, RestorePart, RestoreParts, RestorePartsDone,
+    RestoreReady, RestoreVerified, RestoreVerify, RunSource,
 };
-use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet, Timestamp};
 
-use super::plan::RestorePlan;
+use super::plan::{RestorePlan, Sources};
+use super::share::Batch;
+use super::sums::{Loaded, Sums};
 use crate::context::Shared;
 use crate::fleet::Member;
 use crate::job::backup::{self, BackupRequest};
@@ -36,17 +36,13 @@ const FINISH_DEADLINE: Duration = Duration::from_secs(4 * 3600);
 const LOAD_ATTEMPTS: u32 = 5;
 /// Wait before the next attempt: an agent that restarts needs a moment.
 const RETRY_WAIT: Duration = Duration::from_secs(2);
-/// Bytes of records that one command hands out, at most (one part may pass it).
-const BATCH_BYTES: u64 = 16 << 30;
-/// Parts that one command hands out, at most.
-const BATCH_PARTS: usize = 1000;
-
 struct Driver {
     context: Shared,
     job: Arc<Job>,
     id: JobId,
     plan: RestorePlan,
-    parts: Vec<PartEntry>,
+    sources: Sources,
+    sums: Mutex<Sums>,
     source: ClusterName,
     target: ClusterName,
 }
@@ -60,33 +56,15 @@ pub async fn run(context: Shared, job: Arc<Job>, mut plan: RestorePlan) -> Resul
     let source = plan.request.cluster.clone();
     let target = plan.request.target.clone().unwrap_or_else(|| source.clone());
     let id = job.id();
-    let driver = Driver { context, job, id, plan, parts: sources.parts, source, target };
-    driver.open_serve();
+    let driver = Driver { context, job, id, plan, sources, sums: Mutex::default(), source, target };
+    let serve = ServeJob::new(driver.source.clone(), driver.target.clone());
+    driver.context.serve.open(id, serve);
     let result = driver.guarded_restore().await;
     driver.context.serve.close(&id);
     result
 }
 
 impl Driver {
-    fn open_serve(&self) {
-        let mut assigned: HashMap<NodeName, HashSet<u32>> = HashMap::new();
-        for node in &self.plan.targets {
-            let own = assigned.entry(node.node.clone()).or_default();
-            own.extend(self.numbered().filter(|(_, p)| !p.slots.intersect(&node.slots).is_empty()).map(|(n, _)| n));
-        }
-        let job = ServeJob {
-            source: self.source.clone(),
-            target: self.target.clone(),
-            parts: self.parts.clone(),
-            assigned,
-        };
-        self.context.serve.open(self.id, job);
-    }
-
-    fn numbered(&self) -> impl Iterator<Item = (u32, &PartEntry)> {
-        self.parts.iter().enumerate().map(|(n, p)| (n as u32, p))
-    }
-
     fn member(&self, node: usize) -> Member {
         Member { cluster: self.target.clone(), node: self.plan.targets[node].node.clone() }
     }
@@ -123,12 +101,11 @@ impl Driver {
     /// Checks every block of the backup; backs up the present state unless told not to and answers that backup's id.
     async fn make_safe(&self) -> Result<Option<serde_json::Value>> {
         self.job.phase("checking every block");
-        let check = verify::check_parts(&self.context.repository, &self.source, self.parts.clone(), &self.job);
-        let (damage, _) = tokio::select! {
-            checked = check => checked?,
+        let checked = tokio::select! {
+            checked = verify::check_parts(&self.sources.manifest, verify::ALL, &self.job) => checked?,
             () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
         };
-        verify::whole(&damage, self.parts.len()).map_err(|e| e.context("nothing was touched"))?;
+        checked.whole().map_err(|e| e.context("nothing was touched"))?;
         if self.plan.request.no_safety_backup {
             return Ok(None);
         }
@@ -161,7 +138,7 @@ impl Driver {
             loaded = self.load_everywhere() => loaded,
             () = self.job.cancel.cancelled() => Err(Error::cancelled("the restore was cancelled")),
         };
-        let verified = match loaded.and_then(|l| self.compare(&l).map(|()| l)) {
+        let verified = match loaded.and_then(|l| self.compared().map(|()| l)) {
             Ok(loaded) => self.verify_everywhere(&loaded).await.map(|()| loaded),
             Err(e) => Err(e),
         };
@@ -173,12 +150,12 @@ impl Driver {
             }
         };
         self.job.phase("switching");
-        let finish = loaded.iter().enumerate().map(|(n, parts)| self.finish(n, parts));
+        let finish = loaded.iter().enumerate().map(|(n, loaded)| self.finish(n, loaded));
         let finished = futures::future::join_all(finish).await.into_iter().collect::<Result<Vec<_>>>()?;
         Ok(self.summary(&loaded, &finished))
     }
 
-    async fn load_everywhere(&self) -> Result<Vec<Vec<LoadedPart>>> {
+    async fn load_everywhere(&self) -> Result<Vec<Loaded>> {
         self.job.phase("opening staging areas");
         let _: Vec<()> = futures::future::try_join_all((0..self.plan.targets.len()).map(|n| self.begin(n))).await?;
         self.job.phase("loading parts");
@@ -198,27 +175,38 @@ impl Driver {
         Ok(())
     }
 
-    async fn load(&self, node: usize) -> Result<Vec<LoadedPart>> {
-        let mut loaded = Vec::new();
-        for batch in self.batches(node)? {
-            let mut attempt = 0;
-            loop {
-                attempt += 1;
-                match self.load_batch(node, &batch, attempt).await {
-                    Ok(done) => break loaded.extend(done.parts),
-                    Err(e) if e.kind() == ErrorKind::Retry && attempt < LOAD_ATTEMPTS => {
-                        tracing::warn!(attempt, error = %e.report(), "load broke: going on with what is missing");
-                        tokio::time::sleep(RETRY_WAIT).await;
-                        // An agent that has restarted must reopen its staging area first.
-                        if let Err(e) = self.begin(node).await {
-                            tracing::warn!(error = %e.report(), "the node does not take up the restore yet");
-                        }
-                    }
-                    Err(e) => return Err(e),
-                }
-            }
+    /// Hands the node its parts, batch by batch.
+    async fn load(&self, node: usize) -> Result<Loaded> {
+        let (name, slots) = (&self.plan.targets[node].node, &self.plan.targets[node].slots);
+        let mut share = self.sources.share(node, slots);
+        let mut loaded = Loaded::default();
+        while let Some(batch) = share.next().await? {
+            self.context.serve.hand_out(&self.id, name, batch.iter().cloned().collect());
+            let command = self.command(slots, &batch)?;
+            let done = self.load_persistently(node, &command).await?;
+            let taken = self.sums.lock().expect("sums").take(&batch, slots, done.parts)?;
+            loaded.parts += taken.parts;
+            loaded.digest = loaded.digest.plus(taken.digest);
         }
         Ok(loaded)
+    }
+
+    async fn load_persistently(&self, node: usize, batch: &RestoreParts) -> Result<RestorePartsDone> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match self.load_batch(node, batch, attempt).await {
+                Err(e) if e.kind() == ErrorKind::Retry && attempt < LOAD_ATTEMPTS => {
+                    tracing::warn!(attempt, error = %e.report(), "load broke: going on with what is missing");
+                    tokio::time::sleep(RETRY_WAIT).await;
+                    // An agent that has restarted must reopen its staging area first.
+                    if let Err(e) = self.begin(node).await {
+                        tracing::warn!(error = %e.report(), "the node does not take up the restore yet");
+                    }
+                }
+                done => return done,
+            }
+        }
     }
 
     async fn load_batch(&self, node: usize, batch: &RestoreParts, attempt: u32) -> Result<RestorePartsDone> {
@@ -227,27 +215,13 @@ impl Driver {
         self.context.fleet.command(&member, head, batch, LOAD_DEADLINE, report).await
     }
 
-    /// The parts of a node, the largest first, in commands of bounded size.
-    fn batches(&self, node: usize) -> Result<Vec<RestoreParts>> {
-        let slots = &self.plan.targets[node].slots;
-        let mut own: Vec<_> = self.numbered().filter(|(_, p)| !p.slots.intersect(slots).is_empty()).collect();
-        own.sort_by_key(|(_, p)| std::cmp::Reverse(p.live_bytes));
-        let mut batches: Vec<(u64, RestoreParts)> = Vec::new();
-        for (number, part) in own {
-            let bytes = part.live_bytes;
-            let part = RestorePart { number, slots: part.slots.intersect(slots), runs: self.runs(part)?, bytes };
-            match batches.last_mut() {
-                Some((sum, batch)) if *sum + bytes <= BATCH_BYTES && batch.parts.len() < BATCH_PARTS => {
-                    *sum += bytes;
-                    batch.parts.push(part);
-                }
-                _ => {
-                    let keys = self.plan.request.keys.clone();
-                    batches.push((bytes, RestoreParts { parts: vec![part], keys, concurrency: 0 }));
-                }
-            }
-        }
-        Ok(batches.into_iter().map(|(_, b)| b).collect())
+    fn command(&self, slots: &SlotSet, batch: &Batch) -> Result<RestoreParts> {
+        let part = |(number, part): &(u32, Arc<PartEntry>)| {
+            let (slots, runs) = (part.slots.intersect(slots), self.runs(part)?);
+            Ok(RestorePart { number: *number, slots, runs, bytes: part.live_bytes })
+        };
+        let parts = batch.iter().map(part).collect::<Result<_>>()?;
+        Ok(RestoreParts { parts, keys: self.plan.request.keys.clone(), concurrency: 0 })
     }
 
     fn runs(&self, part: &PartEntry) -> Result<Vec<RunSource>> {
@@ -265,29 +239,15 @@ impl Driver {
     }
 
     /// Every part was read as the manifest says, over all nodes that took a share of it.
-    fn compare(&self, loaded: &[Vec<LoadedPart>]) -> Result<()> {
-        let mut sums: HashMap<u32, SetDigest> = HashMap::new();
-        for part in loaded.iter().flatten() {
-            let sum = sums.entry(part.number).or_default();
-            *sum = sum.plus(part.source);
-        }
-        for (number, part) in self.numbered() {
-            let got = sums.get(&number).copied().unwrap_or_default();
-            if got != part.digest {
-                return Err(Error::damaged(format!(
-                    "part {number} (region {}): read {} records where the manifest has {}, or other content",
-                    part.region, got.count, part.digest.count
-                )));
-            }
-        }
-        Ok(())
+    fn compared(&self) -> Result<()> {
+        self.sums.lock().expect("sums").whole(u64::from(self.sources.manifest.parts()))
     }
 
     /// Every node reads back what it has loaded.
-    async fn verify_everywhere(&self, loaded: &[Vec<LoadedPart>]) -> Result<()> {
+    async fn verify_everywhere(&self, loaded: &[Loaded]) -> Result<()> {
         self.job.phase("reading back");
-        let verify = |(node, parts): (usize, &Vec<LoadedPart>)| {
-            let (member, head, expect) = (self.member(node), self.context.head(self.id, 1), loaded_digest(parts));
+        let verify = |(node, loaded): (usize, &Loaded)| {
+            let (member, head, expect) = (self.member(node), self.context.head(self.id, 1), loaded.digest);
             async move {
                 let verify = RestoreVerify { expect };
                 self.context.fleet.command(&member, head, &verify, FINISH_DEADLINE, |_| ()).await
@@ -301,8 +261,8 @@ impl Driver {
         Ok(())
     }
 
-    async fn finish(&self, node: usize, parts: &[LoadedPart]) -> Result<RestoreFinished> {
-        let expect = loaded_digest(parts);
+    async fn finish(&self, node: usize, loaded: &Loaded) -> Result<RestoreFinished> {
+        let expect = loaded.digest;
         let head = self.context.head(self.id, 1);
         self.context
             .fleet
@@ -325,7 +285,7 @@ impl Driver {
         let _ = futures::future::join_all((0..self.plan.targets.len()).map(abort)).await;
     }
 
-    fn summary(&self, loaded: &[Vec<LoadedPart>], finished: &[RestoreFinished]) -> serde_json::Value {
+    fn summary(&self, loaded: &[Loaded], finished: &[RestoreFinished]) -> serde_json::Value {
         let nodes: Vec<_> = self
             .plan
             .targets
@@ -338,14 +298,9 @@ impl Driver {
         serde_json::json!({
             "backup": self.plan.backup,
             "cut": self.plan.cut,
-            "parts": loaded.iter().map(Vec::len).sum::<usize>(),
+            "parts": loaded.iter().map(|l| l.parts).sum::<u64>(),
             "records": finished.iter().map(|f| f.digest.count).sum::<u64>(),
             "nodes": nodes,
         })
     }
-}
-
-/// What the parts of a node add up to.
-fn loaded_digest(parts: &[LoadedPart]) -> SetDigest {
-    parts.iter().fold(SetDigest::default(), |sum, p| sum.plus(p.loaded))
 }

@@ -1,22 +1,19 @@
 //! Planning a restore. The dry run prints this very value; the job carries out this very value.
 
-use futures::{FutureExt, StreamExt, TryStreamExt};
+use futures::StreamExt;
 use tidemark_common::glob::KeyFilter;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::manifest::{PartEntry, Root};
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
+use super::share::Share;
 use crate::context::Context;
-use crate::fleet::Member;
 use crate::job::backup::tiling;
-use crate::repository::{BackupRecord, Ledger, read_page, read_root};
+use crate::repository::{BackupRecord, Ledger, Manifest};
 
 /// Throughput assumed for the time estimate until a fleet's own is known, bytes a second and node.
 const ASSUMED_RATE: u64 = 100 << 20;
 /// Disk that a loaded byte takes while old and new data lie side by side, in percent.
 const DISK_PERCENT: u64 = 130;
-/// Pages read at once.
-const PARALLEL_PAGES: usize = 4;
 
 /// A restore as it is asked for.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -85,7 +82,7 @@ pub struct RestorePlan {
     pub estimated_seconds: u64,
     /// What stands against it; empty when it can run.
     pub problems: Vec<String>,
-    /// Part entries and root, for the job.
+    /// What the job reads.
     #[serde(skip)]
     #[schema(ignore)]
     pub(super) sources: Option<Sources>,
@@ -96,11 +93,39 @@ impl RestorePlan {
     pub fn pinned(&self) -> RestoreRequest {
         RestoreRequest { backup: self.backup.to_string(), ..self.request.clone() }
     }
+
+    /// What the target with this number is to load; `None` for a plan that was read from its printed form.
+    pub fn share(&self, target: usize) -> Option<Share> {
+        Some(self.sources.as_ref()?.share(target, &self.targets.get(target)?.slots))
+    }
 }
 
+/// What the job reads; neither printed nor sent.
 #[derive(Debug, Clone)]
 pub(super) struct Sources {
-    pub(super) parts: Vec<PartEntry>,
+    pub(super) manifest: Manifest,
+    /// For each target: the pages in which it has parts.
+    pages: Vec<Vec<u32>>,
+}
+
+impl Sources {
+    /// The share of the target with this number, which takes `slots`.
+    pub(super) fn share(&self, target: usize, slots: &SlotSet) -> Share {
+        Share::new(&self.manifest, self.pages[target].clone(), slots)
+    }
+}
+
+/// A node that could take a share of a backup, as it describes itself.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The node.
+    pub node: NodeName,
+    /// Its engine.
+    pub engine: String,
+    /// Slots that it owns.
+    pub slots: SlotSet,
+    /// Records that it holds now.
+    pub records: u64,
 }
 
 /// Finds a backup by `latest`, its id, or a unique beginning of it.
@@ -117,35 +142,45 @@ pub fn find_backup(ledger: &Ledger, wanted: &str) -> Result<BackupRecord> {
     }
 }
 
-/// All part entries of a backup.
-pub async fn read_parts(context: &Context, cluster: &ClusterName, root: &Root) -> Result<Vec<PartEntry>> {
-    let pages: Vec<_> = futures::stream::iter(root.pages.clone())
-        .map(|page| {
-            let (repository, cluster) = (context.repository.clone(), cluster.clone());
-            async move { read_page(&repository, &cluster, &page).await }.boxed()
-        })
-        .buffered(PARALLEL_PAGES)
-        .try_collect()
-        .await?;
-    Ok(pages.into_iter().flat_map(|p| p.parts).collect())
-}
-
 /// Plans a restore. Errors are about the request; what stands against running it is listed in the plan.
 pub async fn plan(context: &Context, request: RestoreRequest) -> Result<RestorePlan> {
     let _ = KeyFilter::new(&request.keys)?;
     let ledger = Ledger::load(&context.repository, &request.cluster).await?;
     let record = find_backup(&ledger, &request.backup)?;
-    let root = read_root(&context.repository, &request.cluster, &record.backup.root).await?;
-    let parts = read_parts(context, &request.cluster, &root).await?;
+    let manifest = Manifest::open(&context.repository, &request.cluster, &record.backup.root).await?;
     let target = request.target.clone().unwrap_or_else(|| request.cluster.clone());
-    let mut problems = Vec::new();
-    let mut targets = Vec::new();
+    let mut candidates = Vec::new();
     for (member, _) in context.fleet.members(Some(&target)) {
-        targets.push(plan_node(context, &member, &parts, &root, &mut problems).await?);
+        let described = context.fleet.describe(&member, context.head(JobId::default(), 0)).await?;
+        candidates.push(Candidate {
+            node: member.node,
+            engine: described.engine,
+            slots: described.ownership.slots,
+            records: described.records,
+        });
     }
+    plan_onto(manifest, candidates, request).await
+}
+
+/// Plans a restore of `manifest` onto these nodes. The manifest is read page by page.
+pub async fn plan_onto(
+    manifest: Manifest,
+    candidates: Vec<Candidate>,
+    request: RestoreRequest,
+) -> Result<RestorePlan> {
+    let root = manifest.root();
+    let mut problems: Vec<String> = candidates
+        .iter()
+        .filter(|c| !fits(&c.engine, &root.engine))
+        .map(|c| format!("node {} is {}, the backup is of {}", c.node, c.engine, root.engine))
+        .collect();
+    let (targets, pages) = shares(&manifest, &candidates).await?;
     let owners = targets.iter().map(|t| (t.node.as_str(), &t.slots));
     match targets.is_empty() {
-        true => problems.push(format!("no node of cluster {target} is connected")),
+        true => {
+            let target = request.target.as_ref().unwrap_or(&request.cluster);
+            problems.push(format!("no node of cluster {target} is connected"));
+        }
         false => problems.extend(tiling::slots(owners).err().map(|e| e.message().to_owned())),
     }
     let full: Vec<_> = targets.iter().filter(|t| t.present_records > 0).map(|t| t.node.as_str()).collect();
@@ -154,7 +189,7 @@ pub async fn plan(context: &Context, request: RestoreRequest) -> Result<RestoreP
     }
     let most = targets.iter().map(|t| t.bytes).max().unwrap_or(0);
     Ok(RestorePlan {
-        backup: record.backup.job,
+        backup: root.job,
         cut: root.cut.0,
         source_nodes: root.nodes.len() as u64,
         records: root.totals.records,
@@ -164,41 +199,52 @@ pub async fn plan(context: &Context, request: RestoreRequest) -> Result<RestoreP
         targets,
         problems,
         request,
-        sources: Some(Sources { parts }),
+        sources: Some(Sources { manifest, pages }),
     })
 }
 
-async fn plan_node(
-    context: &Context,
-    member: &Member,
-    parts: &[PartEntry],
-    root: &Root,
-    problems: &mut Vec<String>,
-) -> Result<PlanNode> {
-    let description = context.fleet.describe(member, context.head(JobId::default(), 0)).await?;
-    if description.engine != root.engine && !(embedded_like(&description.engine) && embedded_like(&root.engine)) {
-        problems.push(format!("node {} is {}, the backup is of {}", member.node, description.engine, root.engine));
-    }
-    let slots = description.ownership.slots.clone();
-    let (mut count, mut bytes) = (0, 0);
-    for part in parts {
-        let share = part.slots.intersect(&slots);
-        if !share.is_empty() {
-            count += 1;
-            bytes += part.live_bytes * u64::from(share.len()) / u64::from(part.slots.len().max(1));
+/// What each node takes, and the pages in which it finds that.
+async fn shares(manifest: &Manifest, candidates: &[Candidate]) -> Result<(Vec<PlanNode>, Vec<Vec<u32>>)> {
+    let node = |c: &Candidate| PlanNode {
+        node: c.node.clone(),
+        slots: c.slots.clone(),
+        parts: 0,
+        bytes: 0,
+        disk_bytes: 0,
+        present_records: c.records,
+    };
+    let mut nodes: Vec<PlanNode> = candidates.iter().map(node).collect();
+    let mut needed: Vec<Vec<u32>> = vec![Vec::new(); nodes.len()];
+    let mut pages = manifest.pages();
+    // Parts of one region follow each other: who takes its slots is looked up once.
+    let mut slots = SlotSet::EMPTY;
+    let mut takers: Vec<(usize, u32)> = Vec::new();
+    while let Some(page) = pages.next().await {
+        let index = page.index;
+        for (_, part) in page.numbered()? {
+            if part.slots != slots {
+                slots.clone_from(&part.slots);
+                let share = nodes.iter().map(|n| n.slots.intersect(&slots).len()).enumerate();
+                takers = share.filter(|(_, share)| *share > 0).collect();
+            }
+            for &(taker, share) in &takers {
+                nodes[taker].parts += 1;
+                nodes[taker].bytes += part.live_bytes * u64::from(share) / u64::from(slots.len().max(1));
+                if needed[taker].last() != Some(&index) {
+                    needed[taker].push(index);
+                }
+            }
         }
     }
-    Ok(PlanNode {
-        node: member.node.clone(),
-        slots,
-        parts: count,
-        bytes,
-        disk_bytes: bytes * DISK_PERCENT / 100,
-        present_records: description.records,
-    })
+    for node in &mut nodes {
+        node.disk_bytes = node.bytes * DISK_PERCENT / 100;
+    }
+    Ok((nodes, needed))
 }
 
-/// The embedded store and the reference store in memory hold the same records.
-fn embedded_like(engine: &str) -> bool {
-    matches!(engine, "embedded" | "memory")
+/// Whether records of a backup of `source` can be loaded by `engine`. The embedded store and the reference store in
+/// memory hold the same records.
+fn fits(engine: &str, source: &str) -> bool {
+    let embedded_like = |engine: &str| matches!(engine, "embedded" | "memory");
+    engine == source || (embedded_like(engine) && embedded_like(source))
 }
