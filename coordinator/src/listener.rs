@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Shared;
 use crate::fleet::Member;
 use crate::repository::Ledger;
+use crate::settle;
 
 /// A connected agent is asked this often how it stands.
 const DESCRIBE_EVERY: Duration = Duration::from_secs(5);
@@ -67,6 +68,7 @@ async fn control(context: Shared, member: Member, accepted: Accepted, shutdown: 
         match context.fleet.describe(&member, context.head(JobId::default(), 0)).await {
             Ok(description) if first => {
                 first = false;
+                drop(tokio::spawn(settle::on_connect(context.clone(), member.clone())));
                 if let Err(e) = check_history(&context, &member, &description).await {
                     tracing::error!(node = %member, error = %e.report(), "the repository is not what this node has seen");
                 }
