@@ -102,11 +102,14 @@ async fn send(agent: &Arc<Agent>, head: CommandHead, command: UploadRest, reply:
 
 /// What jobs left here that only their end takes away.
 fn open_jobs(agent: &Agent) -> Result<OpenJobs> {
-    let mut backups: Vec<_> = agent.engine.pins()?.iter().filter_map(|(name, _)| job_of_pin(name)).collect();
+    let restores: Vec<_> = agent.engine.restoring()?.into_iter().collect();
+    // Pins of data that is about to be replaced are told of when the restore is over.
+    let pins = if restores.is_empty() { agent.engine.pins()? } else { Vec::new() };
+    let mut backups: Vec<_> = pins.iter().filter_map(|(name, _)| job_of_pin(name)).collect();
     backups.extend(agent.indexes.iter().flat_map(|i| i.jobs()));
     backups.sort_unstable();
     backups.dedup();
-    Ok(OpenJobs { backups, restores: agent.engine.restoring()?.into_iter().collect() })
+    Ok(OpenJobs { backups, restores })
 }
 
 async fn describe(agent: Arc<Agent>) -> Result<Description> {
