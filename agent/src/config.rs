@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tidemark_common::pki::PkiPaths;
+use tidemark_common::rate::Rate;
+use tidemark_common::telemetry::TelemetryConfig;
 use tidemark_proto::stored::run::PART_TARGET;
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
@@ -32,9 +34,23 @@ pub struct AgentConfig {
     /// A full run is closed at about this many bytes of records.
     #[serde(default = "default_part_bytes")]
     pub part_bytes: u64,
+    /// The node's own limits.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Metrics and health.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
     /// Logging.
     #[serde(default)]
     pub log: tidemark_common::log::LogConfig,
+}
+
+/// The `[limits]` section: what the owner of the node sets, whatever the coordinator's limits are.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Bytes that the node sends for backups and fetches for restores in a second, e.g. `50MB`; `none` for no limit.
+    pub bytes_per_second: Rate,
 }
 
 /// The kind of store.

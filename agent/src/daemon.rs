@@ -7,7 +7,10 @@ use std::time::Duration;
 use tidemark_common::announce::{AgentPorts, announce};
 use tidemark_common::clock::Hlc;
 use tidemark_common::identity::{Expected, Identity};
+use tidemark_common::log::LogRing;
 use tidemark_common::pki::Credentials;
+use tidemark_common::rate::Limiter;
+use tidemark_common::telemetry::{Metrics, TelemetryListener};
 use tidemark_common::tls::ALPN_CONTROL;
 use tidemark_common::transport::{Dialer, Greeting, client_endpoint};
 use tidemark_proto::wire::hello::Purpose;
@@ -83,7 +86,8 @@ fn client_address_is_valid(address: &str) -> Result<()> {
 
 /// Runs the agent until SIGTERM or SIGINT. Wrong configuration fails before any port is bound. With `tell_ports` they
 /// are announced on standard output.
-pub async fn run(config: AgentConfig, tell_ports: bool) -> Result<()> {
+pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<()> {
+    let metrics = Metrics::install("tidemark-agent", env!("CARGO_PKG_VERSION"), crate::metric_names::ALL)?;
     let credentials = Credentials::load(config.tls.clone())?;
     check_identity(&config, &credentials)?;
     let (_, listen, advertise) = config.engine.common();
@@ -94,6 +98,7 @@ pub async fn run(config: AgentConfig, tell_ports: bool) -> Result<()> {
     let description = store.engine.describe()?;
     let wants_indexes = !description.changes_since || config.delta == DeltaMethod::KeyIndex;
     let indexes = if wants_indexes { Some(IndexStore::open(&config.state_dir)?) } else { None };
+    let telemetry = TelemetryListener::bind(&config.telemetry).await?;
     let listener = DataListener::bind(listen, &credentials, store.kv.clone(), crate::BUILD)?;
     let data_address = if advertise.is_empty() { listener.local_address()?.to_string() } else { advertise };
     let gate = listener.gate();
@@ -112,7 +117,8 @@ pub async fn run(config: AgentConfig, tell_ports: bool) -> Result<()> {
         greeting,
     )?;
     tracing::info!(cluster = %config.cluster, node = %config.node, %data_address, records = description.records, "agent is up");
-    let told = data_address.clone();
+    let ports = AgentPorts { data: data_address.clone(), telemetry: telemetry.as_ref().map(|t| t.address) };
+    let limiter = Limiter::new(config.limits.bytes_per_second);
     let agent = Arc::new(Agent {
         config,
         engine: store.engine.clone(),
@@ -122,12 +128,21 @@ pub async fn run(config: AgentConfig, tell_ports: bool) -> Result<()> {
         data_address,
         gate,
         restores: Mutex::default(),
+        limiter,
+        limited: Default::default(),
+        connected: Default::default(),
+        metrics: metrics.clone(),
+        log,
         shutdown: shutdown.clone(),
     });
     let data = tokio::spawn(listener.run(shutdown.clone()));
+    drop(tokio::spawn(metrics.clone().keep_up(shutdown.clone())));
+    if let Some(port) = telemetry {
+        drop(tokio::spawn(port.run(metrics, agent.clone(), shutdown.clone())));
+    }
     let control = tokio::spawn(control::run(agent, dialer));
     if tell_ports {
-        announce(&AgentPorts { data: told })?;
+        announce(&ports)?;
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let name = wait_for_signal().await?;

@@ -76,6 +76,11 @@ impl RunBlocks {
         spans
     }
 
+    /// Bytes of the sealed blocks of a span.
+    pub fn bytes(&self, span: Range<u32>) -> u64 {
+        span.map(|i| u64::from(self.index.blocks[i as usize].sealed_len)).sum()
+    }
+
     /// Reads the sealed blocks of a span (nonce, ciphertext, tag each). `Damaged` names the pack.
     pub async fn read(&self, span: Range<u32>) -> Result<Vec<Bytes>> {
         let (from, to) = (self.offsets[span.start as usize], self.offsets[span.end as usize]);

@@ -3,17 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 use tidemark_common::log::LogConfig;
 use tidemark_common::pki::PkiPaths;
+use tidemark_common::rate::Rate;
+use tidemark_common::telemetry::TelemetryConfig;
 use tidemark_proto::slot::RegionMap;
 use tidemark_proto::{Error, Result};
 
 use crate::ingest::GRANT_COST;
 use crate::repository::{MasterKey, StoreConfig, StoreOptions};
 
-/// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+/// The whole file. Serialised it is what may be shown: without what the options of the store hold.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CoordinatorConfig {
     /// Name of this coordinator, for the ledger and for people.
@@ -35,6 +37,12 @@ pub struct CoordinatorConfig {
     /// Bounds of memory.
     #[serde(default)]
     pub memory: MemoryConfig,
+    /// Limits of rates, where no operator has set others.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Metrics and health.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
     /// Seconds for running jobs to end at shutdown before they are cancelled.
     #[serde(default = "default_grace")]
     pub shutdown_grace_seconds: u64,
@@ -44,10 +52,11 @@ pub struct CoordinatorConfig {
 }
 
 /// The `[repository]` section.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepositoryConfig {
     /// URL; see [`StoreConfig`].
+    #[serde(serialize_with = "shown")]
     pub url: String,
     /// Options of the store's client.
     #[serde(default)]
@@ -55,6 +64,11 @@ pub struct RepositoryConfig {
     /// File of the master key. Without one the environment is asked.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
+}
+
+/// Written without user, password and query.
+fn shown<S: Serializer>(url: &str, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&crate::repository::shown_url(url))
 }
 
 impl RepositoryConfig {
@@ -70,7 +84,7 @@ impl RepositoryConfig {
 }
 
 /// The `[backup]` section.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BackupConfig {
     /// Writes are held at most this long for a backup, over all attempts, in milliseconds.
@@ -98,7 +112,7 @@ impl Default for BackupConfig {
 }
 
 /// The `[memory]` section.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryConfig {
     /// Memory for parts that are being received, in MiB.
@@ -111,6 +125,16 @@ impl Default for MemoryConfig {
     fn default() -> Self {
         Self { ingest_mib: 64, serve_mib: 64 }
     }
+}
+
+/// The `[limits]` section: bytes a second of blocks, sent and fetched together, e.g. `50MB`; `none` for no limit.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Of all agents together.
+    pub fleet: Rate,
+    /// Of each agent.
+    pub per_agent: Rate,
 }
 
 fn default_grace() -> u64 {

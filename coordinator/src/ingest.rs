@@ -5,9 +5,12 @@
 //! leaves dead bytes in a pack and nothing else.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use bytes::Bytes;
+use metrics::{counter, histogram};
 use tidemark_common::transport::{FrameReader, FrameWriter, limits};
 use tidemark_proto::frame::Message;
 use tidemark_proto::hash::Hash;
@@ -17,9 +20,12 @@ use tidemark_proto::wire::bulk::{
     FRAME_BLOCK, FRAME_INDEX, Grant, MAX_BLOCK_FRAME, MAX_INDEX_FRAME, PartDone, PartOffer, Stored,
 };
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
+use crate::fleet::Member;
 use crate::job::backup::PartKey;
+use crate::limits::Limits;
+use crate::metric_names::{PART_SECONDS, STAGE_BYTES, stage};
 use crate::repository::{JobRecorder, PackKind, PackSet, Repository};
 
 /// Bytes of a part gathered before they go to a pack as one extent.
@@ -68,13 +74,58 @@ pub struct Ingest {
     repository: Repository,
     jobs: Mutex<HashMap<JobId, Arc<IngestJob>>>,
     memory: Arc<Semaphore>,
+    grants: usize,
+    /// Parts that wait for a grant.
+    waiting: AtomicUsize,
+    limits: Arc<Limits>,
+}
+
+/// How much ingest has to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IngestLoad {
+    /// Parts that wait for a grant.
+    pub waiting: usize,
+    /// Parts that are granted.
+    pub granted: usize,
+    /// Parts that were received and whose packs are open.
+    pub unflushed: usize,
+    /// Memory for granted parts.
+    pub budget_bytes: u64,
+    /// What of it is taken.
+    pub used_bytes: u64,
 }
 
 impl Ingest {
     /// An ingest whose parts under way take at most `budget` bytes (at least one is always granted).
-    pub fn new(repository: Repository, budget: u64) -> Self {
+    pub fn new(repository: Repository, budget: u64, limits: Arc<Limits>) -> Self {
         let grants = (budget / GRANT_COST).max(1) as usize;
-        Self { repository, jobs: Mutex::default(), memory: Arc::new(Semaphore::new(grants)) }
+        let (jobs, memory) = (Mutex::default(), Arc::new(Semaphore::new(grants)));
+        Self { repository, jobs, memory, grants, waiting: AtomicUsize::new(0), limits }
+    }
+
+    /// How much there is to do now.
+    pub fn load(&self) -> IngestLoad {
+        let granted = self.grants.saturating_sub(self.memory.available_permits());
+        let jobs = self.jobs.lock().expect("jobs");
+        IngestLoad {
+            waiting: self.waiting.load(Ordering::Relaxed),
+            granted,
+            unflushed: jobs.values().map(|j| j.state.lock().expect("parts").waiting.len()).sum(),
+            budget_bytes: self.grants as u64 * GRANT_COST,
+            used_bytes: granted as u64 * GRANT_COST,
+        }
+    }
+
+    async fn grant(&self) -> Result<OwnedSemaphorePermit> {
+        struct Waiting<'a>(&'a AtomicUsize);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                let _ = self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let _ = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        self.memory.clone().acquire_owned().await.map_err(|_| Error::cancelled("ingest is closed"))
     }
 
     /// Opens a job for its nodes; parts of unknown jobs are refused.
@@ -122,7 +173,8 @@ impl Ingest {
     ) -> Result<()> {
         let job = self.job(&offer.job)?;
         let source = job.admit(cluster, node, &offer)?;
-        let permit = self.memory.clone().acquire_owned().await.map_err(|_| Error::cancelled("ingest is closed"))?;
+        let permit = self.grant().await?;
+        let began = Instant::now();
         let under_way = job.enter();
         let (salt, key_id) = (rand::random::<[u8; 16]>(), self.repository.keys().current());
         let grant = Grant {
@@ -142,8 +194,11 @@ impl Ingest {
             extents: Vec::new(),
             index: Extent { pack: Default::default(), offset: 0, len: 0 },
         };
-        let done = job.read_part(kind, &mut run, reader).await?;
+        let pace = Pace { limits: &self.limits, member: Member { cluster: cluster.clone(), node: node.clone() } };
+        let done = job.read_part(kind, &mut run, reader, &pace).await?;
         drop(permit);
+        histogram!(PART_SECONDS, "kind" => "receive").record(began.elapsed());
+        tracing::debug!(records = run.records, blocks = run.blocks, "part received");
         let received = job.assemble(source, offer, run, done)?;
         let (stored, crowded) = job.note(received);
         drop(under_way);
@@ -161,6 +216,20 @@ impl Ingest {
             // The agent does not wait for it any more; whether the part is stored shows in the job's end.
             _ = gone => Ok(()),
         }
+    }
+}
+
+/// The pace at which a part of an agent is read.
+struct Pace<'a> {
+    limits: &'a Limits,
+    member: Member,
+}
+
+impl Pace<'_> {
+    /// Counts what was read, and waits before more is.
+    async fn passed(&self, bytes: usize) {
+        counter!(STAGE_BYTES, "stage" => stage::RECEIVED).increment(bytes as u64);
+        self.limits.pass(&self.member, bytes as u64).await;
     }
 }
 
@@ -212,7 +281,13 @@ impl IngestJob {
     }
 
     /// Reads blocks and index into packs, up to the closing message.
-    async fn read_part(&self, kind: PackKind, run: &mut RunEntry, reader: &mut FrameReader) -> Result<PartDone> {
+    async fn read_part(
+        &self,
+        kind: PackKind,
+        run: &mut RunEntry,
+        reader: &mut FrameReader,
+        pace: &Pace<'_>,
+    ) -> Result<PartDone> {
         let (mut gathered, mut bytes) = (Vec::new(), 0);
         loop {
             let header =
@@ -220,6 +295,7 @@ impl IngestJob {
             match header.kind {
                 FRAME_BLOCK => {
                     let block = reader.read_body(header, MAX_BLOCK_FRAME).await?;
+                    pace.passed(block.len()).await;
                     bytes += 4 + block.len();
                     gathered.push(Bytes::copy_from_slice(&(block.len() as u32).to_le_bytes()));
                     gathered.push(block);
@@ -231,6 +307,7 @@ impl IngestJob {
                 }
                 FRAME_INDEX => {
                     let index = reader.read_body(header, MAX_INDEX_FRAME).await?;
+                    pace.passed(index.len()).await;
                     self.append(kind, run, &mut gathered).await?;
                     run.index = self.packs.append(kind, &[index]).await?;
                     bytes = 0;

@@ -4,8 +4,11 @@
 //! that keeps it whole: packs, then the job record that lists them, then pages, then the root, and the ledger entry
 //! last. A crash before the ledger entry leaves objects that nothing names: garbage, never damage.
 
+mod events;
+mod health;
 mod keyring;
 mod ledger;
+mod limits;
 mod manifest;
 mod object;
 mod pack;
@@ -21,11 +24,15 @@ use tidemark_proto::stored::envelope::{self, ObjectKind};
 use tidemark_proto::stored::{paths, repository as v1};
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 
+pub use events::{EventRecorder, StoredEvents, event_objects, event_objects_older, read_events};
+pub use health::Health;
 pub use keyring::{Keyring, MasterKey};
 pub use ledger::{BackupRecord, Ledger, Recorded};
+pub use limits::{LimitsRecord, read_limits, write_limits};
 pub use manifest::{ManifestWriter, read_page, read_root};
 pub use pack::{PackKind, PackSet};
 pub use record::JobRecorder;
+pub(crate) use store::shown_url;
 pub use store::{Store, StoreConfig, StoreOptions};
 
 /// An open repository.

@@ -1,7 +1,9 @@
 //! Stored formats. Every object is an [`envelope`]; where it lies is said in [`paths`].
 
 pub mod envelope;
+pub mod events;
 pub mod ledger;
+pub mod limits;
 pub mod manifest;
 pub mod paths;
 pub mod repository;

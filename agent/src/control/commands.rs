@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tidemark_common::transport::FrameReader;
 use tidemark_proto::frame::{Header, Message};
+use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
     CommandHead, Describe, Description, Done, Hold, Release, Released, RestoreAbort, RestoreBegin, RestoreFinish,
     RestoreParts, RestoreVerify, Seal, Settle, Upload,
@@ -13,7 +14,30 @@ use tidemark_proto::{Error, Result};
 
 use super::{Reply, body};
 use crate::agent::Agent;
-use crate::{blocking, restore, upload};
+use crate::metric_names::stage;
+use crate::{blocking, restore, telemetry, upload};
+
+/// The span of a command; what belongs to no job has none.
+pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
+    if head.job == JobId::default() {
+        return tracing::Span::none();
+    }
+    let command = match header.kind {
+        Describe::KIND => "describe",
+        Hold::KIND => "hold",
+        Seal::KIND => "seal",
+        Release::KIND => "release",
+        Upload::KIND => "upload",
+        Settle::KIND => "settle",
+        RestoreBegin::KIND => "restore-begin",
+        RestoreParts::KIND => "restore-parts",
+        RestoreVerify::KIND => "restore-verify",
+        RestoreFinish::KIND => "restore-finish",
+        RestoreAbort::KIND => "restore-abort",
+        _ => "unknown",
+    };
+    tracing::info_span!("job", job = %head.job, attempt = head.attempt, command)
+}
 
 pub(super) async fn dispatch(
     agent: &Arc<Agent>,
@@ -41,6 +65,7 @@ pub(super) async fn dispatch(
             let Release {} = body(reader, header).await?;
             let release = blocking(move || {
                 let (ownership, held) = engine.release(job)?;
+                telemetry::held(held);
                 Ok(Released { ownership, held_micros: held.as_micros() as u64 })
             });
             reply.finish(release).await
@@ -50,7 +75,7 @@ pub(super) async fn dispatch(
             if let Some(indexes) = &agent.indexes {
                 indexes.begin(job)?;
             }
-            let (counters, cancel) = (reply.counters(), reply.cancel());
+            let (counters, cancel) = (reply.counters_of(stage::READ), reply.cancel());
             reply.finish(upload::run(agent.clone(), head, command, counters, cancel)).await
         }
         Settle::KIND => {
@@ -63,7 +88,7 @@ pub(super) async fn dispatch(
         }
         RestoreParts::KIND => {
             let parts: RestoreParts = body(reader, header).await?;
-            let (counters, cancel) = (reply.counters(), reply.cancel());
+            let (counters, cancel) = (reply.counters_of(stage::LOADED), reply.cancel());
             reply.finish(restore::load(agent.clone(), head, parts, counters, cancel)).await
         }
         RestoreVerify::KIND => {

@@ -155,6 +155,11 @@ impl Ledger {
         }
     }
 
+    /// The cluster.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
     /// Every entry.
     pub fn entries(&self) -> &[Recorded] {
         &self.entries

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use metrics::counter;
 use object_store::{MultipartUpload, PutPayload};
 use tidemark_proto::id::PackId;
 use tidemark_proto::stored::envelope::{self, ObjectKind};
@@ -16,7 +17,9 @@ use tidemark_proto::{ClusterName, Error, Result};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+use super::health;
 use super::store::{Store, error_of};
+use crate::metric_names::{STAGE_BYTES, stage};
 
 /// A pack is closed when it passes this size, in bytes.
 pub(super) const PACK_TARGET: u64 = 64 << 20;
@@ -133,7 +136,11 @@ impl Open {
 
     async fn land_one(&mut self, path: &str) -> Result<()> {
         match self.flying.join_next().await {
-            Some(Ok(done)) => done.map_err(|e| error_of(path, e)),
+            Some(Ok(done)) => {
+                let done = done.map_err(|e| error_of(path, e));
+                health::count_piece(&done);
+                done
+            }
             Some(Err(e)) => Err(Error::bug("a piece of a pack").with_source(e)),
             None => Ok(()),
         }
@@ -176,11 +183,15 @@ impl Writer {
         let (id, path) = (open.id, paths::pack(&self.cluster, &open.id));
         let sum = envelope::truncate(open.hasher.finalize());
         open.piece.extend_from_slice(&sum);
+        let bytes = open.len + sum.len() as u64;
         let done = Self::finish(&self.store, open, &path).await;
         if done.is_err() {
             self.abandon().await;
         }
         self.open = None;
+        if done.is_ok() {
+            counter!(STAGE_BYTES, "stage" => stage::STORED).increment(bytes);
+        }
         done.map(|()| Some(id))
     }
 
@@ -193,8 +204,9 @@ impl Writer {
             open.land_one(path).await?;
         }
         let upload = open.upload.as_mut().expect("checked above");
-        let _ = upload.complete().await.map_err(|e| error_of(path, e))?;
-        Ok(())
+        let done = upload.complete().await.map(drop).map_err(|e| error_of(path, e));
+        health::count_piece(&done);
+        done
     }
 
     async fn abandon(&mut self) {

@@ -37,6 +37,10 @@ pub enum ObjectKind {
     JobRecord = 8,
     /// A log segment.
     Segment = 9,
+    /// Events of a job.
+    JobEvents = 12,
+    /// Limits of rates.
+    Limits = 13,
 }
 
 impl ObjectKind {
@@ -52,6 +56,8 @@ impl ObjectKind {
             Self::Pack => "pack",
             Self::JobRecord => "job record",
             Self::Segment => "log segment",
+            Self::JobEvents => "job events",
+            Self::Limits => "limits",
         }
     }
 }

@@ -36,6 +36,8 @@ crate::messages! {
     41 => v1::Failure, v 1;
     42 => v1::RestoreVerify, v 1;
     43 => v1::RestoreVerified, v 1;
+    50 => v1::Diagnose, v 1;
+    51 => v1::Diagnosed, v 1;
 }
 
 #[cfg(test)]

@@ -80,4 +80,5 @@ pub(super) async fn record_failure(
     if let Err(e) = ledger.append(context.epoch, context.now_millis(), &body, |_| Ok(())).await {
         tracing::error!(error = %e.report(), "the failure of a backup could not be recorded");
     }
+    crate::telemetry::note_ledger(ledger.cluster(), ledger);
 }

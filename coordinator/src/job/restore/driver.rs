@@ -18,6 +18,8 @@ use tidemark_proto::wire::control::{
 };
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
 
+use tracing::Instrument;
+
 use super::plan::RestorePlan;
 use crate::context::Shared;
 use crate::fleet::Member;
@@ -138,9 +140,9 @@ impl Driver {
         let job = jobs.begin(JobKind::Backup, &self.target, false, self.context.now_millis())?;
         let request = BackupRequest { cluster: self.target.clone(), full: false, manual: false };
         let backup = tokio::select! {
-            done = backup::run(self.context.clone(), job.clone(), request) => done,
+            done = backup::run(self.context.clone(), job.clone(), request).instrument(job.span()) => done,
             () = self.job.cancel.cancelled() => {
-                job.cancel.cancel();
+                job.cancel();
                 Err(Error::cancelled("the restore was cancelled"))
             }
         };
@@ -208,6 +210,9 @@ impl Driver {
                     Ok(done) => break loaded.extend(done.parts),
                     Err(e) if e.kind() == ErrorKind::Retry && attempt < LOAD_ATTEMPTS => {
                         tracing::warn!(attempt, error = %e.report(), "load broke: going on with what is missing");
+                        let name = self.plan.targets[node].node.as_str();
+                        let told = format!("load broke, going on with what is missing: {}", e.report());
+                        self.job.log.note("retry", name, told);
                         tokio::time::sleep(RETRY_WAIT).await;
                         // An agent that has restarted must reopen its staging area first.
                         if let Err(e) = self.begin(node).await {
