@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidemark_common::pki::PkiPaths;
 use tidemark_common::rate::Rate;
 use tidemark_common::telemetry::TelemetryConfig;
 use tidemark_proto::stored::run::PART_TARGET;
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
-/// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+/// The whole file. Nothing in it is secret: keys are named by their files.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     /// Cluster of the node; must be that of the certificate.
@@ -46,7 +46,7 @@ pub struct AgentConfig {
 }
 
 /// The `[limits]` section: what the owner of the node sets, whatever the coordinator's limits are.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
     /// Bytes that the node sends for backups and fetches for restores in a second, e.g. `50MB`; `none` for no limit.
@@ -54,7 +54,7 @@ pub struct LimitsConfig {
 }
 
 /// The kind of store.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum EngineConfig {
     /// The embedded store.
@@ -99,7 +99,7 @@ impl EngineConfig {
 }
 
 /// How deltas are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeltaMethod {
     /// From the engine's changes where it keeps them, else by a key index.

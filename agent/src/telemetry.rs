@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
 use tidemark_common::rate::Limiter;
+use tidemark_common::scrub::Scrubber;
 use tidemark_common::telemetry::{Observed, Pending};
 use tidemark_proto::Result;
+use tidemark_proto::wire::control::Diagnosed;
 
 use crate::agent::Agent;
 use crate::blocking;
@@ -63,7 +65,7 @@ pub(crate) fn held(time: Duration) {
     histogram!(HOLD_SECONDS).record(time);
 }
 
-/// Waits until the node's own limit lets `bytes` pass. Time is counted in whole milliseconds that add up to seconds.
+/// Waits until the node's own limit lets `bytes` pass.
 pub(crate) async fn limited(limiter: &Limiter, waited: &Waited, bytes: u64) {
     let time = limiter.pass(bytes).await;
     if !time.is_zero() {
@@ -80,6 +82,18 @@ impl Waited {
         let micros = time.as_micros() as u64;
         let before = self.0.fetch_add(micros, Ordering::Relaxed);
         counter!(LIMITED_SECONDS).increment((before + micros) / 1_000_000 - before / 1_000_000);
+    }
+}
+
+/// What a report of a fault needs to know of this agent.
+pub(crate) fn diagnosed(agent: &Agent) -> Diagnosed {
+    let scrubber = Scrubber::of_environment();
+    let config = toml::to_string(&agent.config).unwrap_or_else(|e| format!("cannot be written: {e}"));
+    Diagnosed {
+        build: crate::BUILD.into(),
+        config: scrubber.scrub(&config),
+        metrics: agent.metrics.render(agent),
+        log: scrubber.scrub(&agent.log.text()),
     }
 }
 

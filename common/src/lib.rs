@@ -11,6 +11,7 @@ pub mod metric_names;
 pub mod pki;
 pub mod rate;
 pub mod run;
+pub mod scrub;
 pub mod seal;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]

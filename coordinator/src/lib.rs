@@ -12,6 +12,7 @@ pub mod config;
 pub mod context;
 pub mod daemon;
 pub mod demo;
+pub mod diagnose;
 pub mod events;
 pub mod fleet;
 pub mod ingest;

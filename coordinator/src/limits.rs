@@ -81,6 +81,14 @@ impl SetLimits {
     }
 }
 
+/// The data connections of agents.
+#[derive(Debug, Default)]
+struct Links {
+    open: HashMap<usize, Connection>,
+    /// Bytes received and sent by those that have ended.
+    ended: (u64, u64),
+}
+
 /// The limits of a running coordinator.
 #[derive(Debug)]
 pub struct Limits {
@@ -90,7 +98,7 @@ pub struct Limits {
     fleet: Limiter,
     /// One for each agent that ever sent or fetched here; certificates bound their number.
     agents: Mutex<HashMap<Member, Arc<Limiter>>>,
-    links: Mutex<HashMap<usize, Connection>>,
+    links: Mutex<Links>,
     /// Microseconds that were waited.
     waited: AtomicU64,
 }
@@ -171,13 +179,17 @@ impl Limits {
         tracing::info!(%fleet, %per_agent, "limits in force");
         self.fleet.set(fleet);
         self.agents.lock().expect("no panic while held").values().for_each(|l| l.set(per_agent));
-        self.links
-            .lock()
-            .expect("no panic while held")
-            .values()
-            .for_each(|c| open_window(c, fleet.lower(per_agent)));
+        let links = self.links.lock().expect("no panic while held");
+        links.open.values().for_each(|c| open_window(c, fleet.lower(per_agent)));
+        drop(links);
         gauge!(LIMIT, "scope" => "fleet").set(fleet.bytes().unwrap_or(0) as f64);
         gauge!(LIMIT, "scope" => "agent").set(per_agent.bytes().unwrap_or(0) as f64);
+    }
+
+    /// Bytes received and sent on agents' data connections since the start.
+    pub fn network_bytes(&self) -> (u64, u64) {
+        let links = self.links.lock().expect("no panic while held");
+        links.open.values().fold(links.ended, plus_bytes)
     }
 
     fn agent(&self, member: &Member) -> Arc<Limiter> {
@@ -208,9 +220,14 @@ impl Limits {
         let mut links = self.links.lock().expect("no panic while held");
         let (fleet, per_agent) = self.rates();
         open_window(connection, fleet.lower(per_agent));
-        let _ = links.insert(id, connection.clone());
+        let _ = links.open.insert(id, connection.clone());
         LinkGuard { limits: self, id }
     }
+}
+
+fn plus_bytes((received, sent): (u64, u64), connection: &Connection) -> (u64, u64) {
+    let stats = connection.stats();
+    (received + stats.udp_rx.bytes, sent + stats.udp_tx.bytes)
 }
 
 /// See [`Limits::link`].
@@ -222,7 +239,10 @@ pub struct LinkGuard<'a> {
 
 impl Drop for LinkGuard<'_> {
     fn drop(&mut self) {
-        let _ = self.limits.links.lock().expect("no panic while held").remove(&self.id);
+        let mut links = self.limits.links.lock().expect("no panic while held");
+        if let Some(connection) = links.open.remove(&self.id) {
+            links.ended = plus_bytes(links.ended, &connection);
+        }
     }
 }
 

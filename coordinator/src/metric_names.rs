@@ -11,6 +11,8 @@ pub const AGENTS: &str = "tidemark_coordinator_connected_agents";
 pub const CLOCK_OFFSET: &str = "tidemark_coordinator_clock_offset_seconds";
 /// Counter: bytes by `stage`, see [`stage`].
 pub const STAGE_BYTES: &str = "tidemark_coordinator_stage_bytes_total";
+/// Counter: bytes on the network of agents' bulk connections as UDP payload, by `direction` (`received`, `sent`).
+pub const NETWORK_BYTES: &str = "tidemark_coordinator_network_bytes_total";
 /// Histogram: time from grant to the last byte of a part (`receive`), or of giving out one run (`serve`), by `kind`.
 pub const PART_SECONDS: &str = "tidemark_coordinator_part_seconds";
 /// Histogram: how long each node's writes were held for the cut of a backup, by `cluster`.
@@ -84,6 +86,12 @@ pub const ALL: &[Metric] = &[
     Metric::gauge(AGENTS, Count, &["cluster"], "Connected agents"),
     Metric::gauge(CLOCK_OFFSET, Seconds, &["cluster"], "Largest distance of a node's clock from the coordinator's"),
     Metric::counter(STAGE_BYTES, Bytes, &["stage"], "Bytes that passed a stage of backup or restore here"),
+    Metric::counter(
+        NETWORK_BYTES,
+        Bytes,
+        &["direction"],
+        "UDP payload of agents' data connections: blocks with headers, acknowledgements and repeats",
+    ),
     Metric::seconds(PART_SECONDS, SECONDS, &["kind"], "Time to receive a part or to give out a run of one"),
     Metric::seconds(
         HOLD_SECONDS,

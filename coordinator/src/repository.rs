@@ -157,6 +157,17 @@ impl Repository {
     }
 
     /// Names of all clusters that have a ledger.
+    pub async fn protected_clusters(&self) -> Result<Vec<ClusterName>> {
+        let mut protected = Vec::new();
+        for cluster in self.clusters().await? {
+            if !self.store().list(&paths::ledger_dir(&cluster)).await?.is_empty() {
+                protected.push(cluster);
+            }
+        }
+        Ok(protected)
+    }
+
+    /// Names of all clusters of which anything is kept: a ledger, or the events of restores to them.
     pub async fn clusters(&self) -> Result<Vec<ClusterName>> {
         let folders = self.store().folders(paths::CLUSTERS).await?;
         Ok(folders.into_iter().filter_map(|f| ClusterName::new(f).ok()).collect())

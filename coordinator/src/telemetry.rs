@@ -15,8 +15,8 @@ use crate::context::Shared;
 use crate::job::{JobInfo, JobKind, JobState};
 use crate::metric_names::{
     AGENTS, BACKUPS, BUDGET, BUDGET_USED, CLOCK_OFFSET, CUT_ATTEMPTS, EPOCH, EVENTS_LOST, HOLD_SECONDS,
-    JOB_SECONDS, JOBS_ENDED, JOBS_RUNNING, LAST_CUT, LAST_FAILURE, LAST_SUCCESS, LIMITED_SECONDS, PARTS,
-    STAGE_BYTES, STORE_ATTEMPTS, outcome, stage,
+    JOB_SECONDS, JOBS_ENDED, JOBS_RUNNING, LAST_CUT, LAST_FAILURE, LAST_SUCCESS, LIMITED_SECONDS, NETWORK_BYTES,
+    PARTS, STAGE_BYTES, STORE_ATTEMPTS, outcome, stage,
 };
 use crate::repository::Ledger;
 
@@ -75,6 +75,10 @@ impl Telemetry {
 
     fn observe_queues(&self) {
         let (ingest, serve) = (self.context.ingest.load(), self.context.serve.load());
+        let (received, sent) = self.context.limits.network_bytes();
+        for (direction, bytes) in [("received", received), ("sent", sent)] {
+            counter!(NETWORK_BYTES, "direction" => direction).absolute(bytes);
+        }
         let parts = [("waiting", ingest.waiting), ("granted", ingest.granted), ("unflushed", ingest.unflushed)];
         for (state, count) in parts {
             gauge!(PARTS, "state" => state).set(count as f64);

@@ -7,8 +7,8 @@ use tidemark_common::transport::FrameReader;
 use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
-    CommandHead, Describe, Description, Done, Hold, Release, Released, RestoreAbort, RestoreBegin, RestoreFinish,
-    RestoreParts, RestoreVerify, Seal, Settle, Upload,
+    CommandHead, Describe, Description, Diagnose, Done, Hold, Release, Released, RestoreAbort, RestoreBegin,
+    RestoreFinish, RestoreParts, RestoreVerify, Seal, Settle, Upload,
 };
 use tidemark_proto::{Error, Result};
 
@@ -102,6 +102,10 @@ pub(super) async fn dispatch(
         RestoreAbort::KIND => {
             let RestoreAbort {} = body(reader, header).await?;
             reply.finish(restore::abort(agent.clone(), head)).await
+        }
+        Diagnose::KIND => {
+            let Diagnose {} = body(reader, header).await?;
+            reply.finish(async { Ok(telemetry::diagnosed(agent)) }).await
         }
         other => Err(Error::unsupported(format!("command {other} is newer than this agent ({})", crate::BUILD))),
     }

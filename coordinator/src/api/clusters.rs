@@ -175,7 +175,8 @@ fn away(node: String) -> NodeItem {
     }
 }
 
-async fn items(context: &Shared) -> Result<Vec<ClusterItem>, Error> {
+/// Every cluster that is connected or has a ledger.
+pub(crate) async fn items(context: &Shared) -> Result<Vec<ClusterItem>, Error> {
     let mut names = context.repository.clusters().await?;
     names.extend(context.fleet.members(None).into_iter().map(|(m, _)| m.cluster));
     names.sort();
@@ -217,7 +218,7 @@ pub(super) async fn repository(State(context): State<Shared>) -> Result<Json<Rep
         created_millis: repository.created_millis(),
         encrypted: repository.keys().encrypts(),
         key_id: repository.keys().current(),
-        clusters: repository.clusters().await?.iter().map(ToString::to_string).collect(),
+        clusters: repository.protected_clusters().await?.iter().map(ToString::to_string).collect(),
     }))
 }
 
@@ -227,7 +228,7 @@ pub(super) async fn check_repository(
     State(context): State<Shared>,
 ) -> Result<(axum::http::StatusCode, Json<Vec<JobInfo>>), ApiError> {
     let mut started = Vec::new();
-    for cluster in context.repository.clusters().await? {
+    for cluster in context.repository.protected_clusters().await? {
         let (run, name) = (context.clone(), cluster.clone());
         started.push(super::jobs::start(&context, JobKind::Check, &cluster, false, move |job| {
             check::run(run, job, name)

@@ -1,6 +1,6 @@
 //! Events of jobs in the repository: one object for each batch. Hints that may be lost.
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use tidemark_proto::frame;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::envelope::ObjectKind;
@@ -91,19 +91,17 @@ pub async fn read_events(
     cluster: &ClusterName,
     objects: &[StoredEvents],
 ) -> Result<Vec<JobEvents>> {
-    let read: Vec<Option<JobEvents>> = futures::stream::iter(objects.iter().map(|o| o.path.clone()))
-        .map(|path| async move {
-            let bytes = match repository.store().get(&path).await {
-                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-                read => read?,
-            };
-            let body = repository
-                .open_object(cluster, ObjectKind::JobEvents, events::VERSION, &path, &bytes)
-                .map_err(|e| e.context(&path))?;
-            frame::from_archive(&body).map(Some).map_err(|e| e.context(&path))
-        })
-        .buffered(PARALLEL_READS)
-        .try_collect()
-        .await?;
+    let reads: Vec<_> = objects.iter().map(|o| read_one(repository, cluster, &o.path).boxed()).collect();
+    let read: Vec<Option<JobEvents>> = futures::stream::iter(reads).buffered(PARALLEL_READS).try_collect().await?;
     Ok(read.into_iter().flatten().collect())
+}
+
+async fn read_one(repository: &Repository, cluster: &ClusterName, path: &str) -> Result<Option<JobEvents>> {
+    let bytes = match repository.store().get(path).await {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        read => read?,
+    };
+    let opened = repository.open_object(cluster, ObjectKind::JobEvents, events::VERSION, path, &bytes);
+    let body = opened.map_err(|e| e.context(path))?;
+    frame::from_archive(&body).map(Some).map_err(|e| e.context(path))
 }
