@@ -56,47 +56,68 @@ async fn set(fleet: &Fleet, change: serde_json::Value) {
     let _: serde_json::Value = fleet.api().put("limits", &change).await.expect("limits");
 }
 
-/// Times and counts of what passed.
-struct Curve(Vec<(Instant, f64)>);
+/// A count, and the times between which it was right.
+#[derive(Clone, Copy)]
+struct Point {
+    asked: Instant,
+    told: Instant,
+    value: f64,
+}
+
+/// Counts of what passed.
+struct Curve(Vec<Point>);
 
 impl Curve {
+    async fn look(fleet: &Fleet, series: &str) -> Point {
+        let asked = Instant::now();
+        let value = fleet.scrape().await.value(series);
+        Point { asked, told: Instant::now(), value }
+    }
+
     /// Looks at `series` until the job has ended, which must be well.
     async fn of(fleet: &Fleet, job: &JobInfo, series: &str) -> Self {
         let mut points = Vec::new();
         loop {
-            let before = Instant::now();
-            let value = fleet.scrape().await.value(series);
-            // What is counted by now had passed when the answer came.
-            points.push((before, value));
+            points.push(Self::look(fleet, series).await);
             let info: JobInfo = fleet.api().get(&format!("jobs/{}", job.id)).await.expect("job");
             if ended(&info) {
                 assert_eq!(info.error, None);
-                points.push((Instant::now(), fleet.scrape().await.value(series)));
+                points.push(Self::look(fleet, series).await);
                 return Self(points);
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    /// Bytes a second from the first byte to the last.
-    fn rate(&self) -> f64 {
-        let (first, last) = (self.0[0].1, self.0[self.0.len() - 1].1);
-        let began = self.0.iter().rposition(|(_, v)| *v <= first + NOISE).expect("the first point");
-        let done = self.0.iter().position(|(_, v)| *v >= last - NOISE).expect("the last point");
-        let bytes = self.0[done].1 - self.0[began].1;
-        assert!(last - first > 0.9 * DATA as f64, "only {} bytes passed", last - first);
-        bytes / (self.0[done].0 - self.0[began].0).as_secs_f64()
+    fn first(&self) -> Point {
+        self.0[0]
     }
 
-    /// The steepest `span`: bytes a second.
+    fn last(&self) -> Point {
+        self.0[self.0.len() - 1]
+    }
+
+    /// When the last byte had passed.
+    fn done(&self) -> Point {
+        *self.0.iter().find(|p| p.value >= self.last().value - NOISE).expect("the last point")
+    }
+
+    /// Bytes a second from the first byte to the last, never more than it was.
+    fn rate(&self) -> f64 {
+        let began = self.0.iter().rfind(|p| p.value <= self.first().value + NOISE).expect("the first point");
+        let passed = self.last().value - self.first().value;
+        assert!(passed > 0.9 * DATA as f64, "only {passed} bytes passed");
+        (self.done().value - began.value) / (self.done().told - began.asked).as_secs_f64()
+    }
+
+    /// The steepest `span` since `from`: bytes a second, never more than it was.
     fn steepest(&self, span: Duration, from: Instant) -> f64 {
-        let mut most: f64 = 0.0;
-        for (n, (at, value)) in self.0.iter().enumerate().filter(|(_, (at, _))| *at >= from) {
-            if let Some((then, passed)) = self.0[n..].iter().find(|(then, _)| *then - *at >= span) {
-                most = most.max((passed - value) / (*then - *at).as_secs_f64());
-            }
-        }
-        most
+        let after = self.0.iter().enumerate().filter(|(_, p)| p.asked >= from);
+        let slopes = after.filter_map(|(n, a)| {
+            let b = self.0[n..].iter().find(|b| b.asked - a.asked >= span)?;
+            Some((b.value - a.value) / (b.told - a.asked).as_secs_f64())
+        });
+        slopes.fold(0.0, f64::max)
     }
 }
 
@@ -145,9 +166,8 @@ async fn a_changed_limit_counts_in_a_running_job_up_and_down() {
     let (changed, before) = (Instant::now(), passed(RECEIVED).await);
     set(&fleet, serde_json::json!({"fleet": "5MB"})).await;
     let curve = Curve::of(&fleet, &job, RECEIVED).await;
-    let left = begin + DATA as f64 - before;
-    let took =
-        curve.0.iter().find(|(_, v)| *v >= curve.0[curve.0.len() - 1].1 - NOISE).expect("the end").0 - changed;
+    let left = curve.done().value - before;
+    let took = curve.done().told - changed;
     assert_limited("raised", left / took.as_secs_f64(), LIMIT, unlimited);
     // Down: from no limit to 5 MB/s while it runs.
     set(&fleet, serde_json::json!({"fleet": "10MB"})).await;
