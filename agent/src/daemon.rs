@@ -99,7 +99,10 @@ pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<
     let wants_indexes = !description.changes_since || config.delta == DeltaMethod::KeyIndex;
     let indexes = if wants_indexes { Some(IndexStore::open(&config.state_dir)?) } else { None };
     let telemetry = TelemetryListener::bind(&config.telemetry).await?;
-    let listener = DataListener::bind(listen, &credentials, store.kv.clone(), crate::BUILD)?;
+    let listener = {
+        let (kv, budget) = (store.kv.clone(), config.memory.requests_bytes());
+        DataListener::bind_within(listen, &credentials, kv, crate::BUILD, budget)?
+    };
     let data_address = if advertise.is_empty() { listener.local_address()?.to_string() } else { advertise };
     let gate = listener.gate();
     if description.state == "restoring" {

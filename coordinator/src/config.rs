@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
+use tidemark_common::config::auto_or_count;
 use tidemark_common::log::LogConfig;
 use tidemark_common::pki::PkiPaths;
 use tidemark_common::rate::Rate;
@@ -93,7 +94,8 @@ pub struct BackupConfig {
     pub first_attempt_without_pause: bool,
     /// Slots of one region for clusters that are protected for the first time.
     pub slots_per_region: u16,
-    /// Parts that an agent sends at once; 0 lets it choose.
+    /// Parts that an agent sends at once; `auto` (0) lets it choose.
+    #[serde(with = "auto_or_count")]
     pub agent_concurrency: u32,
     /// A node whose clock is further away than this many seconds is refused.
     pub max_clock_offset_seconds: u64,

@@ -26,6 +26,11 @@ impl Scrape {
         Self { text }
     }
 
+    /// Names and kinds of all metrics in the text.
+    pub fn kinds(&self) -> Vec<(&str, &str)> {
+        self.text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' ')).collect()
+    }
+
     /// The value of a series, written as in the text: `name` or `name{label="value"}`.
     pub fn get(&self, series: &str) -> Option<f64> {
         let line = self.text.lines().find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::Duration;
 
+use tidemark_common::telemetry::Metric;
 use tidemark_coordinator::events::EventItem;
 use tidemark_coordinator::repository::{MasterKey, Repository, Store, StoreConfig};
-use tidemark_tests::fleet::{CoordinatorSpec, Fleet, ask, eventually, restore_of};
+use tidemark_tests::fleet::{CoordinatorSpec, Fleet, Scrape, ask, eventually, restore_of};
 
 use crate::steps::fill;
 
@@ -71,6 +72,7 @@ async fn metrics_tell_of_backup_and_restore_and_history_outlives_a_restart() {
         / 86_400.0;
     assert!((29.0..31.0).contains(&days), "a certificate of 30 days, told as {days}");
     assert!(here.value("tidemark_coordinator_clock_offset_seconds{cluster=\"orders\"}") < 5.0);
+    assert_known(&here, tidemark_coordinator::metric_names::ALL);
     agents_tell(&mut fleet, &backup).await;
 
     // History: by the ledger, so that another process knows it.
@@ -87,6 +89,16 @@ async fn metrics_tell_of_backup_and_restore_and_history_outlives_a_restart() {
     let after = fleet.scrape().await;
     assert_eq!(after.value("tidemark_coordinator_epoch"), 2.0);
     assert_eq!(after.value("tidemark_coordinator_jobs_ended_total{kind=\"backup\",state=\"succeeded\"}"), 0.0);
+}
+
+/// Everything told is in the tables, as what it is there, and has a line of help.
+fn assert_known(scrape: &Scrape, own: &[Metric]) {
+    let known = || tidemark_common::metric_names::ALL.iter().chain(own);
+    assert!(scrape.kinds().len() > 10, "{}", scrape.text);
+    for (name, kind) in scrape.kinds() {
+        assert!(known().any(|m| m.name == name && m.kind.name() == kind), "{name} ({kind}) is in no table");
+        assert!(scrape.text.contains(&format!("# HELP {name} ")), "{name} has no help");
+    }
 }
 
 /// Bytes by stage of both nodes of `orders`, and of the one of `copy`.
@@ -108,6 +120,7 @@ async fn agents_tell(fleet: &mut Fleet, backup: &tidemark_coordinator::catalog::
     assert_eq!(sums["sealed"], sums["sent"]);
     assert!(sums["sent"] > 10e3 && sums["sent"] <= backup.item.new_bytes as f64, "{sums:?}");
     let copy = fleet.scrape_agent("copy", "n0").await;
+    assert_known(&copy, tidemark_agent::metric_names::ALL);
     assert_eq!(copy.value(&stage("loaded")), backup.item.data_bytes as f64);
     assert_eq!(copy.value(&stage("fetched")), sums["sent"], "sealed blocks come back as they were sent");
 }
