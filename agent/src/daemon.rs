@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use quinn::Endpoint;
 use tidemark_common::announce::{AgentPorts, announce};
 use tidemark_common::clock::Hlc;
 use tidemark_common::identity::{Expected, Identity};
@@ -84,6 +85,12 @@ fn client_address_is_valid(address: &str) -> Result<()> {
     port.map(|_| ()).ok_or_else(|| Error::config(format!("engine.listen = `{address}`: write host:port")))
 }
 
+fn control_dialer(config: &AgentConfig, endpoint: &Endpoint, credentials: &Credentials) -> Result<Dialer> {
+    let greeting = Greeting::of(credentials.identity(), Purpose::Control, crate::BUILD);
+    let (addresses, expected) = (config.coordinators.clone(), Expected::Coordinator);
+    Dialer::new(endpoint.clone(), credentials, ALPN_CONTROL, expected, addresses, greeting)
+}
+
 /// Runs the agent until SIGTERM or SIGINT. Wrong configuration fails before any port is bound. With `tell_ports` they
 /// are announced on standard output.
 pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<()> {
@@ -110,15 +117,7 @@ pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<
     }
     let endpoint = client_endpoint()?;
     let shutdown = CancellationToken::new();
-    let greeting = Greeting::of(credentials.identity(), Purpose::Control, crate::BUILD);
-    let dialer = Dialer::new(
-        endpoint.clone(),
-        &credentials,
-        ALPN_CONTROL,
-        Expected::Coordinator,
-        config.coordinators.clone(),
-        greeting,
-    )?;
+    let dialer = control_dialer(&config, &endpoint, &credentials)?;
     tracing::info!(cluster = %config.cluster, node = %config.node, %data_address, records = description.records, "agent is up");
     let ports = AgentPorts { data: data_address.clone(), telemetry: telemetry.as_ref().map(|t| t.address) };
     let limiter = Limiter::new(config.limits.bytes_per_second);
@@ -139,10 +138,7 @@ pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<
         shutdown: shutdown.clone(),
     });
     let data = tokio::spawn(listener.run(shutdown.clone()));
-    drop(tokio::spawn(metrics.clone().keep_up(shutdown.clone())));
-    if let Some(port) = telemetry {
-        drop(tokio::spawn(port.run(metrics, agent.clone(), shutdown.clone())));
-    }
+    tell(&agent, metrics, telemetry);
     let control = tokio::spawn(control::run(agent, dialer));
     if tell_ports {
         announce(&ports)?;
@@ -164,6 +160,14 @@ pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<
     .await?;
     tracing::info!("agent has stopped");
     Ok(())
+}
+
+/// Keeps the metrics up, and answers at their port, until the agent shuts down.
+fn tell(agent: &Arc<Agent>, metrics: Metrics, port: Option<TelemetryListener>) {
+    drop(tokio::spawn(metrics.clone().keep_up(agent.shutdown.clone())));
+    if let Some(port) = port {
+        drop(tokio::spawn(port.run(metrics, agent.clone(), agent.shutdown.clone())));
+    }
 }
 
 /// What clients of the store are told during a restore.

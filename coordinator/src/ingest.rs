@@ -4,13 +4,14 @@
 //! arrive. `Stored` follows when its packs are closed and a revision of the job record lists it. A stream that breaks
 //! leaves dead bytes in a pack and nothing else.
 
+mod grants;
+
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
-use metrics::{counter, histogram};
+use metrics::histogram;
 use tidemark_common::transport::{FrameReader, FrameWriter, limits};
 use tidemark_proto::frame::Message;
 use tidemark_proto::hash::Hash;
@@ -20,13 +21,16 @@ use tidemark_proto::wire::bulk::{
     FRAME_BLOCK, FRAME_INDEX, Grant, MAX_BLOCK_FRAME, MAX_INDEX_FRAME, PartDone, PartOffer, Stored,
 };
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use crate::fleet::Member;
 use crate::job::backup::PartKey;
 use crate::limits::Limits;
-use crate::metric_names::{PART_SECONDS, STAGE_BYTES, stage};
+use crate::metric_names::PART_SECONDS;
 use crate::repository::{JobRecorder, PackKind, PackSet, Repository};
+
+pub use grants::IngestLoad;
+use grants::{Grants, Pace, UnderWay};
 
 /// Bytes of a part gathered before they go to a pack as one extent.
 const GATHER: usize = 1 << 20;
@@ -73,59 +77,20 @@ pub enum ReceivedKind {
 pub struct Ingest {
     repository: Repository,
     jobs: Mutex<HashMap<JobId, Arc<IngestJob>>>,
-    memory: Arc<Semaphore>,
-    grants: usize,
-    /// Parts that wait for a grant.
-    waiting: AtomicUsize,
+    grants: Grants,
     limits: Arc<Limits>,
-}
-
-/// How much ingest has to do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct IngestLoad {
-    /// Parts that wait for a grant.
-    pub waiting: usize,
-    /// Parts that are granted.
-    pub granted: usize,
-    /// Parts that were received and whose packs are open.
-    pub unflushed: usize,
-    /// Memory for granted parts.
-    pub budget_bytes: u64,
-    /// What of it is taken.
-    pub used_bytes: u64,
 }
 
 impl Ingest {
     /// An ingest whose parts under way take at most `budget` bytes (at least one is always granted).
     pub fn new(repository: Repository, budget: u64, limits: Arc<Limits>) -> Self {
-        let grants = (budget / GRANT_COST).max(1) as usize;
-        let (jobs, memory) = (Mutex::default(), Arc::new(Semaphore::new(grants)));
-        Self { repository, jobs, memory, grants, waiting: AtomicUsize::new(0), limits }
+        Self { repository, jobs: Mutex::default(), grants: Grants::within(budget), limits }
     }
 
     /// How much there is to do now.
     pub fn load(&self) -> IngestLoad {
-        let granted = self.grants.saturating_sub(self.memory.available_permits());
         let jobs = self.jobs.lock().expect("jobs");
-        IngestLoad {
-            waiting: self.waiting.load(Ordering::Relaxed),
-            granted,
-            unflushed: jobs.values().map(|j| j.state.lock().expect("parts").waiting.len()).sum(),
-            budget_bytes: self.grants as u64 * GRANT_COST,
-            used_bytes: granted as u64 * GRANT_COST,
-        }
-    }
-
-    async fn grant(&self) -> Result<OwnedSemaphorePermit> {
-        struct Waiting<'a>(&'a AtomicUsize);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                let _ = self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        let _ = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
-        self.memory.clone().acquire_owned().await.map_err(|_| Error::cancelled("ingest is closed"))
+        self.grants.load(jobs.values().map(|j| j.state.lock().expect("parts").waiting.len()).sum())
     }
 
     /// Opens a job for its nodes; parts of unknown jobs are refused.
@@ -173,7 +138,7 @@ impl Ingest {
     ) -> Result<()> {
         let job = self.job(&offer.job)?;
         let source = job.admit(cluster, node, &offer)?;
-        let permit = self.grant().await?;
+        let permit = self.grants.take().await?;
         let began = Instant::now();
         let under_way = job.enter();
         let (salt, key_id) = (rand::random::<[u8; 16]>(), self.repository.keys().current());
@@ -219,20 +184,6 @@ impl Ingest {
     }
 }
 
-/// The pace at which a part of an agent is read.
-struct Pace<'a> {
-    limits: &'a Limits,
-    member: Member,
-}
-
-impl Pace<'_> {
-    /// Counts what was read, and waits before more is.
-    async fn passed(&self, bytes: usize) {
-        counter!(STAGE_BYTES, "stage" => stage::RECEIVED).increment(bytes as u64);
-        self.limits.pass(&self.member, bytes as u64).await;
-    }
-}
-
 /// One backup job's parts.
 #[derive(Debug)]
 pub struct IngestJob {
@@ -245,15 +196,6 @@ pub struct IngestJob {
     state: Mutex<Parts>,
     /// Parts that were granted and are not noted yet.
     under_way: watch::Sender<usize>,
-}
-
-/// A part under way, until it is dropped.
-struct UnderWay<'a>(&'a watch::Sender<usize>);
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.send_modify(|n| *n -= 1);
-    }
 }
 
 #[derive(Debug, Default)]

@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use metrics::{counter, gauge};
 use quinn::{Connection, VarInt};
-use tidemark_common::rate::{Limiter, Rate};
+use tidemark_common::rate::{BURST, Limiter, Rate};
 use tidemark_common::transport::limits::CONNECTION_WINDOW;
-use tidemark_proto::Result;
 use tidemark_proto::stored::limits as v1;
+use tidemark_proto::{ErrorKind, Result};
 
 use crate::config::LimitsConfig;
 use crate::fleet::Member;
@@ -106,7 +106,14 @@ pub struct Limits {
 impl Limits {
     /// The limits that the repository keeps, beside those of the configuration.
     pub async fn load(defaults: LimitsConfig, repository: &Repository) -> Result<Self> {
-        let record = read_limits(repository).await.map_err(|e| e.context("reading limits"))?;
+        let record = match read_limits(repository).await {
+            // Without a running coordinator nobody could set others.
+            Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Unsupported) => {
+                tracing::error!(error = %e.report(), "the limits that were set cannot be read: those of the configuration count");
+                None
+            }
+            read => read.map_err(|e| e.context("reading limits"))?,
+        };
         let limits = Self {
             defaults,
             set: tokio::sync::Mutex::default(),
@@ -211,6 +218,13 @@ impl Limits {
             // The metric counts whole seconds; what is left over is kept here.
             counter!(LIMITED_SECONDS).increment((before + micros) / 1_000_000 - before / 1_000_000);
         }
+    }
+
+    /// Bytes that the limits let pass in a moment: who takes more at once passes in lumps.
+    pub fn moment(&self) -> u64 {
+        let (fleet, per_agent) = self.rates();
+        let rate = fleet.lower(per_agent).bytes();
+        rate.map_or(u64::MAX, |rate| (rate as f64 * BURST.as_secs_f64()) as u64)
     }
 
     /// Keeps the window of an agent's connection to what the limits let pass, until the guard is dropped.

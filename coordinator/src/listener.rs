@@ -18,6 +18,7 @@ use tracing::Instrument;
 
 use crate::context::Shared;
 use crate::fleet::Member;
+use crate::job::JobState;
 use crate::repository::Ledger;
 
 /// A connected agent is asked this often how it stands.
@@ -139,7 +140,7 @@ async fn bulk_stream(context: Shared, member: Member, mut writer: FrameWriter, m
 
 /// An attempt at a part has failed; what comes of that is the job's business.
 fn note_failure(context: &Shared, job: &JobId, member: &Member, error: &Error) {
-    if let Ok(job) = context.jobs.get(job) {
+    if let Some(job) = context.jobs.get(job).ok().filter(|j| j.info().state == JobState::Running) {
         job.log.note("part-failed", member.node.as_str(), error.report());
     }
 }

@@ -119,7 +119,7 @@ impl Serve {
         range: std::ops::Range<u32>,
         writer: &mut FrameWriter,
     ) -> Result<()> {
-        for span in blocks.spans(range) {
+        for span in blocks.spans_within(range, READ_SPAN.min(self.limits.moment())) {
             // Before the memory is taken: who waits for a limit must not keep it from others.
             self.pace(member, blocks.bytes(span.clone())).await;
             // Held while the span is read and handed to the transport. Agents ask for no more than they can take, so that

@@ -171,13 +171,16 @@ pub(crate) fn note_ledger(cluster: &ClusterName, ledger: &Ledger) {
 
 /// Reads every ledger once, so that what they say is told from the start; tries again until `shutdown`.
 pub(crate) async fn read_ledgers(context: Shared, shutdown: CancellationToken) {
-    let mut done = BTreeSet::new();
-    while let Err(e) = read_missing(&context, &mut done).await {
-        tracing::warn!(error = %e.report(), "ledgers cannot be read for the metrics; trying again");
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(LEDGERS_RETRY) => {}
+    let read = async {
+        let mut done = BTreeSet::new();
+        while let Err(e) = read_missing(&context, &mut done).await {
+            tracing::warn!(error = %e.report(), "ledgers cannot be read for the metrics; trying again");
+            tokio::time::sleep(LEDGERS_RETRY).await;
         }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = read => {}
     }
 }
 

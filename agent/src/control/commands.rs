@@ -53,9 +53,8 @@ pub(super) async fn dispatch(
             reply.finish(describe(agent.clone())).await
         }
         Hold::KIND => {
-            let hold: Hold = body(reader, header).await?;
-            let budget = Duration::from_micros(hold.budget_micros);
-            reply.finish(blocking(move || engine.hold(job, budget))).await
+            let Hold { budget_micros } = body(reader, header).await?;
+            reply.finish(blocking(move || engine.hold(job, Duration::from_micros(budget_micros)))).await
         }
         Seal::KIND => {
             let seal: Seal = body(reader, header).await?;
@@ -105,7 +104,7 @@ pub(super) async fn dispatch(
         }
         Diagnose::KIND => {
             let Diagnose {} = body(reader, header).await?;
-            reply.finish(async { Ok(telemetry::diagnosed(agent)) }).await
+            reply.send(&telemetry::diagnosed(agent)).await
         }
         other => Err(Error::unsupported(format!("command {other} is newer than this agent ({})", crate::BUILD))),
     }

@@ -37,7 +37,12 @@ pub(super) async fn run(
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { break };
+        let place = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            place = places.clone().acquire_owned() => place,
+        };
+        let Ok(place) = place else { break };
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,

@@ -35,13 +35,18 @@ impl EventRecorder {
     pub async fn write(&mut self, events: Vec<Event>, lost: u32) -> Result<()> {
         let (cluster, kind) = (self.cluster.clone(), self.kind.clone());
         let body = JobEvents { job: self.job, cluster, kind, epoch: self.epoch, events, lost };
-        let path = paths::events(&self.cluster, &self.job, self.revision + 1);
         let archive = frame::to_archive(&body);
-        let bytes =
-            self.repository.seal_object(&self.cluster, ObjectKind::JobEvents, events::VERSION, &path, &archive)?;
-        self.repository.store().create(&path, bytes.into()).await?;
-        self.revision += 1;
-        Ok(())
+        loop {
+            self.revision += 1;
+            let path = paths::events(&self.cluster, &self.job, self.revision);
+            let (kind, version) = (ObjectKind::JobEvents, events::VERSION);
+            let bytes = self.repository.seal_object(&self.cluster, kind, version, &path, &archive)?;
+            match self.repository.store().create(&path, bytes.into()).await {
+                // Something was noted after the job's end: it goes behind what is there.
+                Err(e) if e.kind() == ErrorKind::Conflict => {}
+                done => return done,
+            }
+        }
     }
 }
 
