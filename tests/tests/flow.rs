@@ -14,9 +14,13 @@ mod delta;
 mod identity;
 #[path = "flow/in_place.rs"]
 mod in_place;
+#[path = "flow/limits.rs"]
+mod limits;
 #[path = "flow/repository.rs"]
 mod repository;
 #[path = "flow/shape.rs"]
 mod shape;
 #[path = "flow/steps.rs"]
 mod steps;
+#[path = "flow/telemetry.rs"]
+mod telemetry;
