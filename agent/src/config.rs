@@ -171,6 +171,7 @@ impl AgentConfig {
         if self.coordinators.is_empty() {
             return Err(Error::config("coordinators: name at least one address, e.g. [\"coordinator:7400\"]"));
         }
+        self.telemetry.check()?;
         let least = LEAST_BUDGET as u64 >> 20;
         if !(least..=MAX_BUDGET_MIB).contains(&self.memory.requests_mib) {
             return Err(Error::config(format!("memory.requests_mib: {least} to {MAX_BUDGET_MIB} MiB")));

@@ -35,6 +35,18 @@ pub struct TelemetryConfig {
     pub listen: String,
 }
 
+impl TelemetryConfig {
+    /// Refuses what is no address (`Config`), without asking a resolver.
+    pub fn check(&self) -> Result<()> {
+        let port = self.listen.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        if self.listen.is_empty() || port.is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+            return Ok(());
+        }
+        let listen = &self.listen;
+        Err(Error::config(format!("telemetry.listen = `{listen}`: write host:port, or nothing for no port")))
+    }
+}
+
 /// An answer that takes its time.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -121,5 +133,21 @@ impl TelemetryListener {
     /// Answers until `shutdown`.
     pub async fn run(self, metrics: Metrics, observed: Arc<dyn Observed>, shutdown: CancellationToken) {
         server::run(self.listener, metrics, observed, shutdown).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_host_and_port_or_nothing() {
+        let check = |listen: &str| TelemetryConfig { listen: listen.into() }.check();
+        for good in ["", "127.0.0.1:9469", "[::1]:0", "localhost:1"] {
+            check(good).unwrap();
+        }
+        for wrong in ["9469", ":9469", "host", "host:", "host:99999"] {
+            assert_eq!(check(wrong).unwrap_err().kind(), ErrorKind::Config, "{wrong}");
+        }
     }
 }

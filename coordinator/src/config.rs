@@ -170,6 +170,7 @@ impl CoordinatorConfig {
 
     /// Checks what the types cannot say.
     pub fn check(&self) -> Result<()> {
+        self.telemetry.check()?;
         let _ = RegionMap::new(self.backup.slots_per_region)
             .map_err(|e| Error::config(format!("backup.slots_per_region: {}", e.message())))?;
         for (key, mib) in
