@@ -134,6 +134,26 @@ impl Fleet {
         self.coordinator = Some(new);
     }
 
+    /// Kills every process. The folder with the repository and the master key stays.
+    pub fn kill_all(&mut self) {
+        self.agents.clear();
+        drop(self.coordinator.take());
+    }
+
+    /// A coordinator with nothing but configuration, master key and fresh certificates, on the repository that is there.
+    /// `authority`: the folder of the authority, made when it is not there.
+    pub async fn start_anew(&mut self, folder: &str) {
+        let pki = self.dir().join(folder);
+        self.authority = if pki.exists() { Authority::open(&pki).expect("authority") } else { authority(&pki) };
+        let certificates = pki.join("anew");
+        std::fs::create_dir_all(&certificates).expect("folder");
+        let issue = |uri: &str| issue(&self.authority, uri, &certificates, 30, SystemClock.time());
+        self.operator = Credentials::load(issue("tidemark://operator/bob")).expect("operator");
+        let coordinator = Coordinator::on_repository(self.dir(), issue("tidemark://coordinator/c2")).await;
+        self.api = Api::new(coordinator.api_address, &self.operator);
+        self.coordinator = Some(coordinator);
+    }
+
     /// Starts `n` agents `n0`, `n1`, ... that share the slots of `cluster`, and waits for them.
     pub async fn add_cluster(&mut self, cluster: &str, n: u16) {
         self.add_cluster_with(cluster, n, |_| ()).await;

@@ -6,6 +6,8 @@ mod broken;
 mod damage;
 #[path = "flow/delta.rs"]
 mod delta;
+#[path = "flow/direct.rs"]
+mod direct;
 #[path = "flow/identity.rs"]
 mod identity;
 #[path = "flow/in_place.rs"]

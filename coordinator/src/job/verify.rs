@@ -1,28 +1,22 @@
 //! Verification: reads blocks back, opens every seal, and compares the records of each part with the manifest.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use rand::RngExt;
-use tidemark_common::run::{Merge, RunReader};
+use tidemark_common::run::Merge;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::stored::run::SEAL_BLOCK;
 use tidemark_proto::wire::control::Progress;
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
-use tokio::sync::mpsc;
 
 use super::Job;
 use super::restore::find_backup;
 use crate::blocks::{RunBlocks, sealer};
+use crate::part;
 use crate::repository::{Ledger, Manifest, Repository};
 
-/// Longest value that is checked; no engine writes longer ones.
-const MAX_VALUE: usize = 512 << 20;
-/// Blocks between the reads and the thread that opens them.
-const BLOCKS_AHEAD: usize = 16;
 /// Damaged parts that an error lists.
 const SHOWN: usize = 20;
 /// Parts checked at once.
@@ -214,35 +208,11 @@ impl Counts {
 
 /// Reads a part whole; answers its records and their bytes.
 async fn check_part(repository: &Repository, cluster: &ClusterName, part: &PartEntry) -> Result<(u64, u64)> {
-    let (mut readers, mut pumps) = (Vec::new(), Vec::new());
-    for run in &part.runs {
-        let blocks = RunBlocks::open(repository, cluster, part, run).await?;
-        let (send, receive) = mpsc::channel::<Bytes>(BLOCKS_AHEAD);
-        let numbers = std::iter::once(0..run.blocks).collect();
-        readers.push(RunReader::new(sealer(repository, cluster, part, run)?, numbers, source(receive), MAX_VALUE)?);
-        pumps.push(async move {
-            for span in blocks.spans(0..blocks.index.blocks.len() as u32) {
-                let mut read = VecDeque::from(blocks.read(span).await?);
-                while let Some(block) = read.pop_front() {
-                    if send.send(block).await.is_err() {
-                        return Ok(());
-                    }
-                }
-            }
-            Ok::<(), Error>(())
-        });
-    }
-    let expected = part.digest;
-    let check = tokio::task::spawn_blocking(move || digest(Merge::new(readers)));
-    let (checked, pumped) = tokio::join!(check, futures::future::try_join_all(pumps));
-    let _ = pumped?;
+    let opened = part::open(repository, cluster, part).await?;
+    let merge = opened.merge;
+    let (checked, ()) = tokio::join!(tokio::task::spawn_blocking(move || digest(merge)), opened.pump);
     let (digest, bytes) = checked.map_err(|e| Error::bug("checking a part").with_source(e))??;
-    if digest != expected {
-        return Err(Error::damaged(format!(
-            "holds {} records where the manifest has {}, or other content",
-            digest.count, expected.count
-        )));
-    }
+    part::compare(part, digest)?;
     Ok((digest.count, bytes))
 }
 
@@ -262,10 +232,6 @@ async fn locate(repository: &Repository, cluster: &ClusterName, part: &PartEntry
         }
     }
     error
-}
-
-fn source(mut blocks: mpsc::Receiver<Bytes>) -> impl FnMut() -> Result<Option<Vec<u8>>> {
-    move || Ok(blocks.blocking_recv().map(Vec::from))
 }
 
 fn digest<S: tidemark_common::run::BlockSource>(mut merge: Merge<S>) -> Result<(SetDigest, u64)> {
