@@ -5,6 +5,7 @@ mod backups;
 mod clusters;
 mod jobs;
 mod problem;
+mod repository;
 mod restores;
 mod server;
 
@@ -15,8 +16,9 @@ use utoipa::OpenApi;
 use crate::context::Shared;
 
 pub use backups::CreateBackup;
-pub use clusters::{ClusterDetail, ClusterItem, NodeItem, RepositoryInfo, Status};
+pub use clusters::{ClusterDetail, ClusterItem, NodeItem, Status};
 pub use problem::Problem;
+pub use repository::RepositoryInfo;
 pub use server::run;
 
 /// Prefix of every path.
@@ -31,8 +33,9 @@ pub const MAX_BODY: usize = 1 << 20;
     servers((url = "/api/v1")),
     paths(
         clusters::status,
-        clusters::repository,
-        clusters::check_repository,
+        repository::repository,
+        repository::check_repository,
+        repository::collect_garbage,
         clusters::list,
         clusters::show,
         backups::create,
@@ -60,8 +63,9 @@ pub fn router(context: Shared) -> Router {
     let api = Router::new()
         .route("/openapi.json", get(|| async { axum::Json(document()) }))
         .route("/status", get(clusters::status))
-        .route("/repository", get(clusters::repository))
-        .route("/repository/check", post(clusters::check_repository))
+        .route("/repository", get(repository::repository))
+        .route("/repository/check", post(repository::check_repository))
+        .route("/repository/collect", post(repository::collect_garbage))
         .route("/clusters", get(clusters::list))
         .route("/clusters/{cluster}", get(clusters::show))
         .route("/clusters/{cluster}/backups", get(backups::list).post(backups::create))
@@ -84,7 +88,7 @@ mod tests {
     #[test]
     fn the_document_names_every_path_once() {
         let document = super::document();
-        assert_eq!(document.paths.paths.len(), 13);
+        assert_eq!(document.paths.paths.len(), 14);
         let json = serde_json::to_string(&document).unwrap();
         for schema in ["RestorePlan", "BackupDetail", "JobInfo", "Problem"] {
             assert!(json.contains(&format!("\"{schema}\"")), "{schema}");

@@ -18,6 +18,7 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, Result, error::ResultExt};
 use crate::api::{ClusterDetail, ClusterItem, CreateBackup, PREFIX, RepositoryInfo, Status};
 use crate::catalog::{BackupDetail, BackupItem};
 use crate::job::JobInfo;
+use crate::job::collect::CollectRequest;
 use crate::job::restore::{RestorePlan, RestoreRequest};
 use crate::job::verify::VerifyRequest;
 
@@ -76,6 +77,11 @@ impl ApiClient {
     /// Begins a check of the repository: a job for each cluster.
     pub async fn check_repository(&self) -> Result<Vec<JobInfo>> {
         self.send(Method::POST, &["repository", "check"], None::<&()>).await
+    }
+
+    /// Begins a collection: a job for each cluster.
+    pub async fn collect(&self, request: &CollectRequest) -> Result<Vec<JobInfo>> {
+        self.send(Method::POST, &["repository", "collect"], Some(request)).await
     }
 
     /// All clusters.

@@ -1,12 +1,12 @@
 //! What the parts of a running coordinator share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tidemark_common::clock::Hlc;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::{Body, Fence};
 use tidemark_proto::wire::control::CommandHead;
-use tidemark_proto::{ClusterName, Result};
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 
 use crate::config::CoordinatorConfig;
 use crate::fleet::Fleet;
@@ -38,6 +38,8 @@ pub struct Context {
     pub bulk_address: String,
     /// When it started, milliseconds since 1970.
     pub started_millis: u64,
+    /// Why it may write no more, once another coordinator has taken over.
+    pub fenced: OnceLock<String>,
 }
 
 /// A shared context.
@@ -54,8 +56,33 @@ impl Context {
         CommandHead { epoch: self.epoch, job, attempt }
     }
 
+    /// Takes note of an error: after `Fenced` this coordinator begins nothing any more.
+    pub fn note(&self, error: &Error) {
+        if error.kind() == ErrorKind::Fenced && self.fenced.set(error.report()).is_ok() {
+            tracing::error!(error = %error.report(), "another coordinator has taken over: this one writes no more");
+        }
+    }
+
+    /// `Fenced` once another coordinator has taken over.
+    pub fn check_fenced(&self) -> Result<()> {
+        self.fenced.get().map_or(Ok(()), |why| Err(Error::fenced(why.clone())))
+    }
+
     /// The ledger of a cluster for writing: fenced under this coordinator's epoch, so that its tail is final.
     pub async fn ledger(&self, cluster: &ClusterName) -> Result<Ledger> {
+        self.check_fenced()?;
+        // The ledger decides, by its fence. This look also stops a coordinator whose clusters the new one has not met.
+        let highest = self.repository.highest_epoch().await?;
+        if highest > self.epoch {
+            let fenced = Error::fenced(format!("epoch {} is over: epoch {highest} has been taken", self.epoch));
+            self.note(&fenced);
+            return Err(fenced);
+        }
+        let ledger = self.fence(cluster).await;
+        ledger.inspect_err(|e| self.note(e))
+    }
+
+    async fn fence(&self, cluster: &ClusterName) -> Result<Ledger> {
         let mut ledger = Ledger::load(&self.repository, cluster).await?;
         if ledger.epoch() < self.epoch {
             let fence = Body::Fence(Fence { coordinator: self.config.name.clone() });

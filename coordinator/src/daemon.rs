@@ -86,6 +86,7 @@ pub async fn start(config: CoordinatorConfig) -> Result<Running> {
         ingest: Ingest::new(repository.clone(), config.memory.ingest_mib << 20),
         serve: Serve::new(repository.clone(), config.memory.serve_mib << 20),
         started_millis: clock.wall_millis(),
+        fenced: Default::default(),
         fleet: Fleet::default(),
         jobs: Jobs::default(),
         config,

@@ -19,8 +19,8 @@ use tidemark_proto::wire::bulk::{
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use crate::job::backup::PartKey;
-use crate::repository::{JobRecorder, PackKind, PackSet, Repository};
+use crate::job::backup::{PartKey, most_runs};
+use crate::repository::{JobRecorder, PackKind, PackSet, Repository, Scope};
 
 /// Bytes of a part gathered before they go to a pack as one extent.
 const GATHER: usize = 1 << 20;
@@ -87,12 +87,17 @@ impl Ingest {
         parent: Hash,
         nodes: HashMap<NodeName, IngestNode>,
     ) -> Arc<IngestJob> {
+        let scope = self.repository.draw();
+        if parent != Hash::ZERO {
+            scope.builds_on(parent);
+        }
         let opened = Arc::new(IngestJob {
             repository: self.repository.clone(),
             cluster: cluster.clone(),
             cut,
             nodes,
-            packs: PackSet::new(self.repository.store(), cluster),
+            packs: PackSet::new(self.repository.store(), cluster, &scope),
+            scope,
             recorder: tokio::sync::Mutex::new(JobRecorder::new(&self.repository, cluster, job, epoch, cut, parent)),
             state: Mutex::default(),
             under_way: watch::Sender::new(0),
@@ -131,7 +136,11 @@ impl Ingest {
             encrypt: u8::from(self.repository.keys().encrypts()),
         };
         writer.write_message(&grant).await?;
-        let kind = if offer.delta != 0 { PackKind::Delta } else { PackKind::Base };
+        let kind = match offer.delta {
+            // Parts that are due at nearby ages share packs: two ages to a class.
+            0 => PackKind::Base((most_runs(offer.region, &offer.lower) / 2) as usize),
+            _ => PackKind::Delta,
+        };
         let mut run = RunEntry {
             at: job.cut,
             key_id,
@@ -172,6 +181,7 @@ pub struct IngestJob {
     cut: Timestamp,
     nodes: HashMap<NodeName, IngestNode>,
     packs: PackSet,
+    scope: Arc<Scope>,
     recorder: tokio::sync::Mutex<JobRecorder>,
     state: Mutex<Parts>,
     /// Parts that were granted and are not noted yet.
@@ -368,6 +378,11 @@ impl IngestJob {
     /// Everything received, ascending by node and place.
     pub fn take_received(&self) -> Vec<Received> {
         std::mem::take(&mut self.state.lock().expect("parts").received).into_values().collect()
+    }
+
+    /// What the job writes, for collection to leave alone.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     /// The repository that the parts go to.

@@ -3,6 +3,8 @@
 
 pub mod backup;
 pub mod check;
+pub mod collect;
+pub mod hold;
 pub mod restore;
 pub mod verify;
 
@@ -30,6 +32,8 @@ pub enum JobKind {
     Verify,
     /// Checks that all that a ledger names is there.
     Check,
+    /// Deletes what no backup needs.
+    Collect,
 }
 
 /// How a job stands.

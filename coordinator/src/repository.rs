@@ -4,6 +4,7 @@
 //! that keeps it whole: packs, then the job record that lists them, then pages, then the root, and the ledger entry
 //! last. A crash before the ledger entry leaves objects that nothing names: garbage, never damage.
 
+mod drawn;
 mod keyring;
 mod ledger;
 mod manifest;
@@ -22,12 +23,13 @@ use tidemark_proto::stored::envelope::{self, ObjectKind};
 use tidemark_proto::stored::{paths, repository as v1};
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 
+pub use drawn::{Names, Scope};
 pub use keyring::{Keyring, MasterKey};
-pub use ledger::{BackupRecord, Ledger, Recorded};
-pub use manifest::{ManifestWriter, read_page, read_root};
+pub use ledger::{BackupRecord, Condemned, Ledger, Recorded};
+pub use manifest::{ManifestWriter, Written, read_page, read_root};
 pub use pack::{PackKind, PackSet};
 pub use pages::{Manifest, PageRead};
-pub use record::JobRecorder;
+pub use record::{JobRecorder, read_job_record};
 pub use store::{Store, StoreConfig, StoreOptions};
 
 /// An open repository.
@@ -41,6 +43,7 @@ struct Inner {
     id: RepositoryId,
     keys: Keyring,
     created_millis: u64,
+    drawn: drawn::Drawn,
 }
 
 impl std::fmt::Debug for Repository {
@@ -73,7 +76,9 @@ impl Repository {
             ErrorKind::Conflict => Error::conflict(format!("{} holds a repository already", store.url())),
             _ => e,
         })?;
-        Ok(Self { inner: Arc::new(Inner { store, id, keys, created_millis: now_millis }) })
+        Ok(Self {
+            inner: Arc::new(Inner { store, id, keys, created_millis: now_millis, drawn: Default::default() }),
+        })
     }
 
     /// Opens a repository. `Config` when the master key is missing or does not fit.
@@ -98,7 +103,7 @@ impl Repository {
             Self::unwrap_keys(&store, description.id, master).await?
         };
         let (id, created_millis) = (description.id, description.created_millis);
-        Ok(Self { inner: Arc::new(Inner { store, id, keys, created_millis }) })
+        Ok(Self { inner: Arc::new(Inner { store, id, keys, created_millis, drawn: Default::default() }) })
     }
 
     async fn unwrap_keys(store: &Store, id: RepositoryId, master: &MasterKey) -> Result<Keyring> {
@@ -136,19 +141,34 @@ impl Repository {
         &self.inner.keys
     }
 
+    /// A scope for what a new job writes: collection leaves its names alone until it is dropped.
+    pub fn draw(&self) -> Arc<Scope> {
+        self.inner.drawn.open()
+    }
+
+    /// What the running jobs of this process write and build on.
+    pub fn drawn(&self) -> Names {
+        self.inner.drawn.names()
+    }
+
     /// Wins the next epoch for the coordinator `name`.
     pub async fn take_epoch(&self, name: &str, now_millis: u64) -> Result<u64> {
         let record = v1::Epoch { coordinator: name.to_owned(), put_id: rand::random(), at_millis: now_millis };
         let body = envelope::wrap(ObjectKind::Epoch, v1::VERSION, 0, &frame::to_archive(&record));
         loop {
-            let last = self.store().list(paths::EPOCHS).await?;
-            let next = last.iter().filter_map(|(p, _)| paths::number(p)).max().unwrap_or(0) + 1;
+            let next = self.highest_epoch().await? + 1;
             match self.store().create(&paths::epoch(next), body.clone().into()).await {
                 Ok(()) => return Ok(next),
                 Err(e) if e.kind() == ErrorKind::Conflict => {}
                 Err(e) => return Err(e.context("taking an epoch")),
             }
         }
+    }
+
+    /// The highest epoch that any coordinator has taken.
+    pub async fn highest_epoch(&self) -> Result<u64> {
+        let taken = self.store().list(paths::EPOCHS).await?;
+        Ok(taken.iter().filter_map(|(p, _)| paths::number(p)).max().unwrap_or(0))
     }
 
     /// Names of all clusters that have a ledger.

@@ -2,6 +2,8 @@
 
 #[path = "flow/broken.rs"]
 mod broken;
+#[path = "flow/collect.rs"]
+mod collect;
 #[path = "flow/damage.rs"]
 mod damage;
 #[path = "flow/delta.rs"]

@@ -8,7 +8,7 @@ use tidemark_coordinator::catalog;
 use tidemark_coordinator::job::restore::{Candidate, RestoreRequest, Sums, plan_onto};
 use tidemark_coordinator::job::{JobKind, Jobs, check};
 use tidemark_coordinator::repository::{
-    Ledger, Manifest, ManifestWriter, MasterKey, Repository, Store, StoreConfig,
+    Ledger, Manifest, ManifestWriter, MasterKey, Repository, Store, StoreConfig, Written,
 };
 use tidemark_proto::hash::{Hash, SetDigest};
 use tidemark_proto::id::{Incarnation, JobId, PackId};
@@ -129,11 +129,12 @@ async fn write(repository: &Repository) -> Hash {
         .put(&paths::pack(&cluster(), &PackId::from_u128(7)), vec![0; PACK].into())
         .await
         .expect("pack");
-    let mut writer = ManifestWriter::new(repository, &cluster());
+    let scope = repository.draw();
+    let mut writer = ManifestWriter::new(repository, &cluster(), &scope);
     for number in 0..PARTS {
         writer.push(part(number)).await.expect("page");
     }
-    let (hash, root) = writer.finish(root(repository)).await.expect("root");
+    let Written { hash, root, .. } = writer.finish(root(repository)).await.expect("root");
     let backup = Body::Backup(Backup { job: root.job, cut: root.cut, root: hash, parent: Hash::ZERO });
     let mut ledger = Ledger::load(repository, &cluster()).await.expect("ledger");
     let _ = ledger.append(1, 1, &backup, |_| Ok(())).await.expect("entry");

@@ -8,8 +8,9 @@ use tidemark_proto::ClusterName;
 use super::problem::{ApiError, Json, Path, Problem};
 use crate::catalog::{self, BackupDetail, BackupItem};
 use crate::context::Shared;
+use crate::job::restore::find_backup;
 use crate::job::verify::{self, VerifyRequest};
-use crate::job::{JobInfo, JobKind, backup};
+use crate::job::{JobInfo, JobKind, backup, hold};
 
 /// A backup as it is asked for.
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -75,10 +76,16 @@ pub(super) async fn delete(
     responses((status = 202, body = JobInfo), (status = "default", body = Problem)))]
 pub(super) async fn verify(
     State(context): State<Shared>,
-    Json(request): Json<VerifyRequest>,
+    Json(mut request): Json<VerifyRequest>,
 ) -> Result<(StatusCode, Reply<JobInfo>), ApiError> {
-    let (run, cluster) = (context.repository.clone(), request.cluster.clone());
-    let info =
-        super::jobs::start(&context, JobKind::Verify, &cluster, false, move |job| verify::run(run, job, request))?;
+    let (run, cluster, source) = (context.clone(), request.cluster.clone(), request.cluster.clone());
+    let ledger = catalog::known(&context.repository, &cluster).await?;
+    let backup = find_backup(&ledger, &request.backup)?.backup.job;
+    request.backup = backup.to_string();
+    let info = super::jobs::start(&context, JobKind::Verify, &cluster, false, move |job| async move {
+        let reader = job.id();
+        let verify = verify::run(run.repository.clone(), job, request);
+        hold::reading(&run, &source, backup, reader, verify).await
+    })?;
     Ok((StatusCode::ACCEPTED, Reply(info)))
 }

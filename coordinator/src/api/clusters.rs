@@ -1,4 +1,4 @@
-//! Status, repository, clusters.
+//! Status and clusters.
 
 use axum::Json;
 use axum::extract::State;
@@ -8,7 +8,7 @@ use super::problem::{ApiError, Path, Problem};
 use crate::catalog::{self, BackupItem};
 use crate::context::Shared;
 use crate::fleet::{Connected, Member};
-use crate::job::{JobInfo, JobKind, JobState, check};
+use crate::job::{JobInfo, JobState};
 use crate::repository::Ledger;
 
 /// How the coordinator stands.
@@ -20,6 +20,9 @@ pub struct Status {
     pub name: String,
     /// Its epoch.
     pub epoch: u64,
+    /// Why it may write no more; empty while it may.
+    #[serde(default)]
+    pub fenced: String,
     /// When it started, milliseconds since 1970.
     pub started_millis: u64,
     /// Its clock, a raw timestamp.
@@ -30,23 +33,6 @@ pub struct Status {
     pub clusters: Vec<ClusterItem>,
     /// Jobs at work.
     pub running_jobs: Vec<JobInfo>,
-}
-
-/// The repository.
-#[derive(Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
-pub struct RepositoryInfo {
-    /// URL.
-    pub url: String,
-    /// Id.
-    pub id: String,
-    /// When it was made, milliseconds since 1970.
-    pub created_millis: u64,
-    /// Whether it is encrypted.
-    pub encrypted: bool,
-    /// Id of the data key for new data.
-    pub key_id: u32,
-    /// Clusters with a ledger.
-    pub clusters: Vec<String>,
 }
 
 /// A cluster in a list.
@@ -199,41 +185,13 @@ pub(super) async fn status(State(context): State<Shared>) -> Result<Json<Status>
         version: env!("CARGO_PKG_VERSION").into(),
         name: context.config.name.clone(),
         epoch: context.epoch,
+        fenced: context.fenced.get().cloned().unwrap_or_default(),
         started_millis: context.started_millis,
         now: context.clock.now().0,
         repository: context.repository.store().url().into(),
         clusters: items(&context).await?,
         running_jobs: context.jobs.list().into_iter().filter(|j| j.state == JobState::Running).collect(),
     }))
-}
-
-/// The repository
-#[utoipa::path(get, path = "/repository", responses((status = 200, body = RepositoryInfo), (status = "default", body = Problem)))]
-pub(super) async fn repository(State(context): State<Shared>) -> Result<Json<RepositoryInfo>, ApiError> {
-    let repository = &context.repository;
-    Ok(Json(RepositoryInfo {
-        url: repository.store().url().into(),
-        id: repository.id().to_string(),
-        created_millis: repository.created_millis(),
-        encrypted: repository.keys().encrypts(),
-        key_id: repository.keys().current(),
-        clusters: repository.clusters().await?.iter().map(ToString::to_string).collect(),
-    }))
-}
-
-/// Check that everything the ledgers name is there: a job for each cluster with a ledger
-#[utoipa::path(post, path = "/repository/check", responses((status = 202, body = Vec<JobInfo>), (status = "default", body = Problem)))]
-pub(super) async fn check_repository(
-    State(context): State<Shared>,
-) -> Result<(axum::http::StatusCode, Json<Vec<JobInfo>>), ApiError> {
-    let mut started = Vec::new();
-    for cluster in context.repository.clusters().await? {
-        let (run, name) = (context.repository.clone(), cluster.clone());
-        started.push(super::jobs::start(&context, JobKind::Check, &cluster, false, move |job| {
-            check::run(run, job, name)
-        })?);
-    }
-    Ok((axum::http::StatusCode::ACCEPTED, Json(started)))
 }
 
 /// All clusters

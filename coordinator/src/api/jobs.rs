@@ -24,12 +24,14 @@ pub(super) fn start<F>(
 where
     F: Future<Output = Result<serde_json::Value>> + Send + 'static,
 {
+    context.check_fenced()?;
     let job = context.jobs.begin(kind, cluster, exclusive, context.now_millis())?;
     let info = job.info();
     let running = tokio::spawn(work(job.clone()));
     let context = context.clone();
     drop(tokio::spawn(async move {
         let result = running.await.unwrap_or_else(|e| Err(Error::bug("the job panicked").with_source(e)));
+        let _ = result.as_ref().inspect_err(|e| context.note(e));
         context.jobs.end(&job, context.now_millis(), result);
     }));
     Ok(info)

@@ -8,7 +8,7 @@ use tidemark_proto::Error;
 use super::problem::{ApiError, Json, Problem};
 use crate::context::Shared;
 use crate::job::restore::{self, RestorePlan, RestoreRequest};
-use crate::job::{JobInfo, JobKind};
+use crate::job::{JobInfo, JobKind, hold};
 
 /// Plan a restore; nothing changes
 #[utoipa::path(post, path = "/restores/plan", request_body = RestoreRequest,
@@ -33,7 +33,9 @@ pub(super) async fn create(
         return Err(Error::conflict(format!("the restore cannot run: {}", plan.problems.join("; "))).into());
     }
     let run = context.clone();
-    let info =
-        super::jobs::start(&context, JobKind::Restore, &target, true, move |job| restore::run(run, job, plan))?;
+    let info = super::jobs::start(&context, JobKind::Restore, &target, true, move |job| async move {
+        let (source, backup, reader) = (plan.request.cluster.clone(), plan.backup, job.id());
+        hold::reading(&run.clone(), &source, backup, reader, restore::run(run, job, plan)).await
+    })?;
     Ok((StatusCode::ACCEPTED, Reply(info)))
 }

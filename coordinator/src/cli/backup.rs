@@ -190,7 +190,7 @@ pub(crate) async fn end_all(
     output: Format,
 ) -> Result<()> {
     if jobs.is_empty() {
-        return output.print(&jobs, |_| "the repository holds no cluster yet: nothing to check".into());
+        return output.print(&jobs, |_| "the repository holds no cluster yet: nothing to do".into());
     }
     if !wait.waits() {
         return output.print(&jobs, |jobs| jobs.iter().map(|j| format!("job {} has begun\n", j.id)).collect());

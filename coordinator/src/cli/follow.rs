@@ -131,6 +131,7 @@ pub(crate) fn name(kind: JobKind) -> &'static str {
         JobKind::Restore => "restore",
         JobKind::Verify => "verification",
         JobKind::Check => "repository check",
+        JobKind::Collect => "collection",
     }
 }
 

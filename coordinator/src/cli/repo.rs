@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use tidemark_common::clock::{SystemClock, WallClock};
-use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result, error::ResultExt};
 
 use super::connect::GlobalArgs;
 use super::follow::WaitArgs;
 use super::output::{Format, fields};
 use super::{backup, time};
 use crate::api::RepositoryInfo;
+use crate::job::collect::CollectRequest;
 use crate::repository::{MasterKey, Repository, Store, StoreConfig, StoreOptions};
 
 /// Make and look after the repository.
@@ -24,6 +25,10 @@ pub(crate) struct RepoCommand {
     #[command(subcommand)]
     verb: Verb,
 }
+
+const GC_HELP: &str = "\
+What goes is condemned first, by an entry in the cluster's ledger: no later backup may name it. Then it is deleted. A pack
+goes as a whole, once nothing in it is needed; what is dead in packs that stay is told as `dead`.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -37,6 +42,18 @@ enum Verb {
     },
     /// Show the repository of the coordinator
     Info,
+    /// Delete what no backup needs any more: of deleted backups, of jobs that died. Safe beside backups and restores
+    #[command(after_help = GC_HELP)]
+    Gc {
+        /// Only this cluster
+        #[arg(long, short, env = "TIDEMARK_CLUSTER")]
+        cluster: Option<ClusterName>,
+        /// Print what would go and touch nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Check that everything the ledgers name is there and whole (`tidemark verify` reads the data itself)
     Check {
         #[command(flatten)]
@@ -95,6 +112,11 @@ impl RepoCommand {
             Verb::Init(init) => init.run(global.output).await,
             Verb::Keygen { out } => keygen(&out, global.output),
             Verb::Info => global.output.print(&global.client()?.repository().await?, info),
+            Verb::Gc { cluster, dry_run, wait } => {
+                let client = global.client()?;
+                let jobs = client.collect(&CollectRequest { cluster, dry_run }).await?;
+                backup::end_all(&client, jobs, wait, global.output).await
+            }
             Verb::Check { wait } => {
                 let client = global.client()?;
                 let jobs = client.check_repository().await?;

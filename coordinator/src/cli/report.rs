@@ -7,6 +7,7 @@ use super::follow::took;
 use super::output::{count, duration, fields, listing, micros, short, size};
 use super::time;
 use crate::catalog::BackupDetail;
+use crate::job::collect::CollectReport;
 use crate::job::restore::RestorePlan;
 use crate::job::{JobInfo, JobKind};
 
@@ -85,9 +86,33 @@ pub(crate) fn result(info: &JobInfo) -> String {
                 size(r.pack_bytes)
             )
         }),
+        JobKind::Collect => typed(info).map(|r| collected(&r)),
     };
     // A newer coordinator's result: better raw than not at all.
     known.unwrap_or_else(|| info.result.as_ref().map(ToString::to_string).unwrap_or_default())
+}
+
+fn collected(r: &CollectReport) -> String {
+    let (verb, condition) = if r.dry_run { ("would go", "dry run") } else { ("gone", "done") };
+    let held = if r.held_backups > 0 { format!(", {} deleted ones in use", r.held_backups) } else { String::new() };
+    let open = if r.open_jobs > 0 { format!(", {} unfinished jobs", r.open_jobs) } else { String::new() };
+    fields(&[
+        ("cluster", format!("{} ({condition})", r.cluster)),
+        ("kept", format!("{} backups{held}{open}: packs of {}", r.backups, size(r.kept_bytes))),
+        ("dead", format!("{} of them, in packs that stay", size(r.dead_bytes))),
+        (
+            verb,
+            format!(
+                "{} packs of {}, {} manifest objects of {}, {} job records, {} unfinished files",
+                count(r.packs),
+                size(r.pack_bytes),
+                count(r.manifest_objects),
+                size(r.manifest_bytes),
+                count(r.job_records),
+                count(r.staged_files)
+            ),
+        ),
+    ])
 }
 
 fn backup_done(info: &JobInfo, detail: &BackupDetail) -> String {

@@ -47,9 +47,14 @@ impl ClusterCommand {
     }
 }
 
+/// A fenced coordinator still answers, but writes no more.
+fn fenced(s: &Status) -> String {
+    if s.fenced.is_empty() { String::new() } else { format!(", FENCED: {}", s.fenced) }
+}
+
 fn status(s: &Status) -> String {
     let head = fields(&[
-        ("coordinator", format!("{}, tidemark {}, epoch {}", s.name, s.version, s.epoch)),
+        ("coordinator", format!("{}, tidemark {}, epoch {}{}", s.name, s.version, s.epoch, fenced(s))),
         ("up since", time::seconds(s.started_millis)),
         ("clock", time::exact(Timestamp(s.now))),
         ("repository", s.repository.clone()),

@@ -8,4 +8,4 @@ mod prepare;
 pub mod tiling;
 
 pub use driver::{BackupRequest, run};
-pub use parents::PartKey;
+pub use parents::{PartKey, most_runs};

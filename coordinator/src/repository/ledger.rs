@@ -4,10 +4,12 @@
 //! free number by create-if-absent; who loses the number reads what won and looks again. Whoever meets a higher epoch
 //! than its own is fenced and stops.
 
+use std::collections::{HashMap, HashSet};
+
 use futures::{StreamExt, TryStreamExt};
 use tidemark_proto::frame;
 use tidemark_proto::hash::Hash;
-use tidemark_proto::id::JobId;
+use tidemark_proto::id::{JobId, PackId};
 use tidemark_proto::stored::envelope::ObjectKind;
 use tidemark_proto::stored::ledger::{self, Backup, Body, Entry, Failed, Policy};
 use tidemark_proto::stored::paths;
@@ -48,6 +50,15 @@ pub struct BackupRecord {
     pub at_millis: u64,
     /// What it says.
     pub backup: Backup,
+}
+
+/// What may be deleted at any time, and may not be named by a later backup.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Condemned {
+    /// Packs.
+    pub packs: HashSet<PackId>,
+    /// Manifest roots and pages.
+    pub roots: HashSet<Hash>,
 }
 
 impl Ledger {
@@ -150,9 +161,21 @@ impl Ledger {
                     return Ok(self.entries.last().expect("just pushed"));
                 }
                 Err(e) if e.kind() == ErrorKind::Conflict => self.refresh().await?,
-                Err(e) => return Err(e.context("appending to the ledger")),
+                Err(e) => return self.resolve(&entry, e).await,
             }
         }
+    }
+
+    /// A put that ended with an error may have won all the same. When the entry is not there it may still come: who then
+    /// wins its number with another entry knows that it never will.
+    async fn resolve(&mut self, entry: &Entry, error: Error) -> Result<&Recorded> {
+        let told = "appending to the ledger";
+        if let Err(e) = self.refresh().await {
+            tracing::warn!(error = %e.report(), "the ledger cannot be read after a write to it failed");
+            return Err(error.context(told));
+        }
+        let ours = self.entries.iter().position(|r| r.entry.put_id == entry.put_id);
+        ours.map(|i| &self.entries[i]).ok_or_else(|| error.context(told))
     }
 
     /// Every entry.
@@ -174,7 +197,7 @@ impl Ledger {
 
     /// Backups that were not deleted, oldest first.
     pub fn backups(&self) -> Vec<BackupRecord> {
-        let deleted: std::collections::HashSet<JobId> = self
+        let deleted: HashSet<JobId> = self
             .counting()
             .filter_map(|r| match &r.body {
                 Body::Delete(d) => Some(d.job),
@@ -189,6 +212,49 @@ impl Ledger {
                 _ => None,
             })
             .collect()
+    }
+
+    /// Whether the ledger says how the job ended: with a backup (deleted or not) or without one.
+    pub fn is_settled(&self, job: JobId) -> bool {
+        self.counting().any(|r| match &r.body {
+            Body::Backup(b) => b.job == job,
+            Body::Failed(f) => f.job == job,
+            _ => false,
+        })
+    }
+
+    /// Backups that readers hold at `now_millis`, deleted ones included.
+    pub fn held(&self, now_millis: u64) -> HashSet<JobId> {
+        let mut holds: HashMap<JobId, JobId> = HashMap::new();
+        for recorded in self.counting() {
+            match &recorded.body {
+                Body::Hold(h) if h.until_millis > now_millis => drop(holds.insert(h.reader, h.backup)),
+                Body::Hold(h) => drop(holds.remove(&h.reader)),
+                Body::Leave(l) => drop(holds.remove(&l.reader)),
+                _ => {}
+            }
+        }
+        holds.into_values().collect()
+    }
+
+    /// Every backup that ever stood, deleted ones included, oldest first.
+    pub fn all_backups(&self) -> impl Iterator<Item = &Backup> {
+        self.counting().filter_map(|r| match &r.body {
+            Body::Backup(b) => Some(b),
+            _ => None,
+        })
+    }
+
+    /// What was condemned.
+    pub fn condemned(&self) -> Condemned {
+        let mut all = Condemned::default();
+        for recorded in self.counting() {
+            if let Body::Condemn(c) = &recorded.body {
+                all.packs.extend(&c.packs);
+                all.roots.extend(&c.roots);
+            }
+        }
+        all
     }
 
     /// The highest cut of any backup, deleted ones included.

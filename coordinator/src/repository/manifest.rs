@@ -1,16 +1,18 @@
 //! Writing and reading manifests. Pages first, the root after them; the ledger entry that names the root is last and
 //! not written here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use tidemark_proto::frame;
 use tidemark_proto::hash::Hash;
+use tidemark_proto::id::PackId;
 use tidemark_proto::stored::envelope::ObjectKind;
 use tidemark_proto::stored::manifest::{PAGE_PARTS, Page, PageRef, PartEntry, Root, VERSION};
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, Result};
 
 use super::Repository;
+use super::drawn::Scope;
 
 const ROOT_NAME: &str = "root";
 const PAGE_NAME: &str = "page";
@@ -20,15 +22,18 @@ const PAGE_NAME: &str = "page";
 pub struct ManifestWriter<'r> {
     repository: &'r Repository,
     cluster: ClusterName,
+    scope: &'r Scope,
+    named: HashSet<PackId>,
     parts: Vec<PartEntry>,
     pages: Vec<PageRef>,
     page_parts: usize,
 }
 
 impl<'r> ManifestWriter<'r> {
-    /// A writer for a manifest of `cluster`.
-    pub fn new(repository: &'r Repository, cluster: &ClusterName) -> Self {
-        Self { repository, cluster: cluster.clone(), parts: Vec::new(), pages: Vec::new(), page_parts: PAGE_PARTS }
+    /// A writer for a manifest of `cluster`; the names of root and pages go to `scope` before they are written.
+    pub fn new(repository: &'r Repository, cluster: &ClusterName, scope: &'r Scope) -> Self {
+        let (cluster, named, parts, pages) = (cluster.clone(), HashSet::new(), Vec::new(), Vec::new());
+        Self { repository, cluster, scope, named, parts, pages, page_parts: PAGE_PARTS }
     }
 
     /// Adds the next entry; entries ascend by (first slot, lower).
@@ -49,34 +54,39 @@ impl<'r> ManifestWriter<'r> {
             }
         }
         let count = parts.len() as u32;
+        self.named.extend(live.keys());
         let page = Page { parts, packs: live.into_iter().collect() };
-        let hash =
-            put(self.repository, &self.cluster, ObjectKind::Page, PAGE_NAME, &frame::to_archive(&page)).await?;
+        let hash = self.put(ObjectKind::Page, PAGE_NAME, &frame::to_archive(&page)).await?;
         self.pages.push(PageRef { hash, parts: count });
         Ok(())
     }
 
-    /// Writes the last page and the root (whose pages are filled in); answers the root's hash.
-    pub async fn finish(mut self, mut root: Root) -> Result<(Hash, Root)> {
+    /// Writes the last page and the root (whose pages are filled in).
+    pub async fn finish(mut self, mut root: Root) -> Result<Written> {
         self.flush().await?;
-        root.pages = self.pages;
-        let hash =
-            put(self.repository, &self.cluster, ObjectKind::Root, ROOT_NAME, &frame::to_archive(&root)).await?;
-        Ok((hash, root))
+        root.pages = std::mem::take(&mut self.pages);
+        let hash = self.put(ObjectKind::Root, ROOT_NAME, &frame::to_archive(&root)).await?;
+        Ok(Written { hash, root, packs: self.named })
+    }
+
+    async fn put(&self, kind: ObjectKind, name: &str, body: &[u8]) -> Result<Hash> {
+        let bytes = self.repository.seal_object(&self.cluster, kind, VERSION, name, body)?;
+        let hash = Hash::of(&bytes);
+        self.scope.root(hash);
+        self.repository.store().put(&paths::root(&self.cluster, &hash), bytes.into()).await?;
+        Ok(hash)
     }
 }
 
-async fn put(
-    repository: &Repository,
-    cluster: &ClusterName,
-    kind: ObjectKind,
-    name: &str,
-    body: &[u8],
-) -> Result<Hash> {
-    let bytes = repository.seal_object(cluster, kind, VERSION, name, body)?;
-    let hash = Hash::of(&bytes);
-    repository.store().put(&paths::root(cluster, &hash), bytes.into()).await?;
-    Ok(hash)
+/// A manifest that stands in the store; no backup yet.
+#[derive(Debug)]
+pub struct Written {
+    /// Hash of the root.
+    pub hash: Hash,
+    /// The root.
+    pub root: Root,
+    /// Every pack that its pages name.
+    pub packs: HashSet<PackId>,
 }
 
 async fn get(

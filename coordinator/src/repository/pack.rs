@@ -5,6 +5,7 @@
 //! told by [`PackSet::is_durable`].
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::{MultipartUpload, PutPayload};
@@ -12,26 +13,30 @@ use tidemark_proto::id::PackId;
 use tidemark_proto::stored::envelope::{self, ObjectKind};
 use tidemark_proto::stored::manifest::Extent;
 use tidemark_proto::stored::paths;
-use tidemark_proto::{ClusterName, Error, Result};
-use tokio::sync::Mutex;
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result, error::ResultExt};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use super::drawn::Scope;
 use super::store::{Store, error_of};
 
 /// A pack is closed when it passes this size, in bytes.
 pub(super) const PACK_TARGET: u64 = 64 << 20;
 /// Size of the pieces in which a pack is sent, in bytes.
 const PIECE: usize = 8 << 20;
-/// Pieces of one pack on their way at once.
-const PIECES_IN_FLIGHT: usize = 2;
+/// Pieces of all packs of one job on their way at once.
+const PIECES_IN_FLIGHT: usize = 4;
+/// Packs of full runs that are open at once, by how long their runs will be needed.
+pub(super) const BASE_CLASSES: usize = 4;
 /// Version of the pack's envelope.
 pub(super) const VERSION: u8 = 1;
 
 /// What a pack holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PackKind {
-    /// Full runs.
-    Base,
+    /// Full runs of one class (any number; taken modulo the number of classes): those that will be written anew at about the
+    /// same time, so that their pack dies as a whole.
+    Base(usize),
     /// Delta runs.
     Delta,
 }
@@ -39,21 +44,25 @@ pub enum PackKind {
 /// The packs that one job is writing.
 #[derive(Debug)]
 pub struct PackSet {
-    base: Mutex<Writer>,
+    base: [Mutex<Writer>; BASE_CLASSES],
     delta: Mutex<Writer>,
     durable: std::sync::Mutex<HashSet<PackId>>,
 }
 
 impl PackSet {
-    /// Packs for a job of `cluster`.
-    pub fn new(store: &Store, cluster: &ClusterName) -> Self {
-        let writer = || Mutex::new(Writer { store: store.clone(), cluster: cluster.clone(), open: None });
-        Self { base: writer(), delta: writer(), durable: std::sync::Mutex::default() }
+    /// Packs for a job of `cluster`, whose names go to `scope` before they are written.
+    pub fn new(store: &Store, cluster: &ClusterName, scope: &Arc<Scope>) -> Self {
+        let flights = Arc::new(Semaphore::new(PIECES_IN_FLIGHT));
+        let writer = || {
+            let (store, cluster) = (store.clone(), cluster.clone());
+            Mutex::new(Writer { store, cluster, scope: scope.clone(), flights: flights.clone(), open: None })
+        };
+        Self { base: std::array::from_fn(|_| writer()), delta: writer(), durable: std::sync::Mutex::default() }
     }
 
     fn writer(&self, kind: PackKind) -> &Mutex<Writer> {
         match kind {
-            PackKind::Base => &self.base,
+            PackKind::Base(class) => &self.base[class % BASE_CLASSES],
             PackKind::Delta => &self.delta,
         }
     }
@@ -70,8 +79,8 @@ impl PackSet {
 
     /// Closes what is open.
     pub async fn flush(&self) -> Result<()> {
-        for kind in [PackKind::Base, PackKind::Delta] {
-            self.close(&mut *self.writer(kind).lock().await).await?;
+        for writer in self.base.iter().chain([&self.delta]) {
+            self.close(&mut *writer.lock().await).await?;
         }
         Ok(())
     }
@@ -92,6 +101,8 @@ impl PackSet {
 struct Writer {
     store: Store,
     cluster: ClusterName,
+    scope: Arc<Scope>,
+    flights: Arc<Semaphore>,
     open: Option<Open>,
 }
 
@@ -139,29 +150,44 @@ impl Open {
         }
     }
 
-    async fn send_piece(&mut self, store: &Store, path: &str) -> Result<()> {
+    async fn send_piece(&mut self, store: &Store, path: &str, flight: OwnedSemaphorePermit) -> Result<()> {
         if self.upload.is_none() {
             self.upload = Some(store.multipart(path).await?);
         }
-        while self.flying.len() >= PIECES_IN_FLIGHT {
-            self.land_one(path).await?;
+        // What has landed meanwhile: a failure shows at the next piece, not at the end of the pack.
+        while let Some(landed) = self.flying.try_join_next() {
+            landed.or_kind(ErrorKind::Bug, "a piece of a pack")?.map_err(|e| error_of(path, e))?;
         }
         let piece = PutPayload::from(std::mem::take(&mut self.piece));
         let upload = self.upload.as_mut().expect("begun above");
-        let _ = self.flying.spawn(upload.put_part(piece));
+        let put = upload.put_part(piece);
+        let _ = self.flying.spawn(async move {
+            let _flight = flight;
+            put.await
+        });
         Ok(())
     }
 }
 
 impl Writer {
+    /// Room for one more piece on its way. Pieces that fly give theirs back by themselves, so this waits for no lock.
+    async fn flight(flights: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
+        flights.clone().acquire_owned().await.or_kind(ErrorKind::Bug, "pieces in flight")
+    }
+
     async fn append(&mut self, pieces: &[Bytes]) -> Result<Extent> {
-        let open = self.open.get_or_insert_with(Open::new);
+        let open = self.open.get_or_insert_with(|| {
+            let open = Open::new();
+            self.scope.pack(open.id);
+            open
+        });
         let extent = Extent { pack: open.id, offset: open.len, len: pieces.iter().map(|p| p.len() as u64).sum() };
         for bytes in pieces {
             open.add(bytes);
             if open.piece.len() >= PIECE {
                 let path = paths::pack(&self.cluster, &open.id);
-                if let Err(e) = open.send_piece(&self.store, &path).await {
+                let flight = Self::flight(&self.flights).await?;
+                if let Err(e) = open.send_piece(&self.store, &path, flight).await {
                     self.abandon().await;
                     return Err(e);
                 }
@@ -176,7 +202,7 @@ impl Writer {
         let (id, path) = (open.id, paths::pack(&self.cluster, &open.id));
         let sum = envelope::truncate(open.hasher.finalize());
         open.piece.extend_from_slice(&sum);
-        let done = Self::finish(&self.store, open, &path).await;
+        let done = Self::finish(&self.store, &self.flights, open, &path).await;
         if done.is_err() {
             self.abandon().await;
         }
@@ -184,11 +210,11 @@ impl Writer {
         done.map(|()| Some(id))
     }
 
-    async fn finish(store: &Store, open: &mut Open, path: &str) -> Result<()> {
+    async fn finish(store: &Store, flights: &Arc<Semaphore>, open: &mut Open, path: &str) -> Result<()> {
         if open.upload.is_none() {
             return store.put(path, Bytes::from(std::mem::take(&mut open.piece))).await;
         }
-        open.send_piece(store, path).await?;
+        open.send_piece(store, path, Self::flight(flights).await?).await?;
         while !open.flying.is_empty() {
             open.land_one(path).await?;
         }

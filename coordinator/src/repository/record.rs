@@ -7,7 +7,7 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::stored::envelope::ObjectKind;
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::stored::{paths, repository as v1};
-use tidemark_proto::{ClusterName, Result, Timestamp};
+use tidemark_proto::{ClusterName, ErrorKind, Result, Timestamp};
 
 use super::Repository;
 
@@ -55,4 +55,18 @@ impl JobRecorder {
         self.revision += 1;
         Ok(())
     }
+}
+
+/// Reads one revision of a job record; `None` when it has gone meanwhile.
+pub async fn read_job_record(
+    repository: &Repository,
+    cluster: &ClusterName,
+    path: &str,
+) -> Result<Option<v1::JobRecord>> {
+    let bytes = match repository.store().get(path).await {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let body = repository.open_object(cluster, ObjectKind::JobRecord, v1::VERSION, path, &bytes);
+    frame::from_archive(&body.map_err(|e| e.context(path))?).map(Some).map_err(|e| e.context(path))
 }

@@ -11,7 +11,7 @@ use object_store::{
     BackoffConfig, ClientOptions, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode,
     PutMultipartOptions, PutOptions, RetryConfig,
 };
-use tidemark_proto::{Error, ErrorKind, Result};
+use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 use url::Url;
 
 /// Time for one request, its body included.
@@ -56,6 +56,8 @@ pub struct Store {
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
     url: String,
+    /// The folder of a `file://` store.
+    folder: Option<std::path::PathBuf>,
 }
 
 impl std::fmt::Debug for Store {
@@ -101,7 +103,8 @@ impl Store {
         };
         let prefix =
             Path::from_url_path(path).map_err(|e| Error::config(format!("repository {shown}")).with_source(e))?;
-        Ok(Self { inner, prefix, url: shown })
+        let folder = url.to_file_path().ok().filter(|_| url.scheme() == "file");
+        Ok(Self { inner, prefix, url: shown, folder })
     }
 
     /// The URL, without user, password and query.
@@ -239,6 +242,32 @@ impl Store {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         }
+    }
+
+    /// Removes files that a dead writer left unfinished in a folder (`name#number` beside the object they were to become)
+    /// and whose name `wanted` takes; answers how many. Other stores keep unfinished uploads where we cannot list them:
+    /// give the bucket a rule that ends incomplete multipart uploads after some days.
+    pub fn delete_staged(&self, wanted: impl Fn(&str) -> bool) -> Result<u64> {
+        let Some(root) = &self.folder else { return Ok(0) };
+        let (mut gone, mut todo) = (0, vec![root.clone()]);
+        while let Some(dir) = todo.pop() {
+            let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+            for entry in entries.flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    todo.push(path);
+                    continue;
+                }
+                let name = path.strip_prefix(root).map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
+                let staged = name.rsplit_once('#').is_some_and(|(_, n)| n.bytes().all(|b| b.is_ascii_digit()));
+                if staged && wanted(&name) {
+                    std::fs::remove_file(&path)
+                        .or_kind(ErrorKind::Retry, format_args!("remove {}", path.display()))?;
+                    gone += 1;
+                }
+            }
+        }
+        Ok(gone)
     }
 
     /// Begins an object that is written in several pieces of at least 5 MiB (but the last).

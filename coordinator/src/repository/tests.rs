@@ -84,11 +84,11 @@ async fn packs_split_at_their_target_and_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig { url: format!("file://{}", dir.path().display()), ..StoreConfig::default() };
     let store = Store::open(&config).unwrap();
-    let packs = PackSet::new(&store, &cluster());
+    let packs = PackSet::new(&store, &cluster(), &Default::default());
     let piece = |i: u8| Bytes::from(vec![i; 3 << 20]);
     let mut extents = Vec::new();
     for i in 0..30 {
-        extents.push(packs.append(PackKind::Base, &[piece(i)]).await.unwrap());
+        extents.push(packs.append(PackKind::Base(0), &[piece(i)]).await.unwrap());
     }
     let delta = packs.append(PackKind::Delta, &[piece(99)]).await.unwrap();
     assert!(packs.is_durable(&extents[0].pack) && !packs.is_durable(&extents[29].pack));

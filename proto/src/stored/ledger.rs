@@ -8,7 +8,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::frame;
 use crate::hash::Hash;
-use crate::id::JobId;
+use crate::id::{JobId, PackId};
 use crate::time::Timestamp;
 
 /// Version of [`Entry`].
@@ -23,6 +23,16 @@ pub const KIND_BACKUP: u16 = 3;
 pub const KIND_DELETE: u16 = 4;
 /// Kind of [`Failed`].
 pub const KIND_FAILED: u16 = 5;
+
+/// Kind of [`Condemn`].
+pub const KIND_CONDEMN: u16 = 6;
+/// Kind of [`Hold`].
+pub const KIND_HOLD: u16 = 7;
+/// Kind of [`Leave`].
+pub const KIND_LEAVE: u16 = 8;
+
+/// Names in one [`Condemn`] at most: packs and roots together.
+pub const MAX_CONDEMNED: usize = 16 << 10;
 
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
@@ -96,6 +106,33 @@ pub struct Failed {
     pub manual: u8,
 }
 
+/// Objects that no later backup may name: from here on they may be deleted by anyone at any time.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Condemn {
+    /// Packs.
+    pub packs: Vec<PackId>,
+    /// Manifest roots and pages.
+    pub roots: Vec<Hash>,
+}
+
+/// Somebody reads a backup: what it needs stays, also when it is deleted meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Hold {
+    /// The job that reads.
+    pub reader: JobId,
+    /// The backup that it reads.
+    pub backup: JobId,
+    /// When the hold ends by itself, milliseconds since 1970.
+    pub until_millis: u64,
+}
+
+/// A reader is done.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Leave {
+    /// The job that has read.
+    pub reader: JobId,
+}
+
 /// What an entry says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
@@ -109,6 +146,12 @@ pub enum Body {
     Delete(Delete),
     /// A backup job failed.
     Failed(Failed),
+    /// Objects may be deleted.
+    Condemn(Condemn),
+    /// A backup is being read.
+    Hold(Hold),
+    /// A reader is done.
+    Leave(Leave),
     /// A kind that this build does not know (a newer one wrote it).
     Unknown(u16),
 }
@@ -122,6 +165,9 @@ impl Body {
             Self::Backup(b) => (KIND_BACKUP, frame::to_archive(b).into_vec()),
             Self::Delete(b) => (KIND_DELETE, frame::to_archive(b).into_vec()),
             Self::Failed(b) => (KIND_FAILED, frame::to_archive(b).into_vec()),
+            Self::Condemn(b) => (KIND_CONDEMN, frame::to_archive(b).into_vec()),
+            Self::Hold(b) => (KIND_HOLD, frame::to_archive(b).into_vec()),
+            Self::Leave(b) => (KIND_LEAVE, frame::to_archive(b).into_vec()),
             Self::Unknown(kind) => (*kind, Vec::new()),
         }
     }
@@ -134,6 +180,9 @@ impl Body {
             KIND_BACKUP => Self::Backup(frame::from_archive(body)?),
             KIND_DELETE => Self::Delete(frame::from_archive(body)?),
             KIND_FAILED => Self::Failed(frame::from_archive(body)?),
+            KIND_CONDEMN => Self::Condemn(frame::from_archive(body)?),
+            KIND_HOLD => Self::Hold(frame::from_archive(body)?),
+            KIND_LEAVE => Self::Leave(frame::from_archive(body)?),
             other => Self::Unknown(other),
         })
     }

@@ -39,7 +39,7 @@ pub fn ledger(cluster: &ClusterName, number: u64) -> String {
 
 /// A manifest root or page, named by the hash of its bytes.
 pub fn root(cluster: &ClusterName, hash: &Hash) -> String {
-    format!("{CLUSTERS}/{cluster}/roots/{hash}")
+    format!("{}/{hash}", roots_dir(cluster))
 }
 
 /// A pack. The first two digits of the id are a folder, so that no folder of a file store grows without bound.
@@ -70,6 +70,21 @@ pub fn job(cluster: &ClusterName, id: &JobId, revision: u64) -> String {
     format!("{}/{id}/{revision:0DIGITS$}", jobs_dir(cluster))
 }
 
+/// The job whose record a key of [`job`] is.
+pub fn job_of(path: &str) -> Option<JobId> {
+    path.rsplit('/').nth(1)?.parse().ok()
+}
+
+/// The root or page whose key of [`root`] this is.
+pub fn root_of(path: &str) -> Option<Hash> {
+    Hash::parse(path.rsplit('/').next()?)
+}
+
+/// Folder of a cluster's manifest roots and pages.
+pub fn roots_dir(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/roots")
+}
+
 /// The number at the end of a key of [`key`], [`epoch`], [`ledger`] or [`job`].
 pub fn number(path: &str) -> Option<u64> {
     let last = path.rsplit('/').next()?;
@@ -92,6 +107,11 @@ mod tests {
         assert_eq!(pack_id(&format!("packs/00/{pack}")), None, "in another folder");
         assert_eq!(pack_id("packs/07/x"), None);
         assert_eq!(number("ledger/12"), None);
+        let hash = Hash::of(b"root");
+        assert_eq!(root_of(&root(&c, &hash)), Some(hash));
+        let record = job(&c, &JobId::from_u128(5), 3);
+        assert_eq!((job_of(&record), number(&record)), (Some(JobId::from_u128(5)), Some(3)));
+        assert_eq!((root_of("x/y"), job_of("y")), (None, None));
         assert_eq!(number("x/0000000000000000000a"), None);
     }
 }

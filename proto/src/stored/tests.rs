@@ -135,7 +135,7 @@ fn job_record() -> repository::JobRecord {
 }
 
 fn bodies() -> Vec<(&'static str, ledger::Body)> {
-    use ledger::{Backup, Body, Delete, Failed, Fence, Policy};
+    use ledger::{Backup, Body, Condemn, Delete, Failed, Fence, Hold, Leave, Policy};
     let nodes = vec!["n1".into(), "n2".into()];
     let job = JobId::from_u128(6);
     let root = Hash::of(b"root");
@@ -148,6 +148,9 @@ fn bodies() -> Vec<(&'static str, ledger::Body)> {
             "failed",
             Body::Failed(Failed { job, started_millis: 5, code: 4, reason: "n1 is away".into(), manual: 1 }),
         ),
+        ("condemn", Body::Condemn(Condemn { packs: vec![PackId::from_u128(9)], roots: vec![root] })),
+        ("hold", Body::Hold(Hold { reader: JobId::from_u128(7), backup: job, until_millis: 1_700_000_000_000 })),
+        ("leave", Body::Leave(Leave { reader: JobId::from_u128(7) })),
     ]
 }
 

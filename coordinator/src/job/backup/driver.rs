@@ -72,7 +72,7 @@ pub async fn run(context: Shared, job: Arc<Job>, request: BackupRequest) -> Resu
     let prepared = match prepare(&context, &job, &request, &ledger).await {
         Ok(prepared) => prepared,
         Err(e) => {
-            record_failure(&context, &mut ledger, (id, started), request.manual, &e).await;
+            let _ = record_failure(&context, &mut ledger, (id, started), request.manual, &e).await;
             return Err(e);
         }
     };
@@ -93,7 +93,7 @@ pub async fn run(context: Shared, job: Arc<Job>, request: BackupRequest) -> Resu
     let result = driver.clone().drive().await;
     context.ingest.close(&id);
     if let Err(e) = &result {
-        record_failure(&context, &mut *driver.ledger.lock().await, (id, started), manual, e).await;
+        let _ = record_failure(&context, &mut *driver.ledger.lock().await, (id, started), manual, e).await;
     }
     result
 }
@@ -291,6 +291,7 @@ impl Driver {
             parent: self.parent_hash(),
             slots_per_region: self.policy.slots_per_region,
             read_bytes: self.read_bytes.load(std::sync::atomic::Ordering::Relaxed),
+            scope: ingest.scope(),
         };
         let committed = draft.commit(ingest.take_received(), &mut ledger).await?;
         let _ = self.committed.set(committed);

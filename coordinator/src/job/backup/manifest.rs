@@ -9,10 +9,11 @@ use tidemark_proto::stored::manifest::{NodeEntry, PartEntry, Root, Totals};
 use tidemark_proto::{ClusterName, Error, NodeName, Result};
 
 use super::core::Cut;
+use super::prepare::record_failure;
 use super::tiling;
 use crate::context::Context;
 use crate::ingest::{Received, ReceivedKind};
-use crate::repository::{Ledger, ManifestWriter};
+use crate::repository::{Ledger, ManifestWriter, Scope, Written};
 
 /// What a manifest is made of.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub(super) struct Draft<'a> {
     pub(super) parent: Hash,
     pub(super) slots_per_region: u16,
     pub(super) read_bytes: u64,
+    pub(super) scope: &'a Scope,
 }
 
 /// A committed backup.
@@ -49,25 +51,41 @@ impl Draft<'_> {
         let entries: Vec<PartEntry> = received.into_iter().map(|r| r.entry).collect();
         tiling::parts(&entries, &taken).map_err(|e| e.context("the backup is not whole"))?;
         let mut parts: HashMap<u16, Vec<_>> = HashMap::new();
-        let mut writer = ManifestWriter::new(&self.context.repository, self.cluster);
+        let mut writer = ManifestWriter::new(&self.context.repository, self.cluster, self.scope);
         for entry in entries {
             parts.entry(entry.node).or_default().push((entry.region, entry.lower.clone(), entry.hash()));
             writer.push(entry).await?;
         }
-        let (hash, root) = writer.finish(self.root(totals)).await?;
+        let Written { hash, root, packs } = writer.finish(self.root(totals)).await?;
         let backup = Backup { job: self.job, cut: self.cut.at, root: hash, parent: self.parent };
         let (context, cut) = (self.context, self.cut.at);
-        let _ = ledger
+        let appended = ledger
             .append(context.epoch, context.now_millis(), &Body::Backup(backup), |seen| {
-                if seen.last_cut() < cut {
-                    return Ok(());
+                if seen.last_cut() >= cut {
+                    let last = seen.last_cut();
+                    return Err(Error::conflict(format!(
+                        "cut {cut} is not above the last one in the ledger, {last}"
+                    )));
                 }
-                Err(Error::conflict(format!(
-                    "cut {cut} is not above the last one in the ledger, {}",
-                    seen.last_cut()
-                )))
+                // Whoever collects may delete these at any time: a late backup that names them would have a hole.
+                match seen.condemned().packs.intersection(&packs).next() {
+                    None => Ok(()),
+                    Some(pack) => Err(Error::conflict(format!(
+                        "pack {pack}, which this backup names, was given up for collection meanwhile: take it again"
+                    ))),
+                }
             })
-            .await?;
+            .await
+            .map(drop);
+        if let Err(e) = appended {
+            // The entry may have been put all the same. Writing the failure decides: it takes the number, or finds that
+            // the backup stands.
+            let job = (self.job, self.started_millis);
+            if record_failure(context, ledger, job, self.manual, &e).await {
+                return Err(e);
+            }
+            tracing::warn!(job = %self.job, error = %e.report(), "the backup's entry stands although its write failed");
+        }
         Ok(Committed { hash, root, parts })
     }
 

@@ -68,12 +68,17 @@ impl Parent {
     }
 }
 
+/// Number of runs at which a part is written anew; from its place alone, so that the parts of a cluster spread over days
+/// and a part's packs can be chosen by how long its runs will be needed.
+pub fn most_runs(region: u16, lower: &[u8]) -> u64 {
+    let place = Hash::of(&[&region.to_le_bytes()[..], lower].concat());
+    RUNS_LEAST + u64::from(place.0[0]) % RUNS_SPREAD
+}
+
 /// Whether a part should be written anew: its deltas exceed half its base, or its runs are many.
 fn due(part: &PartEntry) -> bool {
     // An empty part has no run; what comes into it is a delta on nothing.
     let Some((base, deltas)) = part.runs.split_first() else { return false };
     let delta_bytes: u64 = deltas.iter().map(|r| r.stored_bytes()).sum();
-    let place = Hash::of(&[&part.region.to_le_bytes()[..], &part.lower].concat());
-    let most = RUNS_LEAST + u64::from(place.0[0]) % RUNS_SPREAD;
-    delta_bytes * 2 > base.stored_bytes() || part.runs.len() as u64 >= most
+    delta_bytes * 2 > base.stored_bytes() || part.runs.len() as u64 >= most_runs(part.region, &part.lower)
 }

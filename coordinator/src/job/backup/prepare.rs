@@ -68,16 +68,24 @@ pub(super) async fn prepare(
 }
 
 /// Writes the failure of a job (its id and start, milliseconds since 1970) into the ledger, so that history tells of it.
+/// Answers false when the ledger says that the job made a backup after all: a write that looked lost had won.
 pub(super) async fn record_failure(
     context: &Context,
     ledger: &mut Ledger,
     (job, started_millis): (JobId, u64),
     manual: bool,
     error: &Error,
-) {
+) -> bool {
     let code = error.kind().code();
     let body = Body::Failed(Failed { job, started_millis, code, reason: error.report(), manual: u8::from(manual) });
-    if let Err(e) = ledger.append(context.epoch, context.now_millis(), &body, |_| Ok(())).await {
-        tracing::error!(error = %e.report(), "the failure of a backup could not be recorded");
+    let unsettled = |seen: &Ledger| match seen.is_settled(job) {
+        true => Err(Error::conflict("the ledger knows how this job ended")),
+        false => Ok(()),
+    };
+    let Err(e) = ledger.append(context.epoch, context.now_millis(), &body, unsettled).await else { return true };
+    if ledger.is_settled(job) {
+        return !ledger.all_backups().any(|b| b.job == job);
     }
+    tracing::error!(error = %e.report(), "the failure of a backup could not be recorded");
+    true
 }

@@ -23,7 +23,9 @@ fn master() -> MasterKey {
 }
 
 fn repository(keys: Keyring) -> Repository {
-    Repository { inner: Arc::new(Inner { store: memory(), id: ID, keys, created_millis: 1 }) }
+    Repository {
+        inner: Arc::new(Inner { store: memory(), id: ID, keys, created_millis: 1, drawn: Default::default() }),
+    }
 }
 
 fn check(mode: &str, repository: &Repository) {
@@ -58,10 +60,11 @@ fn plain_objects_open() {
 #[tokio::test]
 async fn a_pack_is_header_extents_checksum() {
     let store = memory();
-    let packs = PackSet::new(&store, &cluster());
-    let first = packs.append(PackKind::Base, &[Bytes::from_static(b"first "), Bytes::from_static(b"extent")]).await;
+    let packs = PackSet::new(&store, &cluster(), &Default::default());
+    let first =
+        packs.append(PackKind::Base(0), &[Bytes::from_static(b"first "), Bytes::from_static(b"extent")]).await;
     let (first, second) =
-        (first.unwrap(), packs.append(PackKind::Base, &[Bytes::from_static(b"second")]).await.unwrap());
+        (first.unwrap(), packs.append(PackKind::Base(0), &[Bytes::from_static(b"second")]).await.unwrap());
     packs.flush().await.unwrap();
     let made = store.get(&paths::pack(&cluster(), &first.pack)).await.unwrap().to_vec();
     let old = kept("pack", || made.clone());
