@@ -120,6 +120,7 @@ fn meaning(kind: ErrorKind) -> &'static str {
         ErrorKind::NotFound => "what was named does not exist",
         ErrorKind::Conflict => "it does not fit the present state (busy, exists already, not empty)",
         ErrorKind::Cancelled => "ended on request",
+        ErrorKind::Incomplete => "restored what is healthy (--salvage): the regions listed are missing",
         ErrorKind::Config => "the configuration is wrong",
         ErrorKind::Damaged => "data is damaged, or a check found faults",
         ErrorKind::Unsupported => "this build or store cannot do it",

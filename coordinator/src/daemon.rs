@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::CoordinatorConfig;
 use crate::context::{Context, Shared};
 use crate::fleet::Fleet;
+use crate::history::History;
 use crate::ingest::Ingest;
 use crate::job::Jobs;
 use crate::repository::{Repository, Store};
@@ -88,6 +89,7 @@ pub async fn start(config: CoordinatorConfig) -> Result<Running> {
         started_millis: clock.wall_millis(),
         fenced: Default::default(),
         fleet: Fleet::default(),
+        history: History::default(),
         jobs: Jobs::default(),
         config,
         repository,

@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod demo;
 pub mod extract;
 pub mod fleet;
+pub mod history;
 pub mod ingest;
 pub mod job;
 pub mod kv;

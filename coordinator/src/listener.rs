@@ -6,7 +6,6 @@ use quinn::{Connection, Endpoint};
 use tidemark_common::identity::Identity;
 use tidemark_common::transport::{Accepted, Door, FrameReader, FrameWriter, accept_bi};
 use tidemark_proto::frame::Message;
-use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::bulk::{Fetch, PartOffer};
 use tidemark_proto::wire::control::{Description, Failure};
@@ -93,17 +92,10 @@ async fn check_history(context: &Shared, member: &Member, seen: &Description) ->
     if seen.ledger_number == 0 {
         return Ok(());
     }
+    let by = format!("node {}", member.node);
+    context.history.see(&member.cluster, seen.ledger_number, seen.ledger_hash, by);
     let ledger = Ledger::load(&context.repository, &member.cluster).await?;
-    let number = seen.ledger_number;
-    let here = ledger.entries().iter().find(|r| r.entry.number == number).map(|r| r.hash);
-    match here {
-        Some(hash) if hash == seen.ledger_hash || seen.ledger_hash == Hash::ZERO => Ok(()),
-        Some(_) => Err(Error::damaged(format!("ledger entry {number} is another than the node was told of"))),
-        None => Err(Error::damaged(format!(
-            "the ledger ends at {}, but the node was told of entry {number}: history is missing",
-            ledger.tail().0
-        ))),
-    }
+    context.history.check(&member.cluster, &ledger)
 }
 
 async fn bulk(context: Shared, member: Member, connection: Connection) {

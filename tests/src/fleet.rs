@@ -278,6 +278,7 @@ pub fn restore_of(cluster: &str, target: &str) -> RestoreRequest {
         in_place: false,
         keys: Vec::new(),
         no_safety_backup: false,
+        salvage: false,
     }
 }
 

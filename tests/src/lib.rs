@@ -1,5 +1,6 @@
 //! What test tiers share.
 
+pub mod archive;
 pub mod bench;
 pub mod fleet;
 pub mod memory_kv;

@@ -13,6 +13,7 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, Result, error::ResultExt};
 use super::output::{Format, count, duration, size};
 use super::report;
 use crate::client::ApiClient;
+use crate::job::damage::Damage;
 use crate::job::{Job, JobInfo, JobKind, JobState, Jobs};
 
 /// Without a terminal a line is printed at most this often while the phase stays the same.
@@ -57,10 +58,23 @@ impl WaitArgs {
 /// Prints how a job ended; one that did not succeed is an error of its kind.
 pub(crate) fn outcome(info: &JobInfo, output: Format) -> Result<()> {
     match (info.state, output) {
-        (JobState::Succeeded, _) => output.print(info, report::result),
+        (JobState::Succeeded, _) => output.print(info, report::result).and(complete(info)),
         (_, Format::Json) => output.print(info, |_| String::new()).and(check(info)),
         (_, Format::Text) => check(info),
     }
+}
+
+/// `Incomplete` for a job that could do a part of its work alone.
+fn complete(info: &JobInfo) -> Result<()> {
+    let field = |name| info.result.as_ref().and_then(|r| r.get(name)).cloned().unwrap_or_default();
+    if field("complete") != serde_json::json!(false) {
+        return Ok(());
+    }
+    let missing: Damage = serde_json::from_value(field("missing")).unwrap_or_default();
+    Err(Error::new(
+        ErrorKind::Incomplete,
+        format!("{} parts are missing, of regions {}: they were damaged", missing.parts, missing.regions),
+    ))
 }
 
 /// The error of a job that ended with one.

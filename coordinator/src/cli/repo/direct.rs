@@ -21,9 +21,10 @@ use crate::cli::output::{Format, count, size};
 use crate::cli::{backup, report};
 use crate::extract::{Encoding, Extracted, Lines, extract};
 use crate::job::JobKind;
-use crate::job::restore::find_backup;
+use crate::job::inspect;
+use crate::job::restore::{find_backup, open_manifest};
 use crate::job::verify::{self, VerifyRequest};
-use crate::repository::{Manifest, MasterKey, Repository, Store};
+use crate::repository::{MasterKey, Repository, Store};
 
 pub(super) const EXTRACT_EXAMPLES: &str = "Examples:
   tidemark repo extract --repository file:///backup --key-file master.key --out orders.jsonl
@@ -100,7 +101,7 @@ impl Chosen {
     pub(super) async fn verify(&self, output: Format) -> Result<()> {
         let (repository, cluster) = self.place.open().await?;
         let _ = catalog::known(&repository, &cluster).await?;
-        let request = VerifyRequest { cluster: cluster.clone(), backup: self.backup.clone(), sample: verify::ALL };
+        let request = VerifyRequest { cluster: cluster.clone(), backup: self.backup.clone(), sample: inspect::ALL };
         let work = |job| verify::run(repository, job, request);
         follow::outcome(&follow::run_here(JobKind::Verify, &cluster, output, work).await?, output)
     }
@@ -123,7 +124,7 @@ impl Extract {
         let filter = KeyFilter::new(&self.keys)?;
         let (repository, cluster) = self.chosen.place.open().await?;
         let record = find_backup(&catalog::known(&repository, &cluster).await?, &self.chosen.backup)?;
-        let manifest = Manifest::open(&repository, &cluster, &record.backup.root).await?;
+        let manifest = open_manifest(&repository, &cluster, &record.backup).await?;
         let cancel = CancellationToken::new();
         let (backup, cut, out) = (record.backup.job, record.backup.cut.0, self.out.clone());
         if self.out.as_os_str() == "-" {

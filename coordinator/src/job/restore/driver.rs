@@ -17,12 +17,14 @@ use tidemark_proto::wire::control::{
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet, Timestamp};
 
 use super::plan::{RestorePlan, Sources};
+use super::ready::ready;
 use super::share::Batch;
 use super::sums::{Loaded, Sums};
 use crate::context::Shared;
 use crate::fleet::Member;
 use crate::job::backup::{self, BackupRequest};
-use crate::job::{Job, JobKind, verify};
+use crate::job::damage::Damage;
+use crate::job::{Job, JobKind};
 use crate::repository::Ledger;
 use crate::serve::ServeJob;
 
@@ -42,6 +44,8 @@ struct Driver {
     id: JobId,
     plan: RestorePlan,
     sources: Sources,
+    /// What is left out because it is damaged.
+    missing: Damage,
     sums: Mutex<Sums>,
     source: ClusterName,
     target: ClusterName,
@@ -52,11 +56,12 @@ pub async fn run(context: Shared, job: Arc<Job>, mut plan: RestorePlan) -> Resul
     if !plan.problems.is_empty() {
         return Err(Error::conflict(format!("the restore cannot run: {}", plan.problems.join("; "))));
     }
-    let sources = plan.sources.take().ok_or_else(|| Error::bug("a plan without its sources"))?;
+    let mut sources = plan.sources.take().ok_or_else(|| Error::bug("a plan without its sources"))?;
+    let missing = ready(&job, &plan, &mut sources).await?;
     let source = plan.request.cluster.clone();
     let target = plan.request.target.clone().unwrap_or_else(|| source.clone());
     let id = job.id();
-    let driver = Driver { context, job, id, plan, sources, sums: Mutex::default(), source, target };
+    let driver = Driver { context, job, id, plan, sources, missing, sums: Mutex::default(), source, target };
     let serve = ServeJob::new(driver.source.clone(), driver.target.clone());
     driver.context.serve.open(id, serve);
     let result = driver.guarded_restore().await;
@@ -69,8 +74,7 @@ impl Driver {
         Member { cluster: self.target.clone(), node: self.plan.targets[node].node.clone() }
     }
 
-    /// Where present data is replaced: every block that is needed is read and checked first, and the present state is
-    /// backed up, before any node is touched.
+    /// Where present data is replaced it is backed up before any node is touched.
     async fn guarded_restore(&self) -> Result<serde_json::Value> {
         let replaces = self.plan.targets.iter().any(|t| t.present_records > 0);
         let safety = if self.plan.request.in_place && replaces { self.make_safe().await? } else { None };
@@ -98,14 +102,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Checks every block of the backup; backs up the present state unless told not to and answers that backup's id.
+    /// Backs up the present state unless told not to and answers that backup's id.
     async fn make_safe(&self) -> Result<Option<serde_json::Value>> {
-        self.job.phase("checking every block");
-        let checked = tokio::select! {
-            checked = verify::check_parts(&self.sources.manifest, verify::ALL, &self.job) => checked?,
-            () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
-        };
-        checked.whole().map_err(|e| e.context("nothing was touched"))?;
         if self.plan.request.no_safety_backup {
             return Ok(None);
         }
@@ -240,7 +238,8 @@ impl Driver {
 
     /// Every part was read as the manifest says, over all nodes that took a share of it.
     fn compared(&self) -> Result<()> {
-        self.sums.lock().expect("sums").whole(u64::from(self.sources.manifest.parts()))
+        let healthy = u64::from(self.sources.manifest.parts()) - self.sources.bad.len();
+        self.sums.lock().expect("sums").whole(healthy)
     }
 
     /// Every node reads back what it has loaded.
@@ -301,6 +300,8 @@ impl Driver {
             "parts": loaded.iter().map(|l| l.parts).sum::<u64>(),
             "records": finished.iter().map(|f| f.digest.count).sum::<u64>(),
             "nodes": nodes,
+            "complete": self.missing.is_none(),
+            "missing": self.missing,
         })
     }
 }
