@@ -8,7 +8,7 @@ use tidemark_common::transport::{Accepted, Door, FrameReader, FrameWriter, accep
 use tidemark_proto::frame::Message;
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::bulk::{Fetch, PartOffer};
-use tidemark_proto::wire::control::{Description, Failure};
+use tidemark_proto::wire::control::Failure;
 use tidemark_proto::wire::hello::Purpose;
 use tidemark_proto::{Error, ErrorKind, Result};
 use tokio::task::JoinSet;
@@ -64,13 +64,16 @@ async fn control(context: Shared, member: Member, accepted: Accepted, shutdown: 
     let mut first = true;
     loop {
         match context.fleet.describe(&member, context.head(JobId::default(), 0)).await {
-            Ok(description) if first => {
-                first = false;
-                if let Err(e) = check_history(&context, &member, &description).await {
+            Ok(seen) => {
+                let by = format!("node {}", member.node);
+                context.history.see(&member.cluster, seen.ledger_number, seen.ledger_hash, by);
+                if std::mem::take(&mut first)
+                    && seen.ledger_number > 0
+                    && let Err(e) = check_history(&context, &member).await
+                {
                     tracing::error!(node = %member, error = %e.report(), "the repository is not what this node has seen");
                 }
             }
-            Ok(_) => {}
             Err(e) => tracing::debug!(node = %member, error = %e.report(), "agent does not describe itself"),
         }
         tokio::select! {
@@ -88,12 +91,7 @@ async fn control(context: Shared, member: Member, accepted: Accepted, shutdown: 
 
 /// The agent remembers the highest ledger entry that it was told of: a shorter or another history means that the
 /// repository was rolled back or swapped.
-async fn check_history(context: &Shared, member: &Member, seen: &Description) -> Result<()> {
-    if seen.ledger_number == 0 {
-        return Ok(());
-    }
-    let by = format!("node {}", member.node);
-    context.history.see(&member.cluster, seen.ledger_number, seen.ledger_hash, by);
+async fn check_history(context: &Shared, member: &Member) -> Result<()> {
     let ledger = Ledger::load(&context.repository, &member.cluster).await?;
     context.history.check(&member.cluster, &ledger)
 }

@@ -16,6 +16,8 @@ mod identity;
 mod in_place;
 #[path = "flow/repository.rs"]
 mod repository;
+#[path = "flow/salvage.rs"]
+mod salvage;
 #[path = "flow/shape.rs"]
 mod shape;
 #[path = "flow/steps.rs"]
