@@ -95,6 +95,9 @@ pub trait Engine: Send + Sync + 'static {
     /// All pins: name and timestamp.
     fn pins(&self) -> Result<Vec<(String, Timestamp)>>;
 
+    /// The restore whose staging area is open, also after a restart.
+    fn restoring(&self) -> Result<Option<JobId>>;
+
     /// A view of the state at `at`. `NotFound` if versions of that time have been collected.
     fn snapshot(&self, at: Timestamp) -> Result<Box<dyn Snapshot>>;
 
@@ -152,6 +155,11 @@ pub trait PartLoader: Send {
 /// Name of the pin that `Engine::seal` sets for a job.
 pub fn job_pin(job: JobId) -> String {
     format!("job:{job}")
+}
+
+/// The job that set a pin of this name; `None` for other pins.
+pub fn job_of_pin(name: &str) -> Option<JobId> {
+    name.strip_prefix("job:")?.parse().ok()
 }
 
 /// The hash of a record's meaning; see [`tidemark_common::run::record_hash`].

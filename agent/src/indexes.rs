@@ -33,6 +33,12 @@ impl IndexStore {
         self.dir.join("waiting").join(job.to_string()).join(format!("{region}-{}", Hash::of(lower)))
     }
 
+    /// Jobs whose indexes wait for their end.
+    pub fn jobs(&self) -> Vec<JobId> {
+        let Ok(folders) = std::fs::read_dir(self.dir.join("waiting")) else { return Vec::new() };
+        folders.flatten().filter_map(|f| f.file_name().to_string_lossy().parse().ok()).collect()
+    }
+
     /// Makes room for the indexes of `job`.
     pub fn begin(&self, job: JobId) -> Result<()> {
         let dir = self.dir.join("waiting").join(job.to_string());

@@ -37,8 +37,12 @@ fn loaded_parts(loader: &dyn Loader) -> Result<Vec<LoadedPart>> {
 /// Opens (or reopens) the staging area of the job.
 pub(crate) async fn begin(agent: Arc<Agent>, head: CommandHead, begin: RestoreBegin) -> Result<RestoreReady> {
     blocking(move || {
-        if let Some(session) = agent.restore_session(&head.job) {
-            return Ok(RestoreReady { loaded: loaded_parts(session.loader.as_ref())? });
+        if let Some(mut session) = agent.restore_session(&head.job) {
+            // A coordinator that was started anew gives its data elsewhere.
+            session.serve = begin.serve;
+            let loaded = loaded_parts(session.loader.as_ref())?;
+            agent.set_restore_session(head.job, Some(session));
+            return Ok(RestoreReady { loaded });
         }
         // Before the store changes: clients must hear of a restore and not of a store that fails them.
         agent.gate.shut(RESTORING);

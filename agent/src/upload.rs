@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures::{StreamExt, TryStreamExt};
-use tidemark_proto::wire::control::{CommandHead, Progress, Upload, Uploaded};
+use tidemark_proto::wire::control::{CommandHead, Progress, Upload, UploadRest, Uploaded};
 use tidemark_proto::{ErrorKind, Result};
 use tokio_util::sync::CancellationToken;
 
@@ -53,13 +53,14 @@ impl Counters {
 pub async fn run(
     agent: Arc<Agent>,
     head: CommandHead,
-    command: Upload,
+    command: UploadRest,
     counters: Arc<Counters>,
     cancel: CancellationToken,
 ) -> Result<Uploaded> {
+    let UploadRest { upload: command, rest } = command;
     let (engine, at) = (agent.engine.clone(), command.at);
     let snapshot: Arc<dyn Snapshot> = blocking(move || engine.snapshot(at)).await?.into();
-    let parts = plan(&agent, &head, &command)?;
+    let parts = plan(&agent, &head, &command, &rest)?;
     let concurrency =
         if command.concurrency == 0 { agent.config.concurrency() } else { command.concurrency as usize };
     // Parts still running when one fails are told to stop; they end at the next record.

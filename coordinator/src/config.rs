@@ -83,6 +83,8 @@ pub struct BackupConfig {
     pub agent_concurrency: u32,
     /// A node whose clock is further away than this many seconds is refused.
     pub max_clock_offset_seconds: u64,
+    /// A job waits this long for a node that lost its connection to come back, in seconds.
+    pub node_patience_seconds: u64,
 }
 
 impl Default for BackupConfig {
@@ -93,7 +95,15 @@ impl Default for BackupConfig {
             slots_per_region: RegionMap::DEFAULT_SLOTS_PER_REGION,
             agent_concurrency: 0,
             max_clock_offset_seconds: 60,
+            node_patience_seconds: 60,
         }
+    }
+}
+
+impl BackupConfig {
+    /// How long a job waits for a node that lost its connection.
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs(self.node_patience_seconds)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::fleet::Fleet;
 use crate::history::History;
 use crate::ingest::Ingest;
 use crate::job::Jobs;
+use crate::recover;
 use crate::repository::{Repository, Store};
 use crate::serve::Serve;
 
@@ -97,6 +98,9 @@ pub async fn start(config: CoordinatorConfig) -> Result<Running> {
         clock,
         bulk_address,
     });
+    // Before any agent connects: a node that holds something of a job must find the job here.
+    let left = recover::take_over(&context).await?;
+    recover::go_on(&context, left);
     let shutdown = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
     let _ = tasks.spawn(crate::listener::run(context.clone(), endpoint, shutdown.clone()));

@@ -9,6 +9,7 @@ use tidemark_common::transport::open_bi;
 use tidemark_proto::frame::Message;
 use tidemark_proto::wire::control::{CommandHead, Describe, Description, Progress};
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
+use tokio::sync::watch;
 
 /// Time for an agent to describe itself.
 pub const DESCRIBE_DEADLINE: Duration = Duration::from_secs(5);
@@ -44,15 +45,38 @@ pub struct Connected {
 #[derive(Debug, Default)]
 pub struct Fleet {
     agents: RwLock<BTreeMap<Member, Connected>>,
+    /// Counts arrivals.
+    arrivals: watch::Sender<u64>,
 }
 
 impl Fleet {
     /// A new control connection of `member`; one that stood before is closed: the agent has restarted.
     pub fn join(&self, member: Member, connection: Connection, build: String, now_millis: u64) {
         let agent = Connected { connection, build, since_millis: now_millis, description: None };
-        if let Some(old) = self.agents.write().expect("fleet").insert(member, agent) {
+        let old = self.agents.write().expect("fleet").insert(member, agent);
+        if let Some(old) = old {
             old.connection.close(quinn::VarInt::from_u32(ErrorKind::Conflict.code()), b"the agent connected again");
         }
+        self.arrivals.send_modify(|n| *n += 1);
+    }
+
+    /// Whether the connection of `member` stands.
+    pub fn is_connected(&self, member: &Member) -> bool {
+        let agents = self.agents.read().expect("fleet");
+        agents.get(member).is_some_and(|a| a.connection.close_reason().is_none())
+    }
+
+    /// Waits until all `members` are connected; `Retry`, naming those that are away, after `patience`.
+    pub async fn wait_for(&self, members: &[Member], patience: Duration) -> Result<()> {
+        let mut arrivals = self.arrivals.subscribe();
+        let all_there = arrivals.wait_for(|_| members.iter().all(|m| self.is_connected(m)));
+        // The sender lives as long as the fleet.
+        let waited = tokio::time::timeout(patience, all_there).await.map(drop);
+        waited.map_err(|_| {
+            let away: Vec<_> =
+                members.iter().filter(|m| !self.is_connected(m)).map(|m| format!("node {m}")).collect();
+            Error::retry(format!("{} has not connected for {} s", away.join(", "), patience.as_secs()))
+        })
     }
 
     /// The connection has ended.

@@ -77,15 +77,16 @@ impl Ingest {
         Self { repository, jobs: Mutex::default(), memory: Arc::new(Semaphore::new(grants)) }
     }
 
-    /// Opens a job for its nodes; parts of unknown jobs are refused.
+    /// Opens a job for its nodes; parts of unknown jobs are refused. `stored` are parts that an earlier coordinator has
+    /// stored for it.
     pub fn open(
         &self,
         job: JobId,
         cluster: &ClusterName,
-        epoch: u64,
-        cut: Timestamp,
-        parent: Hash,
+        (cut, parent): (Timestamp, Hash),
         nodes: HashMap<NodeName, IngestNode>,
+        recorder: JobRecorder,
+        stored: Vec<PartEntry>,
     ) -> Arc<IngestJob> {
         let scope = self.repository.draw();
         if parent != Hash::ZERO {
@@ -95,11 +96,12 @@ impl Ingest {
             repository: self.repository.clone(),
             cluster: cluster.clone(),
             cut,
+            parent,
             nodes,
             packs: PackSet::new(self.repository.store(), cluster, &scope),
             scope,
-            recorder: tokio::sync::Mutex::new(JobRecorder::new(&self.repository, cluster, job, epoch, cut, parent)),
-            state: Mutex::default(),
+            recorder: tokio::sync::Mutex::new(recorder),
+            state: Mutex::new(Parts::stored(stored, cut)),
             under_way: watch::Sender::new(0),
         });
         let _ = self.jobs.lock().expect("jobs").insert(job, opened.clone());
@@ -179,6 +181,7 @@ pub struct IngestJob {
     repository: Repository,
     cluster: ClusterName,
     cut: Timestamp,
+    parent: Hash,
     nodes: HashMap<NodeName, IngestNode>,
     packs: PackSet,
     scope: Arc<Scope>,
@@ -203,6 +206,19 @@ struct Parts {
     received: BTreeMap<(u16, PartKey), Received>,
     /// Those that no job record lists yet.
     waiting: Vec<(PartEntry, oneshot::Sender<()>)>,
+}
+
+impl Parts {
+    /// Parts that job records list; all are durable.
+    fn stored(entries: Vec<PartEntry>, cut: Timestamp) -> Self {
+        let received = entries.into_iter().map(|entry| {
+            let added = entry.runs.last().filter(|r| r.at == cut);
+            let kind = if entry.runs.len() == 1 { ReceivedKind::Full } else { ReceivedKind::Delta };
+            let new_bytes = added.map_or(0, RunEntry::stored_bytes);
+            ((entry.node, (entry.region, entry.lower.clone())), Received { entry, new_bytes, kind })
+        });
+        Self { received: received.collect(), waiting: Vec::new() }
+    }
 }
 
 impl IngestJob {
@@ -346,7 +362,7 @@ impl IngestJob {
             .map(|(p, _)| p.clone())
             .collect();
         if !with_runs.is_empty() {
-            recorder.write(with_runs).await?;
+            recorder.parts(self.cut, self.parent, with_runs).await?;
         }
         for (_, ack) in ready {
             // An agent that went away learns from the next attempt.
@@ -373,6 +389,16 @@ impl IngestJob {
     pub fn received_of(&self, number: u16) -> Vec<PartKey> {
         let state = self.state.lock().expect("parts");
         state.received.keys().filter(|(n, _)| *n == number).map(|(_, key)| key.clone()).collect()
+    }
+
+    /// Where parts of a node end although nothing that was received begins there: their regions go on from there.
+    pub fn rest_of(&self, number: u16) -> Vec<PartKey> {
+        let state = self.state.lock().expect("parts");
+        let own = state.received.iter().filter(|((n, _), _)| *n == number);
+        own.filter(|(_, r)| !r.entry.upper.is_empty())
+            .map(|((_, (region, _)), r)| (*region, r.entry.upper.clone()))
+            .filter(|next| !state.received.contains_key(&(number, next.clone())))
+            .collect()
     }
 
     /// Everything received, ascending by node and place.

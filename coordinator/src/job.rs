@@ -213,27 +213,17 @@ impl Jobs {
                 "cluster {cluster} is busy with job {other}: wait for it or cancel it"
             )));
         }
-        let info = JobInfo {
-            id: JobId(rand::random()),
-            kind,
-            cluster: cluster.clone(),
-            state: JobState::Running,
-            phase: "starting".into(),
-            started_millis: now_millis,
-            finished_millis: None,
-            progress: JobProgress::default(),
-            error: None,
-            result: None,
-        };
-        let id = info.id;
-        let (sender, _) = watch::channel(info);
-        let job = Arc::new(Job { info: sender, counts: Mutex::default(), cancel: CancellationToken::new() });
-        if exclusive {
-            let _ = inner.busy.insert(cluster.clone(), id);
-        }
-        let _ = inner.jobs.insert((now_millis, id), job.clone());
-        inner.forget_old();
-        Ok(job)
+        Ok(inner.enter(JobId(rand::random()), kind, cluster, exclusive, now_millis))
+    }
+
+    /// Goes on with a job that another coordinator began at `started_millis`; it is exclusive.
+    pub fn adopt(&self, id: JobId, kind: JobKind, cluster: &ClusterName, started_millis: u64) -> Arc<Job> {
+        self.inner.lock().expect("jobs").enter(id, kind, cluster, true, started_millis)
+    }
+
+    /// Whether the job runs here.
+    pub fn is_running(&self, id: &JobId) -> bool {
+        self.get(id).is_ok_and(|j| j.info().state == JobState::Running)
     }
 
     /// Ends a job with what it came to.
@@ -281,6 +271,36 @@ impl Jobs {
 }
 
 impl Inner {
+    fn enter(
+        &mut self,
+        id: JobId,
+        kind: JobKind,
+        cluster: &ClusterName,
+        exclusive: bool,
+        started_millis: u64,
+    ) -> Arc<Job> {
+        let info = JobInfo {
+            id,
+            kind,
+            cluster: cluster.clone(),
+            state: JobState::Running,
+            phase: "starting".into(),
+            started_millis,
+            finished_millis: None,
+            progress: JobProgress::default(),
+            error: None,
+            result: None,
+        };
+        let (sender, _) = watch::channel(info);
+        let job = Arc::new(Job { info: sender, counts: Mutex::default(), cancel: CancellationToken::new() });
+        if exclusive {
+            let _ = self.busy.insert(cluster.clone(), id);
+        }
+        let _ = self.jobs.insert((started_millis, id), job.clone());
+        self.forget_old();
+        job
+    }
+
     fn forget_old(&mut self) {
         let ended: Vec<_> =
             self.jobs.iter().filter(|(_, j)| j.info.borrow().state != JobState::Running).map(|(k, _)| *k).collect();

@@ -21,8 +21,10 @@ pub mod kv;
 pub mod listener;
 pub mod part;
 pub mod pki;
+pub mod recover;
 pub mod repository;
 pub mod serve;
+pub mod settle;
 
 /// This build, as told in a hello.
 pub const BUILD: &str = concat!("tidemark ", env!("CARGO_PKG_VERSION"));

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Shared;
 use crate::fleet::Member;
 use crate::repository::Ledger;
+use crate::settle;
 
 /// A connected agent is asked this often how it stands.
 const DESCRIBE_EVERY: Duration = Duration::from_secs(5);
@@ -67,7 +68,11 @@ async fn control(context: Shared, member: Member, accepted: Accepted, shutdown: 
             Ok(seen) => {
                 let by = format!("node {}", member.node);
                 context.history.see(&member.cluster, seen.ledger_number, seen.ledger_hash, by);
-                if std::mem::take(&mut first)
+                let first = std::mem::take(&mut first);
+                if first {
+                    drop(tokio::spawn(settle::on_connect(context.clone(), member.clone())));
+                }
+                if first
                     && seen.ledger_number > 0
                     && let Err(e) = check_history(&context, &member).await
                 {

@@ -29,7 +29,7 @@ pub use ledger::{BackupRecord, Condemned, Ledger, Recorded};
 pub use manifest::{ManifestWriter, Written, read_page, read_root};
 pub use pack::{PackKind, PackSet};
 pub use pages::{Manifest, PageRead};
-pub use record::{JobRecorder, read_job_record};
+pub use record::{JobRecorder, Record, read_job, read_job_record};
 pub use store::{Store, StoreConfig, StoreOptions};
 
 /// An open repository.

@@ -1,6 +1,7 @@
 //! Stored formats. Every object is an [`envelope`]; where it lies is said in [`paths`].
 
 pub mod envelope;
+pub mod job;
 pub mod ledger;
 pub mod manifest;
 pub mod paths;

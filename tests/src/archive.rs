@@ -118,7 +118,7 @@ impl Maker {
     async fn backup(&mut self, number: u64, state: &Slotted, changes: &Changes, kind: PackKind) -> Backup {
         let (job, cut) = (JobId::from_u128(u128::from(number) << 64 | 0xabc), Timestamp(number << 20));
         let scope = self.repository.draw();
-        let mut recorder = JobRecorder::new(&self.repository, &cluster(), job, 2, cut, self.parent);
+        let mut recorder = JobRecorder::new(&self.repository, &cluster(), job, 2, 0);
         let mut parts = Vec::new();
         for half in 0..2u16 {
             // A set of packs for each half, so that there are two of each kind to be swapped.
@@ -129,7 +129,7 @@ impl Maker {
                 stored.push(self.part(region, cut, state, changes, &packs, kind).await.expect("part"));
             }
             packs.flush().await.expect("packs");
-            recorder.write(stored.clone()).await.expect("job record");
+            recorder.parts(cut, self.parent, stored.clone()).await.expect("job record");
             parts.extend(stored);
         }
         self.parts.clone_from(&parts);

@@ -6,13 +6,14 @@ use std::time::Duration;
 use tidemark_common::transport::FrameReader;
 use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::wire::control::{
-    CommandHead, Describe, Description, Done, Hold, Release, Released, RestoreAbort, RestoreBegin, RestoreFinish,
-    RestoreParts, RestoreVerify, Seal, Settle, Upload,
+    CommandHead, Describe, Description, Done, Hold, ListJobs, OpenJobs, Release, Released, RestoreAbort,
+    RestoreBegin, RestoreFinish, RestoreParts, RestoreVerify, Seal, Settle, Upload, UploadRest,
 };
 use tidemark_proto::{Error, Result};
 
 use super::{Reply, body};
 use crate::agent::Agent;
+use crate::engine::job_of_pin;
 use crate::{blocking, restore, upload};
 
 pub(super) async fn dispatch(
@@ -46,12 +47,17 @@ pub(super) async fn dispatch(
             reply.finish(release).await
         }
         Upload::KIND => {
-            let command: Upload = body(reader, header).await?;
-            if let Some(indexes) = &agent.indexes {
-                indexes.begin(job)?;
-            }
-            let (counters, cancel) = (reply.counters(), reply.cancel());
-            reply.finish(upload::run(agent.clone(), head, command, counters, cancel)).await
+            let upload: Upload = body(reader, header).await?;
+            send(agent, head, UploadRest { upload, rest: Vec::new() }, reply).await
+        }
+        UploadRest::KIND => {
+            let command: UploadRest = body(reader, header).await?;
+            send(agent, head, command, reply).await
+        }
+        ListJobs::KIND => {
+            let ListJobs {} = body(reader, header).await?;
+            let agent = agent.clone();
+            reply.finish(blocking(move || open_jobs(&agent))).await
         }
         Settle::KIND => {
             let settle: Settle = body(reader, header).await?;
@@ -80,6 +86,23 @@ pub(super) async fn dispatch(
         }
         other => Err(Error::unsupported(format!("command {other} is newer than this agent ({})", crate::BUILD))),
     }
+}
+
+async fn send(agent: &Arc<Agent>, head: CommandHead, command: UploadRest, reply: &mut Reply) -> Result<()> {
+    if let Some(indexes) = &agent.indexes {
+        indexes.begin(head.job)?;
+    }
+    let (counters, cancel) = (reply.counters(), reply.cancel());
+    reply.finish(upload::run(agent.clone(), head, command, counters, cancel)).await
+}
+
+/// What jobs left here that only their end takes away.
+fn open_jobs(agent: &Agent) -> Result<OpenJobs> {
+    let mut backups: Vec<_> = agent.engine.pins()?.iter().filter_map(|(name, _)| job_of_pin(name)).collect();
+    backups.extend(agent.indexes.iter().flat_map(|i| i.jobs()));
+    backups.sort_unstable();
+    backups.dedup();
+    Ok(OpenJobs { backups, restores: agent.engine.restoring()?.into_iter().collect() })
 }
 
 async fn describe(agent: Arc<Agent>) -> Result<Description> {

@@ -311,6 +311,13 @@ impl Engine for Embedded {
         Ok(self.generation()?.pins(self.shared.hlc.wall_millis()))
     }
 
+    fn restoring(&self) -> Result<Option<JobId>> {
+        Ok(match self.shared.gate.lock().mode {
+            Mode::Restoring(job) => Some(job),
+            _ => None,
+        })
+    }
+
     fn snapshot(&self, at: Timestamp) -> Result<Box<dyn Snapshot>> {
         Ok(Box::new(self.view(Some(at))?))
     }

@@ -287,6 +287,10 @@ impl Engine for Memory {
         Ok(state.pins.iter().filter(|(_, (_, end))| *end > now).map(|(n, (at, _))| (n.clone(), *at)).collect())
     }
 
+    fn restoring(&self) -> Result<Option<JobId>> {
+        Ok(self.lock().staging.as_ref().map(|s| s.job))
+    }
+
     fn snapshot(&self, at: Timestamp) -> Result<Box<dyn Snapshot>> {
         Ok(Box::new(self.view(Some(at))?))
     }

@@ -55,8 +55,14 @@ fn method(agent: &Agent, parent: &PartParent, since: Option<Timestamp>) -> Metho
     }
 }
 
-/// The parts of `command`, those with a usable parent as deltas.
-pub(super) fn plan(agent: &Agent, head: &CommandHead, command: &Upload) -> Result<Vec<PlannedPart>> {
+/// The parts of `command`, those with a usable parent as deltas. `rest` names where parts that an earlier attempt has
+/// stored end although no parent part begins there: the region goes on from there.
+pub(super) fn plan(
+    agent: &Agent,
+    head: &CommandHead,
+    command: &Upload,
+    rest: &[(u16, Vec<u8>)],
+) -> Result<Vec<PlannedPart>> {
     let map = RegionMap::new(command.slots_per_region)?;
     if !command.slots.is_canonical() || command.parents.iter().any(|p| !p.slots.is_canonical()) {
         return Err(Error::request("upload: a slot set is not in order"));
@@ -73,7 +79,18 @@ pub(super) fn plan(agent: &Agent, head: &CommandHead, command: &Upload) -> Resul
         }
         let parents: Vec<&PartParent> =
             command.parents.iter().filter(|p| p.region == region && p.slots == slots).collect();
-        if same && covers(&parents) {
+        let covered = same && covers(&parents);
+        for (_, lower) in rest.iter().filter(|(r, _)| *r == region) {
+            // A part that was written anew and cut short by its size goes on up to where its parent ended.
+            let ends = parents.iter().map(|p| &p.lower).filter(|l| covered && *l >= lower).min();
+            if ends == Some(lower) {
+                continue;
+            }
+            let (slots, upper) = (slots.clone(), ends.cloned().unwrap_or_default());
+            let range = ScanRange { slots, lower: lower.clone(), upper };
+            parts.push(PlannedPart::new(agent, head, region, range, Method::Full));
+        }
+        if covered {
             parts.extend(parents.into_iter().map(|p| {
                 let range = ScanRange { slots: slots.clone(), lower: p.lower.clone(), upper: p.upper.clone() };
                 PlannedPart::new(agent, head, region, range, method(agent, p, since))

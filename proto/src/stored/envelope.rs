@@ -37,6 +37,16 @@ pub enum ObjectKind {
     JobRecord = 8,
     /// A log segment.
     Segment = 9,
+    /// A backup job has begun.
+    BackupBegun = 10,
+    /// The cut of a backup holds.
+    BackupCut = 11,
+    /// A restore is about to touch its targets.
+    RestoreBegun = 16,
+    /// A restore switches.
+    RestoreSwitching = 17,
+    /// A restore is over.
+    RestoreEnded = 18,
 }
 
 impl ObjectKind {
@@ -52,8 +62,18 @@ impl ObjectKind {
             Self::Pack => "pack",
             Self::JobRecord => "job record",
             Self::Segment => "log segment",
+            Self::BackupBegun => "begin of a backup",
+            Self::BackupCut => "cut of a backup",
+            Self::RestoreBegun => "begin of a restore",
+            Self::RestoreSwitching => "switch of a restore",
+            Self::RestoreEnded => "end of a restore",
         }
     }
+}
+
+/// The number of the kind in the header of `bytes`; 0 when there is none. Nothing is checked: that is [`unwrap`]'s work.
+pub fn kind_of(bytes: &[u8]) -> u8 {
+    bytes.get(4).copied().unwrap_or(0)
 }
 
 /// The first bytes of an object.

@@ -67,7 +67,12 @@ pub fn jobs_dir(cluster: &ClusterName) -> String {
 
 /// A revision of a job record.
 pub fn job(cluster: &ClusterName, id: &JobId, revision: u64) -> String {
-    format!("{}/{id}/{revision:0DIGITS$}", jobs_dir(cluster))
+    format!("{}/{revision:0DIGITS$}", job_dir(cluster, id))
+}
+
+/// Folder of a job's record.
+pub fn job_dir(cluster: &ClusterName, id: &JobId) -> String {
+    format!("{}/{id}", jobs_dir(cluster))
 }
 
 /// The job whose record a key of [`job`] is.

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::envelope::{self, ObjectKind};
-use super::{ledger, manifest, repository, run};
+use super::{job, ledger, manifest, repository, run};
 use crate::frame::{self, Header};
 use crate::hash::{Hash, SetDigest};
 use crate::id::{ClusterName, Incarnation, JobId, NodeName, PackId, RepositoryId};
@@ -269,4 +269,40 @@ proptest! {
         let end = cut.map_or(bytes.len(), |c| c.index(bytes.len()));
         decode_all(&bytes[..end]);
     }
+}
+
+#[test]
+fn golden_bytes_of_job_records() {
+    let id = JobId::from_u128(6);
+    let name = |n: &str| NodeName::new(n).unwrap();
+    let begun = job::BackupBegun { job: id, epoch: 9, started_millis: 1_700_000_000_000, manual: 1 };
+    object!("backup-begun", ObjectKind::BackupBegun, job::VERSION, begun);
+    let cut = job::BackupCut {
+        job: id,
+        engine: "embedded".into(),
+        slots_per_region: 64,
+        cut: Timestamp(1 << 50),
+        attempt: 2,
+        parent: Hash::of(b"parent"),
+        nodes: root().nodes,
+    };
+    object!("backup-cut", ObjectKind::BackupCut, job::VERSION, cut);
+    let begun = job::RestoreBegun {
+        job: id,
+        epoch: 9,
+        started_millis: 1_700_000_000_000,
+        source: cluster(),
+        backup: JobId::from_u128(7),
+        in_place: 1,
+        salvage: 0,
+        keys: vec!["user:*".into()],
+        targets: vec![name("n1"), name("n2")],
+    };
+    object!("restore-begun", ObjectKind::RestoreBegun, job::VERSION, begun);
+    let expect = SetDigest { count: 3, low: 4, high: 5 };
+    let target = job::SwitchTarget { node: name("n1"), slots: SlotSet::range(0, 5460), expect };
+    let switching = job::RestoreSwitching { job: id, at: Timestamp(1 << 50), targets: vec![target] };
+    object!("restore-switching", ObjectKind::RestoreSwitching, job::VERSION, switching);
+    let ended = job::RestoreEnded { job: id, at_millis: 1_700_000_000_001, reason: "node n1 is away".into() };
+    object!("restore-ended", ObjectKind::RestoreEnded, job::VERSION, ended);
 }

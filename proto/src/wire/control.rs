@@ -36,6 +36,9 @@ crate::messages! {
     41 => v1::Failure, v 1;
     42 => v1::RestoreVerify, v 1;
     43 => v1::RestoreVerified, v 1;
+    44 => v1::UploadRest, v 1;
+    45 => v1::ListJobs, v 1;
+    46 => v1::OpenJobs, v 1;
 }
 
 #[cfg(test)]

@@ -50,9 +50,9 @@ const KEPT: usize = 7;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_days_of_which_seven_are_kept_leave_little_that_is_dead() {
-    // As many parts as a store of some hundred GiB has, so that their lives spread as they do there.
+    // Few enough parts that each changes every day, as parts of a GiB of which 1 % changes do.
     let spec =
-        CoordinatorSpec { sections: "[backup]\nslots_per_region = 128".into(), ..CoordinatorSpec::default() };
+        CoordinatorSpec { sections: "[backup]\nslots_per_region = 1024".into(), ..CoordinatorSpec::default() };
     let mut fleet = Fleet::start_with(spec).await;
     fleet.add_cluster("orders", 2).await;
     let router = fleet.router("orders", 2).await;

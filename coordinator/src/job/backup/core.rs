@@ -170,6 +170,14 @@ impl Core {
         }
     }
 
+    /// A job whose cut holds already: another coordinator took it. [`Event::Start`] goes on with the uploads.
+    pub fn resumed(settings: Settings, cut: Cut) -> Self {
+        let mut core = Self::new(settings);
+        (core.at, core.attempt) = (cut.at, cut.attempt);
+        core.cut = Some(cut);
+        core
+    }
+
     /// The cut, once it holds.
     pub fn cut(&self) -> Option<&Cut> {
         self.cut.as_ref()
@@ -248,7 +256,16 @@ impl Core {
         if self.nodes.is_empty() {
             return self.finish(Err(Error::conflict("no node of the cluster is connected")));
         }
-        self.everyone(Phase::Describing, Action::Describe)
+        match self.cut.clone() {
+            None => self.everyone(Phase::Describing, Action::Describe),
+            Some(cut) => self.upload(cut),
+        }
+    }
+
+    fn upload(&mut self, cut: Cut) -> Vec<Action> {
+        let mut actions = vec![Action::CutDone(Box::new(cut))];
+        actions.extend(self.everyone(Phase::Uploading, Action::Upload));
+        actions
     }
 
     fn cancel(&mut self) -> Vec<Action> {
@@ -332,9 +349,7 @@ impl Core {
         };
         let cut = Cut { at: self.at, attempt: self.attempt, nodes };
         self.cut = Some(cut.clone());
-        let mut actions = vec![Action::CutDone(Box::new(cut))];
-        actions.extend(self.everyone(Phase::Uploading, Action::Upload));
-        actions
+        self.upload(cut)
     }
 
     fn then(&mut self, result: Result<()>, phase: Phase, action: Action) -> Vec<Action> {

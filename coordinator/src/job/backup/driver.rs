@@ -7,8 +7,10 @@ use std::time::Duration;
 use tidemark_proto::frame::Message;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
+use tidemark_proto::stored::job::{BackupBegun, BackupCut};
 use tidemark_proto::stored::ledger::{Body, Policy};
-use tidemark_proto::wire::control::{Done, Hold, Release, Seal, Settle, Upload, Uploaded};
+use tidemark_proto::stored::manifest::PartEntry;
+use tidemark_proto::wire::control::{Done, Hold, Release, Seal, Settle, Upload, UploadRest, Uploaded};
 use tidemark_proto::{ClusterName, Error, ErrorKind, Incarnation, NodeName, Result, Timestamp};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
@@ -16,12 +18,12 @@ use tokio::task::JoinSet;
 use super::core::{Action, Core, Cut, Event, Settings};
 use super::manifest::{Committed, Draft};
 use super::parents::Parent;
-use super::prepare::{prepare, record_failure};
+use super::prepare::{Prepared, prepare, record_failure};
 use crate::context::Shared;
 use crate::fleet::Member;
 use crate::ingest::{IngestJob, IngestNode};
 use crate::job::Job;
-use crate::repository::Ledger;
+use crate::repository::{JobRecorder, Ledger, Record};
 
 /// Time for a step of the cut beside its budget.
 const CUT_DEADLINE: Duration = Duration::from_secs(5);
@@ -43,7 +45,7 @@ pub struct BackupRequest {
     pub manual: bool,
 }
 
-struct Driver {
+pub(super) struct Driver {
     context: Shared,
     job: Arc<Job>,
     id: JobId,
@@ -55,6 +57,10 @@ struct Driver {
     ingest: std::sync::OnceLock<Arc<IngestJob>>,
     read_bytes: std::sync::atomic::AtomicU64,
     committed: std::sync::OnceLock<Committed>,
+    /// Taken when the ingest begins.
+    recorder: Mutex<Option<JobRecorder>>,
+    /// Parts that an earlier coordinator stored for this job.
+    stored: std::sync::Mutex<Vec<PartEntry>>,
 }
 
 /// Runs a backup job to its end; the answer is what the job came to.
@@ -76,29 +82,60 @@ pub async fn run(context: Shared, job: Arc<Job>, request: BackupRequest) -> Resu
             return Err(e);
         }
     };
-    let manual = request.manual;
-    let driver = Arc::new(Driver {
-        context: context.clone(),
-        job,
-        id,
-        request,
-        nodes: prepared.nodes,
-        policy: prepared.policy,
-        parent: prepared.parent,
-        ledger: Mutex::new(ledger),
-        ingest: Default::default(),
-        read_bytes: Default::default(),
-        committed: Default::default(),
-    });
-    let result = driver.clone().drive().await;
-    context.ingest.close(&id);
-    if let Err(e) = &result {
-        let _ = record_failure(&context, &mut *driver.ledger.lock().await, (id, started), manual, e).await;
+    let mut recorder = JobRecorder::new(&context.repository, &request.cluster, id, context.epoch, 0);
+    let manual = u8::from(request.manual);
+    let begun = BackupBegun { job: id, epoch: context.epoch, started_millis: started, manual };
+    if let Err(e) = recorder.write(&Record::BackupBegun(begun)).await {
+        let _ = record_failure(&context, &mut ledger, (id, started), request.manual, &e).await;
+        return Err(e);
     }
-    result
+    let driver = Driver::new(context, job, request, prepared, ledger, recorder, Vec::new());
+    driver.to_its_end(Core::new).await
 }
 
 impl Driver {
+    pub(super) fn new(
+        context: Shared,
+        job: Arc<Job>,
+        request: BackupRequest,
+        prepared: Prepared,
+        ledger: Ledger,
+        recorder: JobRecorder,
+        stored: Vec<PartEntry>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            context,
+            id: job.id(),
+            job,
+            request,
+            nodes: prepared.nodes,
+            policy: prepared.policy,
+            parent: prepared.parent,
+            ledger: Mutex::new(ledger),
+            ingest: Default::default(),
+            read_bytes: Default::default(),
+            committed: Default::default(),
+            recorder: Mutex::new(Some(recorder)),
+            stored: std::sync::Mutex::new(stored),
+        })
+    }
+
+    /// Runs the job with the core that `core` makes.
+    pub(super) async fn to_its_end(
+        self: Arc<Self>,
+        core: impl FnOnce(Settings) -> Core,
+    ) -> Result<serde_json::Value> {
+        let core = core(self.settings(&*self.ledger.lock().await));
+        let result = self.clone().drive(core).await;
+        self.context.ingest.close(&self.id);
+        if let Err(e) = &result {
+            let job = (self.id, self.job.info().started_millis);
+            let _ =
+                record_failure(&self.context, &mut *self.ledger.lock().await, job, self.request.manual, e).await;
+        }
+        result
+    }
+
     fn settings(&self, ledger: &Ledger) -> Settings {
         let config = &self.context.config.backup;
         Settings {
@@ -111,9 +148,7 @@ impl Driver {
         }
     }
 
-    async fn drive(self: Arc<Self>) -> Result<serde_json::Value> {
-        let settings = self.settings(&*self.ledger.lock().await);
-        let mut core = Core::new(settings);
+    async fn drive(self: Arc<Self>, mut core: Core) -> Result<serde_json::Value> {
         let (send, mut events) = mpsc::channel::<Event>(self.nodes.len() * 2 + 8);
         let mut tasks = JoinSet::new();
         let mut todo = core.step(Event::Start, self.context.clock.now());
@@ -121,7 +156,12 @@ impl Driver {
             self.job.update(|i| core.phase_name().clone_into(&mut i.phase));
             for action in std::mem::take(&mut todo) {
                 match action {
-                    Action::CutDone(cut) => self.begin_ingest(&cut),
+                    Action::CutDone(cut) => {
+                        if let Err(e) = self.begin_ingest(&cut).await {
+                            // As if the first node could not send: the core ends the job by its rules.
+                            let _ = send.send(Event::Uploaded(0, Err(e))).await;
+                        }
+                    }
                     Action::Settle(committed) => {
                         // Uploads that still run end with their tasks; the nodes are told after that.
                         tasks.shutdown().await;
@@ -207,7 +247,26 @@ impl Driver {
         self.parent.as_ref().map_or(Hash::ZERO, |p| p.hash)
     }
 
-    fn begin_ingest(&self, cut: &Cut) {
+    /// Makes the cut durable, so that another coordinator can go on from it, and opens the ingest.
+    async fn begin_ingest(&self, cut: &Cut) -> Result<()> {
+        let mut recorder =
+            self.recorder.lock().await.take().ok_or_else(|| Error::bug("a second cut in one backup"))?;
+        let stored = std::mem::take(&mut *self.stored.lock().expect("stored"));
+        let resumed = recorder.revision() > 1;
+        if !resumed {
+            let nodes = super::manifest::node_entries(&self.nodes, &self.engine_versions(), cut);
+            recorder
+                .write(&Record::BackupCut(BackupCut {
+                    job: self.id,
+                    engine: self.policy.engine.clone(),
+                    slots_per_region: self.policy.slots_per_region,
+                    cut: cut.at,
+                    attempt: cut.attempt,
+                    parent: self.parent_hash(),
+                    nodes,
+                }))
+                .await?;
+        }
         let node = |n: usize| {
             let parents = self.parent.as_ref().and_then(|p| Some((p, p.node(self.nodes[n].as_str())?)));
             let parents = parents.map(|(parent, number)| {
@@ -219,10 +278,25 @@ impl Driver {
         };
         let nodes: HashMap<_, _> = self.nodes.iter().enumerate().map(|(n, name)| (name.clone(), node(n))).collect();
         let (context, cluster) = (&self.context, &self.request.cluster);
-        let job = context.ingest.open(self.id, cluster, context.epoch, cut.at, self.parent_hash(), nodes);
+        let of = (cut.at, self.parent_hash());
+        let job = context.ingest.open(self.id, cluster, of, nodes, recorder, stored);
         let _ = self.ingest.set(job);
         let total = self.parent.as_ref().map_or(0, |p| p.root.totals.parts);
         self.job.update(|i| i.progress.total_parts = total);
+        Ok(())
+    }
+
+    fn engine_versions(&self) -> Vec<String> {
+        let known: HashMap<_, _> = self.context.fleet.members(Some(&self.request.cluster)).into_iter().collect();
+        let version = |name: &NodeName| {
+            let member = Member { cluster: self.request.cluster.clone(), node: name.clone() };
+            known
+                .get(&member)
+                .and_then(|c| c.description.as_ref())
+                .map(|d| d.engine_version.clone())
+                .unwrap_or_default()
+        };
+        self.nodes.iter().map(version).collect()
     }
 
     async fn upload(&self, n: usize, cut: &Cut) -> Result<()> {
@@ -241,13 +315,15 @@ impl Driver {
             concurrency: self.context.config.backup.agent_concurrency,
             stored: Vec::new(),
         };
+        let member = self.member(n);
         for attempt in 1.. {
+            // One that is away may come back: it has the cut pinned.
+            self.context
+                .fleet
+                .wait_for(std::slice::from_ref(&member), self.context.config.backup.patience())
+                .await?;
             command.stored = ingest.received_of(n as u16);
-            let head = self.context.head(self.id, attempt);
-            let report = |p| self.job.progress_of(&self.nodes[n], p);
-            let sent: Result<Uploaded> =
-                self.context.fleet.command(&self.member(n), head, &command, UPLOAD_DEADLINE, report).await;
-            match sent {
+            match self.send(&member, attempt, &command, ingest.rest_of(n as u16)).await {
                 Ok(done) => {
                     let _ = self.read_bytes.fetch_add(done.bytes_read, std::sync::atomic::Ordering::Relaxed);
                     return Ok(());
@@ -262,6 +338,22 @@ impl Driver {
         unreachable!("the last attempt returns")
     }
 
+    async fn send(
+        &self,
+        member: &Member,
+        attempt: u32,
+        upload: &Upload,
+        rest: Vec<(u16, Vec<u8>)>,
+    ) -> Result<Uploaded> {
+        let (fleet, head) = (&self.context.fleet, self.context.head(self.id, attempt));
+        let report = |p| self.job.progress_of(&member.node, p);
+        if rest.is_empty() {
+            return fleet.command(member, head, upload, UPLOAD_DEADLINE, report).await;
+        }
+        let upload = UploadRest { upload: upload.clone(), rest };
+        fleet.command(member, head, &upload, UPLOAD_DEADLINE, report).await
+    }
+
     async fn commit(&self, cut: &Cut) -> Result<()> {
         let ingest = self.ingest.get().ok_or_else(|| Error::bug("committing before the cut"))?;
         let mut ledger = self.ledger.lock().await;
@@ -269,21 +361,12 @@ impl Driver {
             let body = Body::Policy(self.policy.clone());
             let _ = ledger.append(self.context.epoch, self.context.now_millis(), &body, |_| Ok(())).await?;
         }
-        let known: HashMap<_, _> = self.context.fleet.members(Some(&self.request.cluster)).into_iter().collect();
-        let version = |name: &NodeName| {
-            let member = Member { cluster: self.request.cluster.clone(), node: name.clone() };
-            known
-                .get(&member)
-                .and_then(|c| c.description.as_ref())
-                .map(|d| d.engine_version.clone())
-                .unwrap_or_default()
-        };
         let draft = Draft {
             context: &self.context,
             cluster: &self.request.cluster,
             job: self.id,
             engine: self.policy.engine.clone(),
-            engine_versions: self.nodes.iter().map(version).collect(),
+            engine_versions: self.engine_versions(),
             nodes: &self.nodes,
             cut,
             started_millis: self.job.info().started_millis,

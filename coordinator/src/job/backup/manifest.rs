@@ -107,19 +107,7 @@ impl Draft<'_> {
     }
 
     fn root(&self, totals: Totals) -> Root {
-        let nodes = self.nodes.iter().zip(&self.engine_versions).zip(&self.cut.nodes);
-        let nodes = nodes
-            .map(|((node, version), cut)| NodeEntry {
-                node: node.clone(),
-                incarnation: cut.held.incarnation,
-                engine_version: version.clone(),
-                held: cut.held.clone(),
-                sealed: cut.sealed.clone(),
-                released: cut.released.ownership.clone(),
-                held_micros: cut.released.held_micros,
-                slots: cut.held.ownership.slots.clone(),
-            })
-            .collect();
+        let nodes = node_entries(self.nodes, &self.engine_versions, self.cut);
         Root {
             repository: self.context.repository.id(),
             cluster: self.cluster.clone(),
@@ -137,6 +125,23 @@ impl Draft<'_> {
             totals,
         }
     }
+}
+
+/// The nodes of a cut with their evidence, as manifests and job records keep them.
+pub(super) fn node_entries(nodes: &[NodeName], engine_versions: &[String], cut: &Cut) -> Vec<NodeEntry> {
+    let nodes = nodes.iter().zip(engine_versions).zip(&cut.nodes);
+    nodes
+        .map(|((node, version), cut)| NodeEntry {
+            node: node.clone(),
+            incarnation: cut.held.incarnation,
+            engine_version: version.clone(),
+            held: cut.held.clone(),
+            sealed: cut.sealed.clone(),
+            released: cut.released.ownership.clone(),
+            held_micros: cut.released.held_micros,
+            slots: cut.held.ownership.slots.clone(),
+        })
+        .collect()
 }
 
 fn place(part: &PartEntry) -> (u16, &[u8]) {

@@ -35,7 +35,11 @@ impl Parent {
         ledger: &Ledger,
     ) -> Result<Option<Self>> {
         let Some(newest) = ledger.backups().pop() else { return Ok(None) };
-        let hash = newest.backup.root;
+        Self::read(repository, cluster, newest.backup.root).await.map(Some)
+    }
+
+    /// The backup with this root.
+    pub(super) async fn read(repository: &Repository, cluster: &ClusterName, hash: Hash) -> Result<Self> {
         let root = read_root(repository, cluster, &hash).await?;
         let mut parts = BTreeMap::new();
         for page in &root.pages {
@@ -44,7 +48,7 @@ impl Parent {
                 let _ = parts.insert((part.node, (part.region, part.lower.clone())), (part, part_hash));
             }
         }
-        Ok(Some(Self { hash, root, parts }))
+        Ok(Self { hash, root, parts })
     }
 
     /// The number of `node` in the parent's root.

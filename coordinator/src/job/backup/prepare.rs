@@ -69,7 +69,7 @@ pub(super) async fn prepare(
 
 /// Writes the failure of a job (its id and start, milliseconds since 1970) into the ledger, so that history tells of it.
 /// Answers false when the ledger says that the job made a backup after all: a write that looked lost had won.
-pub(super) async fn record_failure(
+pub async fn record_failure(
     context: &Context,
     ledger: &mut Ledger,
     (job, started_millis): (JobId, u64),

@@ -8,7 +8,7 @@ use tidemark_proto::{ClusterName, Result};
 
 use super::sweep::Listing;
 use crate::context::Context;
-use crate::repository::{Ledger, Names, read_job_record, read_page, read_root};
+use crate::repository::{Ledger, Names, Record, read_job_record, read_page, read_root};
 
 /// What must stay.
 #[derive(Debug, Default)]
@@ -65,15 +65,21 @@ impl Live {
             if ledger.is_settled(*job) {
                 continue;
             }
-            let _ = self.open_jobs.insert(*job);
+            let (mut parts, mut ended) = (Vec::new(), false);
             for (path, _) in records {
-                let Some(record) = read_job_record(&context.repository, cluster, path).await? else { continue };
-                let _ = builds_on.insert(record.parent);
-                for extent in
-                    record.parts.iter().flat_map(|p| &p.runs).flat_map(|r| r.extents.iter().chain([&r.index]))
-                {
-                    *self.packs.entry(extent.pack).or_default() += extent.len;
+                match read_job_record(&context.repository, cluster, path).await? {
+                    Some(Record::BackupCut(cut)) => drop(builds_on.insert(cut.parent)),
+                    Some(Record::Parts(stored)) => parts.extend(stored.parts),
+                    Some(Record::RestoreEnded(_)) => ended = true,
+                    _ => {}
                 }
+            }
+            if ended {
+                continue;
+            }
+            let _ = self.open_jobs.insert(*job);
+            for extent in parts.iter().flat_map(|p| &p.runs).flat_map(|r| r.extents.iter().chain([&r.index])) {
+                *self.packs.entry(extent.pack).or_default() += extent.len;
             }
         }
         Ok(())

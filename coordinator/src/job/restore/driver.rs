@@ -8,36 +8,35 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tidemark_proto::id::JobId;
+use tidemark_proto::stored::job::{RestoreBegun, RestoreSwitching, SwitchTarget};
 use tidemark_proto::stored::ledger::{Body, Policy};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::wire::control::{
-    Done, RestoreAbort, RestoreBegin, RestoreFinish, RestoreFinished, RestorePart, RestoreParts, RestorePartsDone,
-    RestoreReady, RestoreVerified, RestoreVerify, RunSource,
+    RestoreBegin, RestoreFinished, RestorePart, RestoreParts, RestorePartsDone, RestoreReady, RestoreVerified,
+    RestoreVerify, RunSource,
 };
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet, Timestamp};
 
-use super::plan::{RestorePlan, Sources};
+use super::plan::{PlanNode, RestorePlan, RestoreRequest, Sources, plan};
 use super::ready::ready;
 use super::share::Batch;
 use super::sums::{Loaded, Sums};
+use super::switch::{BEGIN_DEADLINE, FINISH_DEADLINE, abort_all, end, switch_all};
 use crate::context::Shared;
 use crate::fleet::Member;
 use crate::job::backup::{self, BackupRequest};
 use crate::job::damage::Damage;
 use crate::job::{Job, JobKind};
-use crate::repository::Ledger;
+use crate::repository::{JobRecorder, Ledger, Record};
 use crate::serve::ServeJob;
 
-/// Time for a node to open or drop its staging area.
-const BEGIN_DEADLINE: Duration = Duration::from_secs(60);
 /// Time without a word while parts are loaded before the node counts as silent.
 const LOAD_DEADLINE: Duration = Duration::from_secs(120);
-/// Time for a node to read everything back and switch.
-const FINISH_DEADLINE: Duration = Duration::from_secs(4 * 3600);
 /// Attempts at a node's load; each loads only what is missing.
 const LOAD_ATTEMPTS: u32 = 5;
 /// Wait before the next attempt: an agent that restarts needs a moment.
 const RETRY_WAIT: Duration = Duration::from_secs(2);
+
 struct Driver {
     context: Shared,
     job: Arc<Job>,
@@ -49,19 +48,79 @@ struct Driver {
     sums: Mutex<Sums>,
     source: ClusterName,
     target: ClusterName,
+    recorder: tokio::sync::Mutex<JobRecorder>,
 }
 
 /// Runs a restore job to its end.
-pub async fn run(context: Shared, job: Arc<Job>, mut plan: RestorePlan) -> Result<serde_json::Value> {
+pub async fn run(context: Shared, job: Arc<Job>, plan: RestorePlan) -> Result<serde_json::Value> {
+    let target = plan.request.target.clone().unwrap_or_else(|| plan.request.cluster.clone());
+    let recorder = JobRecorder::new(&context.repository, &target, job.id(), context.epoch, 0);
+    carry_out(context, job, plan, recorder).await
+}
+
+/// Goes on with a restore that another coordinator began: what its nodes have loaded stays.
+pub async fn resume(
+    context: Shared,
+    job: Arc<Job>,
+    begun: RestoreBegun,
+    mut recorder: JobRecorder,
+) -> Result<serde_json::Value> {
+    let target = job.info().cluster;
+    let members: Vec<_> =
+        begun.targets.iter().map(|node| Member { cluster: target.clone(), node: node.clone() }).collect();
+    job.phase("waiting for the nodes");
+    let planned = async {
+        context.fleet.wait_for(&members, context.config.backup.patience()).await?;
+        plan(&context, request_of(&begun, &target)).await
+    };
+    match planned.await {
+        Ok(plan) => carry_out(context, job, plan, recorder).await,
+        Err(e) => {
+            abort_all(&context, &target, job.id(), &begun.targets).await;
+            end(&context, &mut recorder, job.id(), Some(&e)).await;
+            Err(e.context("the restore could not be taken up again; every node is as it was"))
+        }
+    }
+}
+
+fn request_of(begun: &RestoreBegun, target: &ClusterName) -> RestoreRequest {
+    RestoreRequest {
+        cluster: begun.source.clone(),
+        backup: begun.backup.to_string(),
+        target: Some(target.clone()),
+        in_place: begun.in_place != 0,
+        keys: begun.keys.clone(),
+        // It was made before the restore began, or was not wanted.
+        no_safety_backup: true,
+        salvage: begun.salvage != 0,
+    }
+}
+
+async fn carry_out(
+    context: Shared,
+    job: Arc<Job>,
+    mut plan: RestorePlan,
+    mut recorder: JobRecorder,
+) -> Result<serde_json::Value> {
     if !plan.problems.is_empty() {
         return Err(Error::conflict(format!("the restore cannot run: {}", plan.problems.join("; "))));
     }
     let mut sources = plan.sources.take().ok_or_else(|| Error::bug("a plan without its sources"))?;
-    let missing = ready(&job, &plan, &mut sources).await?;
     let source = plan.request.cluster.clone();
     let target = plan.request.target.clone().unwrap_or_else(|| source.clone());
     let id = job.id();
-    let driver = Driver { context, job, id, plan, sources, missing, sums: Mutex::default(), source, target };
+    let missing = match ready(&job, &plan, &mut sources).await {
+        Err(e) if recorder.revision() > 0 => {
+            // Another coordinator had begun it, when the backup was still whole.
+            let nodes: Vec<_> = plan.targets.iter().map(|t| t.node.clone()).collect();
+            abort_all(&context, &target, id, &nodes).await;
+            end(&context, &mut recorder, id, Some(&e)).await;
+            return Err(e);
+        }
+        missing => missing?,
+    };
+    let (sums, recorder) = (Mutex::default(), tokio::sync::Mutex::new(recorder));
+    let driver = Driver { context, job, id, plan, sources, missing, sums, source, target, recorder };
     let serve = ServeJob::new(driver.source.clone(), driver.target.clone());
     driver.context.serve.open(id, serve);
     let result = driver.guarded_restore().await;
@@ -76,8 +135,9 @@ impl Driver {
 
     /// Where present data is replaced it is backed up before any node is touched.
     async fn guarded_restore(&self) -> Result<serde_json::Value> {
-        let replaces = self.plan.targets.iter().any(|t| t.present_records > 0);
-        let safety = if self.plan.request.in_place && replaces { self.make_safe().await? } else { None };
+        let replaces = self.plan.request.in_place && self.plan.targets.iter().any(|t| t.present_records > 0);
+        let begun = self.recorder.lock().await.revision() > 0;
+        let safety = if replaces && !begun { self.make_safe().await? } else { None };
         self.job.reset_progress();
         let mut summary = self.restore().await?;
         if let Err(e) = self.renew_policy().await {
@@ -132,25 +192,62 @@ impl Driver {
             i.progress.total_parts = total;
             i.progress.total_bytes = self.plan.bytes;
         });
-        let loaded = tokio::select! {
-            loaded = self.load_everywhere() => loaded,
-            () = self.job.cancel.cancelled() => Err(Error::cancelled("the restore was cancelled")),
-        };
-        let verified = match loaded.and_then(|l| self.compared().map(|()| l)) {
-            Ok(loaded) => self.verify_everywhere(&loaded).await.map(|()| loaded),
+        let mut recorder = self.recorder.lock().await;
+        if recorder.revision() == 0 {
+            recorder.write(&Record::RestoreBegun(self.begun())).await?;
+        }
+        let ready = self.load_and_verify().await;
+        let ready = match ready {
+            Ok((loaded, switching)) => {
+                let noted = recorder.write(&Record::RestoreSwitching(switching.clone())).await;
+                noted.map(|()| (loaded, switching))
+            }
             Err(e) => Err(e),
         };
-        let loaded = match verified {
-            Ok(loaded) => loaded,
+        let (loaded, switching) = match ready {
+            Ok(ready) => ready,
             Err(e) => {
-                self.abort_everywhere().await;
+                let nodes: Vec<_> = self.plan.targets.iter().map(|t| t.node.clone()).collect();
+                abort_all(&self.context, &self.target, self.id, &nodes).await;
+                end(&self.context, &mut recorder, self.id, Some(&e)).await;
                 return Err(e);
             }
         };
         self.job.phase("switching");
-        let finish = loaded.iter().enumerate().map(|(n, loaded)| self.finish(n, loaded));
-        let finished = futures::future::join_all(finish).await.into_iter().collect::<Result<Vec<_>>>()?;
+        let finished = switch_all(&self.context, &self.target, &switching).await?;
+        end(&self.context, &mut recorder, self.id, None).await;
         Ok(self.summary(&loaded, &finished))
+    }
+
+    fn begun(&self) -> RestoreBegun {
+        RestoreBegun {
+            job: self.id,
+            epoch: self.context.epoch,
+            started_millis: self.job.info().started_millis,
+            source: self.source.clone(),
+            backup: self.plan.backup,
+            in_place: u8::from(self.plan.request.in_place),
+            salvage: u8::from(self.plan.request.salvage),
+            keys: self.plan.request.keys.clone(),
+            targets: self.plan.targets.iter().map(|t| t.node.clone()).collect(),
+        }
+    }
+
+    /// Up to here the restore can be called off; answers what each node will hold.
+    async fn load_and_verify(&self) -> Result<(Vec<Loaded>, RestoreSwitching)> {
+        let loaded = tokio::select! {
+            loaded = self.load_everywhere() => loaded?,
+            () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
+        };
+        self.compared()?;
+        self.verify_everywhere(&loaded).await?;
+        let target = |(t, l): (&PlanNode, &Loaded)| SwitchTarget {
+            node: t.node.clone(),
+            slots: t.slots.clone(),
+            expect: l.digest,
+        };
+        let targets = self.plan.targets.iter().zip(&loaded).map(target).collect();
+        Ok((loaded, RestoreSwitching { job: self.id, at: Timestamp(self.plan.cut), targets }))
     }
 
     async fn load_everywhere(&self) -> Result<Vec<Loaded>> {
@@ -194,9 +291,12 @@ impl Driver {
         loop {
             attempt += 1;
             match self.load_batch(node, batch, attempt).await {
-                Err(e) if e.kind() == ErrorKind::Retry && attempt < LOAD_ATTEMPTS => {
+                // `Conflict`: the agent was started anew and has not opened its staging area again.
+                Err(e) if matches!(e.kind(), ErrorKind::Retry | ErrorKind::Conflict) && attempt < LOAD_ATTEMPTS => {
                     tracing::warn!(attempt, error = %e.report(), "load broke: going on with what is missing");
                     tokio::time::sleep(RETRY_WAIT).await;
+                    let member = self.member(node);
+                    self.context.fleet.wait_for(&[member], self.context.config.backup.patience()).await?;
                     // An agent that has restarted must reopen its staging area first.
                     if let Err(e) = self.begin(node).await {
                         tracing::warn!(error = %e.report(), "the node does not take up the restore yet");
@@ -258,30 +358,6 @@ impl Driver {
             () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
         };
         Ok(())
-    }
-
-    async fn finish(&self, node: usize, loaded: &Loaded) -> Result<RestoreFinished> {
-        let expect = loaded.digest;
-        let head = self.context.head(self.id, 1);
-        self.context
-            .fleet
-            .command(&self.member(node), head, &RestoreFinish { expect }, FINISH_DEADLINE, |_| ())
-            .await
-    }
-
-    async fn abort_everywhere(&self) {
-        let abort = |n: usize| async move {
-            let (member, head) = (self.member(n), self.context.head(self.id, 1));
-            let done = self
-                .context
-                .fleet
-                .command::<_, Done>(&member, head, &RestoreAbort {}, BEGIN_DEADLINE, |_| ())
-                .await;
-            if let Err(e) = done {
-                tracing::error!(error = %e.report(), "a node still holds a staging area and is `restoring`");
-            }
-        };
-        let _ = futures::future::join_all((0..self.plan.targets.len()).map(abort)).await;
     }
 
     fn summary(&self, loaded: &[Loaded], finished: &[RestoreFinished]) -> serde_json::Value {

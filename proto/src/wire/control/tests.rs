@@ -123,3 +123,22 @@ fn secret_keys_are_not_shown() {
     let shown = format!("{run:?}");
     assert!(!shown.contains("171") && !shown.contains("ab"), "{shown}");
 }
+
+#[test]
+fn golden_bytes_of_resumption() {
+    let upload = Upload {
+        at: Timestamp(1 << 50),
+        slots: SlotSet::range(0, 5460),
+        slots_per_region: 64,
+        ingest: "coordinator:7400".into(),
+        parent_at: Timestamp::ZERO,
+        parent_incarnation: Incarnation::from_u128(77),
+        parents: Vec::new(),
+        concurrency: 2,
+        stored: vec![(3, vec![])],
+    };
+    check(FILE, "upload-rest", &UploadRest { upload, rest: vec![(3, vec![0, 192, b'm'])] });
+    check(FILE, "list-jobs", &ListJobs {});
+    let (backups, restores) = (vec![JobId::from_u128(5)], vec![JobId::from_u128(6)]);
+    check(FILE, "open-jobs", &OpenJobs { backups, restores });
+}

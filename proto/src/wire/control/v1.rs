@@ -169,6 +169,28 @@ pub struct Upload {
     pub stored: Vec<(u16, Vec<u8>)>,
 }
 
+/// As [`Upload`], going on in the middle of regions: an earlier attempt has stored their first parts.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct UploadRest {
+    /// What to send.
+    pub upload: Upload,
+    /// Where parts that are stored end and the next one begins: (region, sort key).
+    pub rest: Vec<(u16, Vec<u8>)>,
+}
+
+/// Which jobs are open on the node? Answered with [`OpenJobs`].
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct ListJobs {}
+
+/// Jobs that left something on the node which only their end takes away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct OpenJobs {
+    /// Backups: pins, indexes that wait.
+    pub backups: Vec<JobId>,
+    /// The restore whose staging area is open: at most one.
+    pub restores: Vec<JobId>,
+}
+
 /// All parts are stored.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Uploaded {
