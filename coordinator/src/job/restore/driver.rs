@@ -123,7 +123,7 @@ async fn carry_out(
     let driver = Driver { context, job, id, plan, sources, missing, sums, source, target, recorder };
     let serve = ServeJob::new(driver.source.clone(), driver.target.clone());
     driver.context.serve.open(id, serve);
-    let result = driver.guarded_restore().await;
+    let result = Box::pin(driver.guarded_restore()).await;
     driver.context.serve.close(&id);
     result
 }

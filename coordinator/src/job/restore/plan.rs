@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tidemark_common::glob::KeyFilter;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::Backup;
@@ -211,7 +211,7 @@ pub async fn plan_onto(
         .map(|c| format!("node {} is {}, the backup is of {}", c.node, c.engine, root.engine))
         .collect();
     let packs = Packs::list(manifest.repository(), manifest.cluster()).await?;
-    let found = inspect(&manifest, &packs, Depth::Objects, ALL, None).await?;
+    let found = inspect(&manifest, &packs, Depth::Objects, ALL, None).boxed().await?;
     if !request.salvage {
         found.whole().map_err(|e| refused(&manifest, e))?;
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use tidemark_proto::{Error, Result};
 
 use super::plan::{RestorePlan, Sources, refused};
@@ -20,7 +21,8 @@ pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sour
     let look = async {
         let packs = Packs::list(manifest.repository(), manifest.cluster()).await?;
         inspect(manifest, &packs, depth, ALL, Some(job)).await
-    };
+    }
+    .boxed();
     let found = tokio::select! {
         found = look => found?,
         () = job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
