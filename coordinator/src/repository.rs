@@ -26,7 +26,7 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 pub use drawn::{Names, Scope};
 pub use keyring::{Keyring, MasterKey};
 pub use ledger::{BackupRecord, Condemned, Ledger, Recorded};
-pub use manifest::{ManifestWriter, Written, read_page, read_root};
+pub use manifest::{ManifestWriter, Written, decode_page, decode_root, read_page, read_root};
 pub use pack::{PackKind, PackSet};
 pub use pages::{Manifest, PageRead};
 pub use record::{JobRecorder, Record, read_job, read_job_record};

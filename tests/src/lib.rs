@@ -3,5 +3,6 @@
 pub mod archive;
 pub mod bench;
 pub mod fleet;
+pub mod fuzz;
 pub mod memory_kv;
 pub mod nodes;

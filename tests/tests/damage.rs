@@ -139,7 +139,8 @@ struct Bench {
 
 impl Bench {
     async fn new(encrypted: bool) -> Self {
-        Self { archive: Archive::make(encrypted).await, other: Archive::make(encrypted).await }
+        let make = || Box::pin(Archive::make(encrypted));
+        Self { archive: make().await, other: make().await }
     }
 
     /// Keys that begin so, in order.
@@ -167,7 +168,7 @@ impl Bench {
 }
 
 async fn benches() -> [Bench; 2] {
-    [Bench::new(true).await, Bench::new(false).await]
+    [Box::pin(Bench::new(true)).await, Box::pin(Bench::new(false)).await]
 }
 
 #[tokio::test]
@@ -184,7 +185,8 @@ async fn a_whole_repository_is_whole() {
 
 #[tokio::test]
 async fn description_and_keys() {
-    for (bench, start) in [(Bench::new(true).await, paths::REPOSITORY), (Bench::new(true).await, paths::KEYS)] {
+    for start in [paths::REPOSITORY, paths::KEYS] {
+        let bench = Box::pin(Bench::new(true)).await;
         let key = bench.keys(start).remove(0);
         for blow in BLOWS {
             let twin = bench.other.objects[&key].clone();

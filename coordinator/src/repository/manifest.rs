@@ -9,7 +9,7 @@ use tidemark_proto::id::PackId;
 use tidemark_proto::stored::envelope::ObjectKind;
 use tidemark_proto::stored::manifest::{PAGE_PARTS, Page, PageRef, PartEntry, Root, VERSION};
 use tidemark_proto::stored::paths;
-use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet};
 
 use super::Repository;
 use super::drawn::Scope;
@@ -118,13 +118,34 @@ async fn get(
 /// Reads a manifest root by its hash.
 pub async fn read_root(repository: &Repository, cluster: &ClusterName, hash: &Hash) -> Result<Root> {
     let body = get(repository, cluster, ObjectKind::Root, ROOT_NAME, hash).await?;
-    frame::from_archive(&body).map_err(|e| e.context(paths::root(cluster, hash)))
+    decode_root(&body).map_err(|e| e.context(paths::root(cluster, hash)))
+}
+
+/// Decodes the body of a root. `Damaged` when a set of slots is not in order, as all who read it rely on.
+pub fn decode_root(body: &[u8]) -> Result<Root> {
+    let root: Root = frame::from_archive(body)?;
+    in_order(root.nodes.iter().map(|n| &n.slots))?;
+    Ok(root)
+}
+
+/// Decodes the body of a page. `Damaged` when a set of slots is not in order, as all who read it rely on.
+pub fn decode_page(body: &[u8]) -> Result<Page> {
+    let page: Page = frame::from_archive(body)?;
+    in_order(page.parts.iter().map(|p| &p.slots))?;
+    Ok(page)
+}
+
+fn in_order<'a>(mut sets: impl Iterator<Item = &'a SlotSet>) -> Result<()> {
+    match sets.all(SlotSet::is_canonical) {
+        true => Ok(()),
+        false => Err(Error::damaged("a slot set is not in order")),
+    }
 }
 
 /// Reads a page of a manifest.
 pub async fn read_page(repository: &Repository, cluster: &ClusterName, page: &PageRef) -> Result<Page> {
     let body = get(repository, cluster, ObjectKind::Page, PAGE_NAME, &page.hash).await?;
-    let read: Page = frame::from_archive(&body).map_err(|e| e.context(paths::root(cluster, &page.hash)))?;
+    let read = decode_page(&body).map_err(|e| e.context(paths::root(cluster, &page.hash)))?;
     if read.parts.len() != page.parts as usize {
         return Err(Error::damaged(format!(
             "page {}: holds another number of parts than the root says",
