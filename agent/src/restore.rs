@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
+use tidemark_common::crash;
 use tidemark_common::glob::KeyFilter;
 use tidemark_common::run::Merge;
 use tidemark_proto::hash::SetDigest;
@@ -54,6 +55,7 @@ pub(crate) async fn begin(agent: Arc<Agent>, head: CommandHead, begin: RestoreBe
                 return Err(e);
             }
         };
+        crash::point("agent.restore-begun");
         let loaded = loaded_parts(loader.as_ref())?;
         let session = RestoreSession {
             loader,
@@ -135,6 +137,7 @@ async fn load_with_retries(job: Arc<LoadJob>, part: RestorePart) -> Result<Loade
             }
             Ok(loaded) => {
                 let _ = job.counters.parts.fetch_add(1, Ordering::Relaxed);
+                crash::point("agent.part-loaded");
                 return Ok(loaded);
             }
             Err(e) => return Err(e.context(format_args!("part {}", part.number))),
@@ -207,6 +210,7 @@ pub(crate) async fn verify(agent: Arc<Agent>, head: CommandHead, verify: Restore
                 digest.count, verify.expect.count
             )));
         }
+        crash::point("agent.verified");
         // Verified twice is as good: the expectation is the same, or the comparison above had failed.
         let _ = session.verified.set(digest);
         Ok(RestoreVerified { digest })
@@ -220,7 +224,9 @@ pub(crate) async fn finish(agent: Arc<Agent>, head: CommandHead, finish: Restore
     blocking(move || {
         let digest = session.verified.get().copied().filter(|d| *d == finish.expect);
         let digest = digest.ok_or_else(|| Error::conflict("the restored data has not been read back yet"))?;
+        crash::point("agent.switching");
         let incarnation = session.loader.commit(session.at)?;
+        crash::point("agent.switched");
         agent.set_restore_session(head.job, None);
         tracing::info!(job = %head.job, %incarnation, records = digest.count, "restored: the store is open");
         Ok(RestoreFinished { incarnation, digest })

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures::{StreamExt, TryStreamExt};
+use tidemark_common::crash;
 use tidemark_proto::wire::control::{CommandHead, Progress, Upload, UploadRest, Uploaded};
 use tidemark_proto::{ErrorKind, Result};
 use tokio_util::sync::CancellationToken;
@@ -80,6 +81,7 @@ async fn upload_region(job: Arc<UploadJob>, mut part: PlannedPart) -> Result<()>
     loop {
         let next = send_with_retries(&job, &mut part).await?;
         let _ = job.counters.parts.fetch_add(1, Ordering::Relaxed);
+        crash::point("agent.part-sent");
         // A part that was cut short by its size goes on where it ended.
         if next == part.range.upper {
             return Ok(());

@@ -3,6 +3,7 @@
 pub mod announce;
 pub mod clock;
 pub mod config;
+pub mod crash;
 pub mod glob;
 pub mod identity;
 pub mod kv_client;

@@ -45,6 +45,8 @@ pub struct CertificateSet {
     pub roots: Arc<RootCertStore>,
     /// Chain and key.
     pub certified: Arc<CertifiedKey>,
+    /// Derived from the private key: the secret of endpoints, the same after a restart.
+    pub(crate) endpoint_secret: [u8; 32],
     /// Who the certificate says we are.
     pub identity: Identity,
     /// The certificate ends then, seconds since 1970.

@@ -16,7 +16,7 @@ use utoipa::OpenApi;
 use crate::context::Shared;
 
 pub use backups::CreateBackup;
-pub use clusters::{ClusterDetail, ClusterItem, NodeItem, Status};
+pub use clusters::{ClusterDetail, ClusterItem, NodeItem, NodeJobs, Status};
 pub use problem::Problem;
 pub use repository::RepositoryInfo;
 pub use server::run;
@@ -38,6 +38,7 @@ pub const MAX_BODY: usize = 1 << 20;
         repository::collect_garbage,
         clusters::list,
         clusters::show,
+        clusters::open_jobs,
         backups::create,
         backups::list,
         backups::show,
@@ -68,6 +69,7 @@ pub fn router(context: Shared) -> Router {
         .route("/repository/collect", post(repository::collect_garbage))
         .route("/clusters", get(clusters::list))
         .route("/clusters/{cluster}", get(clusters::show))
+        .route("/clusters/{cluster}/open-jobs", get(clusters::open_jobs))
         .route("/clusters/{cluster}/backups", get(backups::list).post(backups::create))
         .route("/clusters/{cluster}/backups/{backup}", get(backups::show).delete(backups::delete))
         .route("/verifications", post(backups::verify))
@@ -88,7 +90,7 @@ mod tests {
     #[test]
     fn the_document_names_every_path_once() {
         let document = super::document();
-        assert_eq!(document.paths.paths.len(), 14);
+        assert_eq!(document.paths.paths.len(), 15);
         let json = serde_json::to_string(&document).unwrap();
         for schema in ["RestorePlan", "BackupDetail", "JobInfo", "Problem"] {
             assert!(json.contains(&format!("\"{schema}\"")), "{schema}");

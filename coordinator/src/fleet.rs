@@ -123,9 +123,13 @@ impl Fleet {
         on_progress: impl FnMut(Progress),
     ) -> Result<R> {
         let connection = self.connection(member)?;
-        exchange(&connection, head, request, deadline, on_progress)
-            .await
-            .map_err(|e| e.context(format_args!("node {member}")))
+        let done = exchange(&connection, head, request, deadline, on_progress).await;
+        done.map_err(|e| {
+            // Closed by this side: the agent has connected again, and the command can be given again.
+            let again = connection.close_reason() == Some(quinn::ConnectionError::LocallyClosed);
+            let e = if again { Error::retry("the agent connected again").with_source(e) } else { e };
+            e.context(format_args!("node {member}"))
+        })
     }
 }
 

@@ -157,6 +157,7 @@ impl Ingest {
         drop(permit);
         let received = job.assemble(source, offer, run, done)?;
         let (stored, crowded) = job.note(received);
+        tidemark_common::crash::point("ingest.part");
         drop(under_way);
         if crowded {
             // Each waiting part holds a stream open: before a node runs out of streams, packs are closed early.
@@ -250,6 +251,7 @@ impl IngestJob {
                     gathered.push(Bytes::copy_from_slice(&(block.len() as u32).to_le_bytes()));
                     gathered.push(block);
                     run.blocks += 1;
+                    tidemark_common::crash::point("ingest.block");
                     if bytes >= GATHER {
                         self.append(kind, run, &mut gathered).await?;
                         bytes = 0;
@@ -363,6 +365,7 @@ impl IngestJob {
             .collect();
         if !with_runs.is_empty() {
             recorder.parts(self.cut, self.parent, with_runs).await?;
+            tidemark_common::crash::point("ingest.recorded");
         }
         for (_, ack) in ready {
             // An agent that went away learns from the next attempt.

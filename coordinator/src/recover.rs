@@ -108,6 +108,7 @@ pub fn go_on(context: &Shared, left: Vec<Left>) {
             let result = work.await.unwrap_or_else(|e| Err(Error::bug("the job panicked").with_source(e)));
             let _ = result.as_ref().inspect_err(|e| context.note(e));
             context.jobs.end(&running, context.now_millis(), result);
+            crate::settle::after_job(context.clone(), running.info().cluster).await;
         }));
     }
 }

@@ -84,6 +84,7 @@ impl Serve {
         let part = job.part(cluster, node, fetch.part)?;
         let run = part.runs.get(fetch.run as usize);
         let run = run.ok_or_else(|| Error::request(format!("part {} has no run {}", fetch.part, fetch.run)))?;
+        tidemark_common::crash::point("serve.part");
         let blocks = RunBlocks::open(&self.repository, &job.source, &part, run).await?;
         writer.write_raw(FRAME_INDEX, FRAME_VERSION, blocks.sealed_index.clone()).await?;
         while let Some(header) = reader.read_header().await? {

@@ -17,6 +17,13 @@ use crate::repository::{Ledger, Record, read_job, read_page, read_root};
 /// Time for a node to drop what a job left.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Looks after every connected node of a cluster: a job has ended, and may have left some of them behind.
+pub async fn after_job(context: Shared, cluster: ClusterName) {
+    for (member, _) in context.fleet.members(Some(&cluster)) {
+        on_connect(context.clone(), member).await;
+    }
+}
+
 /// Ends on `member` every job that does not run any more.
 pub async fn on_connect(context: Shared, member: Member) {
     let open = match restore::open_jobs(&context, &member).await {

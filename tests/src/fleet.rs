@@ -154,6 +154,19 @@ impl Fleet {
         self.coordinator = Some(coordinator);
     }
 
+    /// Starts another coordinator on the repository; agents do not know it.
+    pub async fn second_coordinator(&self) -> Coordinator {
+        self.coordinator().second(self.dir()).await
+    }
+
+    /// Waits until the coordinator has died and starts it again, without what let it die.
+    pub async fn revive_coordinator(&mut self) {
+        let died = self.coordinator.take().expect("a coordinator");
+        let new = died.revive(self.dir()).await;
+        self.api = Api::new(new.api_address, &self.operator);
+        self.coordinator = Some(new);
+    }
+
     /// Starts `n` agents `n0`, `n1`, ... that share the slots of `cluster`, and waits for them.
     pub async fn add_cluster(&mut self, cluster: &str, n: u16) {
         self.add_cluster_with(cluster, n, |_| ()).await;
@@ -196,6 +209,14 @@ impl Fleet {
     pub fn restart_agent(&mut self, cluster: &str, node: &str) {
         let old = self.agents.remove(&(cluster.to_owned(), node.to_owned())).expect("an agent of that name");
         self.start_agent(old.spec.clone());
+    }
+
+    /// Waits until an agent has died and starts it again, without what let it die.
+    pub async fn revive_agent(&mut self, cluster: &str, node: &str) {
+        let agent = self.agent(cluster, node);
+        let _ = agent.process.ended().await;
+        agent.spec.env.clear();
+        self.restart_agent(cluster, node);
     }
 
     /// Waits until `n` nodes of the cluster are connected, described and available.

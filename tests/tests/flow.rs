@@ -4,6 +4,8 @@
 mod broken;
 #[path = "flow/collect.rs"]
 mod collect;
+#[path = "flow/crash.rs"]
+mod crash;
 #[path = "flow/damage.rs"]
 mod damage;
 #[path = "flow/delta.rs"]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidemark_common::crash;
 use tidemark_common::transport::FrameReader;
 use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::wire::control::{
@@ -32,16 +33,19 @@ pub(super) async fn dispatch(
         Hold::KIND => {
             let hold: Hold = body(reader, header).await?;
             let budget = Duration::from_micros(hold.budget_micros);
-            reply.finish(blocking(move || engine.hold(job, budget))).await
+            let held = blocking(move || engine.hold(job, budget).inspect(|_| crash::point("agent.held")));
+            reply.finish(held).await
         }
         Seal::KIND => {
             let seal: Seal = body(reader, header).await?;
-            reply.finish(blocking(move || engine.seal(job, seal.at))).await
+            let sealed = blocking(move || engine.seal(job, seal.at).inspect(|_| crash::point("agent.sealed")));
+            reply.finish(sealed).await
         }
         Release::KIND => {
             let Release {} = body(reader, header).await?;
             let release = blocking(move || {
                 let (ownership, held) = engine.release(job)?;
+                crash::point("agent.released");
                 Ok(Released { ownership, held_micros: held.as_micros() as u64 })
             });
             reply.finish(release).await
@@ -123,6 +127,7 @@ async fn settle_job(agent: Arc<Agent>, head: CommandHead, settle: Settle) -> Res
     blocking(move || {
         let job_pin = crate::engine::job_pin(head.job);
         let committed = settle.committed != 0;
+        crash::point("agent.settling");
         if committed && agent.engine.describe()?.changes_since {
             agent.engine.pin(PARENT_PIN, settle.at, PARENT_LEASE)?;
         }

@@ -79,7 +79,9 @@ pub(super) fn load_set(paths: &PkiPaths, digest: Hash) -> Result<CertificateSet>
         .map(|(_, cert)| cert.validity().not_after.timestamp())
         .map_err(|e| Error::config(format!("{at}: cannot be read")).with_source(e.to_string()))?;
     let key = load_private_key(&paths.key)?;
+    let endpoint_secret = blake3::derive_key("tidemark 2026-11-21 endpoints", key.secret_der());
     let certified = CertifiedKey::from_der(chain, key, &tls::provider())
         .or_kind(ErrorKind::Config, format!("{at} and {} do not belong together", paths.key.display()))?;
-    Ok(CertificateSet { roots: Arc::new(roots), certified: Arc::new(certified), identity, not_after, digest })
+    let (roots, certified) = (Arc::new(roots), Arc::new(certified));
+    Ok(CertificateSet { roots, certified, endpoint_secret, identity, not_after, digest })
 }

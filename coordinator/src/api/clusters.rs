@@ -200,6 +200,37 @@ pub(super) async fn list(State(context): State<Shared>) -> Result<Json<Vec<Clust
     Ok(Json(items(&context).await?))
 }
 
+/// What a node holds that only the end of a job takes away.
+#[derive(Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct NodeJobs {
+    /// The node.
+    pub node: String,
+    /// Backups whose pins or indexes it keeps.
+    pub backups: Vec<String>,
+    /// The restore that it is in.
+    pub restores: Vec<String>,
+}
+
+/// What jobs left open on the connected nodes of a cluster
+#[utoipa::path(get, path = "/clusters/{cluster}/open-jobs", params(("cluster" = String, Path)),
+    responses((status = 200, body = Vec<NodeJobs>), (status = "default", body = Problem)))]
+pub(super) async fn open_jobs(
+    State(context): State<Shared>,
+    Path(cluster): Path<ClusterName>,
+) -> Result<Json<Vec<NodeJobs>>, ApiError> {
+    let mut nodes = Vec::new();
+    for (member, _) in context.fleet.members(Some(&cluster)) {
+        let open = crate::job::restore::open_jobs(&context, &member).await?;
+        let names = |jobs: Vec<tidemark_proto::id::JobId>| jobs.iter().map(ToString::to_string).collect();
+        nodes.push(NodeJobs {
+            node: member.node.to_string(),
+            backups: names(open.backups),
+            restores: names(open.restores),
+        });
+    }
+    Ok(Json(nodes))
+}
+
 /// One cluster in full
 #[utoipa::path(get, path = "/clusters/{cluster}", params(("cluster" = String, Path)),
     responses((status = 200, body = ClusterDetail), (status = "default", body = Problem)))]

@@ -33,6 +33,9 @@ where
         let result = running.await.unwrap_or_else(|e| Err(Error::bug("the job panicked").with_source(e)));
         let _ = result.as_ref().inspect_err(|e| context.note(e));
         context.jobs.end(&job, context.now_millis(), result);
+        if matches!(kind, JobKind::Backup | JobKind::Restore) {
+            crate::settle::after_job(context.clone(), job.info().cluster).await;
+        }
     }));
     Ok(info)
 }

@@ -200,6 +200,7 @@ impl Writer {
     async fn close(&mut self) -> Result<Option<PackId>> {
         let Some(open) = &mut self.open else { return Ok(None) };
         let (id, path) = (open.id, paths::pack(&self.cluster, &open.id));
+        tidemark_common::crash::point("pack.closing");
         let sum = envelope::truncate(open.hasher.finalize());
         open.piece.extend_from_slice(&sum);
         let done = Self::finish(&self.store, &self.flights, open, &path).await;

@@ -36,6 +36,8 @@ pub struct AgentSpec {
     pub part_bytes: u64,
     /// Certificates, if others than those of its names.
     pub tls: Option<PkiPaths>,
+    /// Environment of the process.
+    pub env: Vec<(String, String)>,
 }
 
 impl AgentSpec {
@@ -49,6 +51,7 @@ impl AgentSpec {
             delta: "auto".into(),
             part_bytes: 0,
             tls: None,
+            env: Vec::new(),
         }
     }
 }
@@ -94,7 +97,7 @@ impl AgentProcess {
         let config = dir.join(format!("{name}.toml"));
         std::fs::write(&config, text).expect("configuration");
         let args = ["--config", config.to_str().expect("UTF-8")];
-        let process = Process::start("tidemark-agent", &args, &dir.join(format!("{name}.log")));
+        let process = Process::start("tidemark-agent", &args, &dir.join(format!("{name}.log")), &spec.env);
         Self { process, spec }
     }
 }

@@ -15,6 +15,8 @@ pub struct CoordinatorSpec {
     pub plain: bool,
     /// Lines for the end of the configuration: whole sections.
     pub sections: String,
+    /// Environment of the process.
+    pub env: Vec<(String, String)>,
 }
 
 /// A running coordinator.
@@ -84,6 +86,32 @@ impl Coordinator {
         Self::run(dir, self.spec.clone(), self.tls.clone(), agents, api).await
     }
 
+    /// Runs again after the process has died, without the environment that it had.
+    pub(super) async fn revive(mut self, dir: &Path) -> Self {
+        let _ = self.process.ended().await;
+        self.spec.env.clear();
+        let died = dir.join("coordinator.before.log");
+        std::fs::rename(dir.join("coordinator.log"), died).expect("log");
+        let (agents, api) = (self.agent_address, self.api_address);
+        Self::run(dir, self.spec.clone(), self.tls.clone(), agents, api).await
+    }
+
+    /// Another one on the same repository, with ports of its own.
+    pub(super) async fn second(&self, dir: &Path) -> Self {
+        let own = dir.join("second");
+        std::fs::create_dir(&own).expect("folder");
+        let link = |name: &str| std::os::unix::fs::symlink(dir.join(name), own.join(name)).expect("link");
+        link("repository");
+        link("master.key");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::run(&own, self.spec.clone(), self.tls.clone(), any, any).await
+    }
+
+    /// Its API, as operator of `fleet`.
+    pub fn api(&self, fleet: &super::Fleet) -> super::Api {
+        super::Api::new(self.api_address, fleet.operator())
+    }
+
     async fn run(dir: &Path, spec: CoordinatorSpec, tls: PkiPaths, listen: SocketAddr, api: SocketAddr) -> Self {
         let key = if spec.plain { String::new() } else { format!("key_file = {:?}", dir.join("master.key")) };
         let text = format!(
@@ -100,7 +128,7 @@ impl Coordinator {
         let config = dir.join("coordinator.toml");
         std::fs::write(&config, text).expect("configuration");
         let args = ["serve", "--config", config.to_str().expect("UTF-8")];
-        let mut process = Process::start("tidemark", &args, &dir.join("coordinator.log"));
+        let mut process = Process::start("tidemark", &args, &dir.join("coordinator.log"), &spec.env);
         let line = process.logged("coordinator is up").await;
         let (agent_address, api_address) = (address(&line, "agent_address"), address(&line, "api_address"));
         Self { process, agent_address, api_address, spec, tls }

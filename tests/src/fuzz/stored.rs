@@ -109,7 +109,7 @@ pub fn run(bytes: &[u8]) {
 fn walk(runs: Vec<Vec<Vec<u8>>>) -> Result<u128> {
     let mut readers = Vec::new();
     for blocks in runs {
-        let numbers = vec![0..blocks.len() as u32];
+        let numbers = std::iter::once(0..blocks.len() as u32).collect();
         let mut blocks = blocks.into_iter();
         readers.push(RunReader::new(sealer(), numbers, move || Ok(blocks.next()), MAX_VALUE)?);
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidemark_common::crash;
 use tidemark_proto::frame::Message;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
@@ -89,6 +90,7 @@ pub async fn run(context: Shared, job: Arc<Job>, request: BackupRequest) -> Resu
         let _ = record_failure(&context, &mut ledger, (id, started), request.manual, &e).await;
         return Err(e);
     }
+    crash::point("backup.begun");
     let driver = Driver::new(context, job, request, prepared, ledger, recorder, Vec::new());
     driver.to_its_end(Core::new).await
 }
@@ -204,10 +206,14 @@ impl Driver {
             ),
             Action::Hold(n, attempt, budget) => {
                 let hold = Hold { budget_micros: budget.as_micros() as u64 };
-                Event::Held(n, attempt, self.ask(n, attempt, &hold, budget + CUT_DEADLINE).await)
+                let held = self.ask(n, attempt, &hold, budget + CUT_DEADLINE).await;
+                crash::point("backup.held");
+                Event::Held(n, attempt, held)
             }
             Action::Seal(n, attempt, at) => {
-                Event::Sealed(n, attempt, self.ask(n, attempt, &Seal { at }, CUT_DEADLINE).await)
+                let sealed = self.ask(n, attempt, &Seal { at }, CUT_DEADLINE).await;
+                crash::point("backup.sealed");
+                Event::Sealed(n, attempt, sealed)
             }
             Action::Release(n, attempt) => {
                 Event::Released(n, attempt, self.ask(n, attempt, &Release {}, CUT_DEADLINE).await)
@@ -266,6 +272,7 @@ impl Driver {
                     nodes,
                 }))
                 .await?;
+            crash::point("backup.cut");
         }
         let node = |n: usize| {
             let parents = self.parent.as_ref().and_then(|p| Some((p, p.node(self.nodes[n].as_str())?)));
@@ -376,7 +383,9 @@ impl Driver {
             read_bytes: self.read_bytes.load(std::sync::atomic::Ordering::Relaxed),
             scope: ingest.scope(),
         };
+        crash::point("backup.stored");
         let committed = draft.commit(ingest.take_received(), &mut ledger).await?;
+        crash::point("backup.committed");
         let _ = self.committed.set(committed);
         Ok(())
     }

@@ -57,6 +57,7 @@ impl Draft<'_> {
             writer.push(entry).await?;
         }
         let Written { hash, root, packs } = writer.finish(self.root(totals)).await?;
+        tidemark_common::crash::point("backup.manifest");
         let backup = Backup { job: self.job, cut: self.cut.at, root: hash, parent: self.parent };
         let (context, cut) = (self.context, self.cut.at);
         let appended = ledger

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tidemark_common::crash;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::job::{RestoreBegun, RestoreSwitching, SwitchTarget};
 use tidemark_proto::stored::ledger::{Body, Policy};
@@ -195,6 +196,7 @@ impl Driver {
         let mut recorder = self.recorder.lock().await;
         if recorder.revision() == 0 {
             recorder.write(&Record::RestoreBegun(self.begun())).await?;
+            crash::point("restore.begun");
         }
         let ready = self.load_and_verify().await;
         let ready = match ready {
@@ -214,7 +216,9 @@ impl Driver {
             }
         };
         self.job.phase("switching");
+        crash::point("restore.switching");
         let finished = switch_all(&self.context, &self.target, &switching).await?;
+        crash::point("restore.switched");
         end(&self.context, &mut recorder, self.id, None).await;
         Ok(self.summary(&loaded, &finished))
     }
@@ -239,8 +243,10 @@ impl Driver {
             loaded = self.load_everywhere() => loaded?,
             () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
         };
+        crash::point("restore.loaded");
         self.compared()?;
         self.verify_everywhere(&loaded).await?;
+        crash::point("restore.verified");
         let target = |(t, l): (&PlanNode, &Loaded)| SwitchTarget {
             node: t.node.clone(),
             slots: t.slots.clone(),
