@@ -1,5 +1,5 @@
-//! The command line: `serve` runs a coordinator; `pki`, `repo init|keygen`, `check-config` and `completions` work
-//! without one; everything else is a client of a coordinator's API.
+//! The command line: `serve` runs a coordinator; `pki`, `repo init|keygen|backups|show|verify|extract`, `check-config` and
+//! `completions` work without one; everything else is a client of a coordinator's API.
 
 mod backup;
 mod check_config;
@@ -133,6 +133,7 @@ fn meaning(kind: ErrorKind) -> &'static str {
         ErrorKind::NotFound => "what was named does not exist",
         ErrorKind::Conflict => "it does not fit the present state (busy, exists already, not empty)",
         ErrorKind::Cancelled => "ended on request",
+        ErrorKind::Incomplete => "restored what is healthy (--salvage): the regions listed are missing",
         ErrorKind::Config => "the configuration is wrong",
         ErrorKind::Damaged => "data is damaged, or a check found faults",
         ErrorKind::Unsupported => "this build or store cannot do it",
@@ -202,6 +203,9 @@ mod tests {
             "diagnose --out d.tar.gz --key k",
             "repo info",
             "repo check --no-wait",
+            "repo backups --repository file:///b --option aws_region=x -C orders -o json",
+            "repo verify --repository file:///b --key-file k --backup 3f",
+            "repo extract --repository file:///b --keys a* --keys !b --out - --encoding base64",
             "kv --cluster orders put key value",
             "kv get key --at -5m --cluster orders",
             "kv scan --at 2026-10-04T09:30:00Z",

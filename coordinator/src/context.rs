@@ -12,6 +12,7 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 
 use crate::config::CoordinatorConfig;
 use crate::fleet::Fleet;
+use crate::history::History;
 use crate::ingest::Ingest;
 use crate::job::Jobs;
 use crate::limits::Limits;
@@ -33,6 +34,8 @@ pub struct Context {
     pub fleet: Fleet,
     /// Receives parts.
     pub ingest: Ingest,
+    /// What anybody was told of the ledgers.
+    pub history: History,
     /// Gives parts out.
     pub serve: Serve,
     /// Limits of rates.

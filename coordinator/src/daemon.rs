@@ -19,6 +19,7 @@ use crate::config::CoordinatorConfig;
 use crate::context::{Context, Shared};
 use crate::events;
 use crate::fleet::Fleet;
+use crate::history::History;
 use crate::ingest::Ingest;
 use crate::job::Jobs;
 use crate::limits::Limits;
@@ -105,6 +106,7 @@ pub async fn start(config: CoordinatorConfig, metrics: Metrics, log: LogRing) ->
         started_millis: clock.wall_millis(),
         fenced: Default::default(),
         fleet: Fleet::default(),
+        history: History::default(),
         jobs: Jobs::new(events),
         limits,
         metrics: metrics.clone(),

@@ -145,6 +145,7 @@ async fn restore(fleet: &Fleet, backup: &str) -> Result<JobInfo> {
         in_place: false,
         keys: Vec::new(),
         no_safety_backup: false,
+        salvage: false,
     };
     ended(fleet, fleet.client().create_restore(&request).await?).await
 }

@@ -4,7 +4,9 @@
 pub mod backup;
 pub mod check;
 pub mod collect;
+pub mod damage;
 pub mod hold;
+pub mod inspect;
 pub mod restore;
 pub mod verify;
 

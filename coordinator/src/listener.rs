@@ -6,10 +6,9 @@ use quinn::{Connection, Endpoint};
 use tidemark_common::identity::Identity;
 use tidemark_common::transport::{Accepted, Door, FrameReader, FrameWriter, accept_bi};
 use tidemark_proto::frame::Message;
-use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::bulk::{Fetch, PartOffer};
-use tidemark_proto::wire::control::{Description, Failure};
+use tidemark_proto::wire::control::Failure;
 use tidemark_proto::wire::hello::Purpose;
 use tidemark_proto::{Error, ErrorKind, Result};
 use tokio::task::JoinSet;
@@ -68,14 +67,20 @@ async fn control(context: Shared, member: Member, accepted: Accepted, shutdown: 
     let mut first = true;
     loop {
         match context.fleet.describe(&member, context.head(JobId::default(), 0)).await {
-            Ok(description) if first => {
-                first = false;
-                drop(tokio::spawn(settle::on_connect(context.clone(), member.clone())));
-                if let Err(e) = check_history(&context, &member, &description).await {
+            Ok(seen) => {
+                let by = format!("node {}", member.node);
+                context.history.see(&member.cluster, seen.ledger_number, seen.ledger_hash, by);
+                let first = std::mem::take(&mut first);
+                if first {
+                    drop(tokio::spawn(settle::on_connect(context.clone(), member.clone())));
+                }
+                if first
+                    && seen.ledger_number > 0
+                    && let Err(e) = check_history(&context, &member).await
+                {
                     tracing::error!(node = %member, error = %e.report(), "the repository is not what this node has seen");
                 }
             }
-            Ok(_) => {}
             Err(e) => tracing::debug!(node = %member, error = %e.report(), "agent does not describe itself"),
         }
         tokio::select! {
@@ -93,21 +98,9 @@ async fn control(context: Shared, member: Member, accepted: Accepted, shutdown: 
 
 /// The agent remembers the highest ledger entry that it was told of: a shorter or another history means that the
 /// repository was rolled back or swapped.
-async fn check_history(context: &Shared, member: &Member, seen: &Description) -> Result<()> {
-    if seen.ledger_number == 0 {
-        return Ok(());
-    }
+async fn check_history(context: &Shared, member: &Member) -> Result<()> {
     let ledger = Ledger::load(&context.repository, &member.cluster).await?;
-    let number = seen.ledger_number;
-    let here = ledger.entries().iter().find(|r| r.entry.number == number).map(|r| r.hash);
-    match here {
-        Some(hash) if hash == seen.ledger_hash || seen.ledger_hash == Hash::ZERO => Ok(()),
-        Some(_) => Err(Error::damaged(format!("ledger entry {number} is another than the node was told of"))),
-        None => Err(Error::damaged(format!(
-            "the ledger ends at {}, but the node was told of entry {number}: history is missing",
-            ledger.tail().0
-        ))),
-    }
+    context.history.check(&member.cluster, &ledger)
 }
 
 async fn bulk(context: Shared, member: Member, connection: Connection) {

@@ -32,7 +32,7 @@ pub use health::Health;
 pub use keyring::{Keyring, MasterKey};
 pub use ledger::{BackupRecord, Condemned, Ledger, Recorded};
 pub use limits::{LimitsRecord, read_limits, write_limits};
-pub use manifest::{ManifestWriter, Written, read_page, read_root};
+pub use manifest::{ManifestWriter, Written, decode_page, decode_root, read_page, read_root};
 pub use pack::{PackKind, PackSet};
 pub use pages::{Manifest, PageRead};
 pub use record::{JobRecorder, Record, read_job, read_job_record};
@@ -97,8 +97,7 @@ impl Repository {
             )),
             _ => e,
         })?;
-        let opened = envelope::unwrap(ObjectKind::Repository, v1::VERSION, &bytes)?;
-        let description: v1::Description = frame::from_archive(opened.body)?;
+        let description = Self::describe(&bytes)?;
         let keys = if description.encrypted == 0 {
             Keyring::plain(description.id)
         } else {
@@ -113,14 +112,63 @@ impl Repository {
         Ok(Self { inner: Arc::new(Inner { store, id, keys, created_millis, drawn: Default::default() }) })
     }
 
+    fn describe(bytes: &[u8]) -> Result<v1::Description> {
+        let opened = envelope::unwrap(ObjectKind::Repository, v1::VERSION, bytes);
+        let description = opened.and_then(|o| frame::from_archive(o.body));
+        description.map_err(|e| e.context(paths::REPOSITORY))
+    }
+
     async fn unwrap_keys(store: &Store, id: RepositoryId, master: &MasterKey) -> Result<Keyring> {
-        let mut wrapped = Vec::new();
+        Keyring::open(id, master, &Self::wrapped_keys(store, id).await?)
+    }
+
+    async fn wrapped_keys(store: &Store, id: RepositoryId) -> Result<Vec<v1::WrappedKey>> {
+        let (mut own, mut foreign) = (Vec::new(), None);
         for (path, _) in store.list(paths::KEYS).await? {
             let bytes = store.get(&path).await?;
             let opened = envelope::unwrap(ObjectKind::Key, v1::VERSION, &bytes).map_err(|e| e.context(&path))?;
-            wrapped.push(frame::from_archive::<v1::WrappedKey>(opened.body).map_err(|e| e.context(&path))?);
+            let key = frame::from_archive::<v1::WrappedKey>(opened.body).map_err(|e| e.context(&path))?;
+            // Two inits that raced may have left one of another id: no harm while there is one of ours.
+            match key.repository == id {
+                true => own.push(key),
+                false => foreign = Some(path),
+            }
         }
-        Keyring::open(id, master, &wrapped)
+        match (own.is_empty(), foreign) {
+            (false, _) => Ok(own),
+            (true, Some(path)) => Err(Error::damaged(format!("{path}: is a key of another repository"))),
+            (true, None) => {
+                Err(Error::damaged(format!("{}/: the keys of this encrypted repository are missing", paths::KEYS)))
+            }
+        }
+    }
+
+    /// Reads the description again: it must be the one that this repository was opened with.
+    pub async fn check_description(&self) -> Result<()> {
+        let description = Self::describe(&self.store().get(paths::REPOSITORY).await?)?;
+        if description.id == self.inner.id && (description.encrypted != 0) == self.keys().encrypts() {
+            return Ok(());
+        }
+        Err(Error::damaged(format!("{}: describes another repository, {}", paths::REPOSITORY, description.id)))
+    }
+
+    /// Reads the wrapped keys again: all open their envelopes, are of this repository, and hold the present key.
+    pub async fn check_keys(&self) -> Result<()> {
+        if !self.keys().encrypts() {
+            return Ok(());
+        }
+        let wrapped = Self::wrapped_keys(self.store(), self.inner.id).await?;
+        if wrapped.iter().any(|key| key.key_id == self.keys().current()) {
+            return Ok(());
+        }
+        Err(Error::damaged(format!("{}/: the data key {} is missing", paths::KEYS, self.keys().current())))
+    }
+
+    /// Reads an epoch.
+    pub async fn check_epoch(&self, path: &str) -> Result<()> {
+        let bytes = self.store().get(path).await?;
+        let opened = envelope::unwrap(ObjectKind::Epoch, v1::VERSION, &bytes).map_err(|e| e.context(path))?;
+        frame::from_archive::<v1::Epoch>(opened.body).map(drop).map_err(|e| e.context(path))
     }
 
     /// Checks that the store honours create-if-absent; see [`probe`].

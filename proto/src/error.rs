@@ -33,11 +33,13 @@ pub enum ErrorKind {
     Unsupported,
     /// A defect of Tidemark: report it.
     Bug,
+    /// It was done, as far as it could be: what is damaged is missing.
+    Incomplete,
 }
 
 impl ErrorKind {
     /// Every kind, in the order of its code.
-    pub const ALL: [ErrorKind; 12] = [
+    pub const ALL: [ErrorKind; 13] = [
         Self::Retry,
         Self::Request,
         Self::NotFound,
@@ -50,6 +52,7 @@ impl ErrorKind {
         Self::Cancelled,
         Self::Unsupported,
         Self::Bug,
+        Self::Incomplete,
     ];
 
     /// The number on the wire: QUIC application close and stream reset code.
@@ -67,6 +70,7 @@ impl ErrorKind {
             Self::Cancelled => 10,
             Self::Unsupported => 11,
             Self::Bug => 12,
+            Self::Incomplete => 13,
         }
     }
 
@@ -82,6 +86,7 @@ impl ErrorKind {
             Self::NotFound => 3,
             Self::Conflict => 4,
             Self::Cancelled => 5,
+            Self::Incomplete => 6,
             Self::Config => 64,
             Self::Damaged => 65,
             Self::Unsupported => 69,
@@ -101,7 +106,7 @@ impl ErrorKind {
             Self::NotFound => 404,
             Self::Conflict | Self::Fenced => 409,
             Self::Cancelled => 410,
-            Self::Damaged => 422,
+            Self::Damaged | Self::Incomplete => 422,
             Self::Config | Self::Bug => 500,
             Self::Unsupported => 501,
             Self::Retry => 503,
@@ -124,6 +129,7 @@ impl ErrorKind {
             Self::Cancelled => "cancelled",
             Self::Unsupported => "unsupported",
             Self::Bug => "bug",
+            Self::Incomplete => "incomplete",
         }
     }
 }

@@ -91,7 +91,8 @@ impl SlotSet {
 
     /// Number of slots.
     pub fn len(&self) -> u32 {
-        self.0.iter().map(|&(a, b)| u32::from(b - a) + 1).sum()
+        // Received sets are checked by `is_canonical` where it matters; here nothing may overflow.
+        self.0.iter().map(|&(a, b)| u32::from(b.saturating_sub(a)) + 1).fold(0, u32::saturating_add)
     }
 
     /// Whether `slot` is in it.

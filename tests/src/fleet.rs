@@ -179,6 +179,26 @@ impl Fleet {
         self.coordinator = Some(new);
     }
 
+    /// Kills every process. The folder with the repository and the master key stays.
+    pub fn kill_all(&mut self) {
+        self.agents.clear();
+        drop(self.coordinator.take());
+    }
+
+    /// A coordinator with nothing but configuration, master key and fresh certificates, on the repository that is there.
+    /// `authority`: the folder of the authority, made when it is not there.
+    pub async fn start_anew(&mut self, folder: &str) {
+        let pki = self.dir().join(folder);
+        self.authority = if pki.exists() { Authority::open(&pki).expect("authority") } else { authority(&pki) };
+        let certificates = pki.join("anew");
+        std::fs::create_dir_all(&certificates).expect("folder");
+        let issue = |uri: &str| issue(&self.authority, uri, &certificates, 30, SystemClock.time());
+        self.operator = Credentials::load(issue("tidemark://operator/bob")).expect("operator");
+        let coordinator = Coordinator::on_repository(self.dir(), issue("tidemark://coordinator/c2")).await;
+        self.api = Api::new(coordinator.api_address, &self.operator);
+        self.coordinator = Some(coordinator);
+    }
+
     /// Starts another coordinator on the repository; agents do not know it.
     pub async fn second_coordinator(&self) -> Coordinator {
         self.coordinator().second(self.dir()).await
@@ -324,6 +344,7 @@ pub fn restore_of(cluster: &str, target: &str) -> RestoreRequest {
         in_place: false,
         keys: Vec::new(),
         no_safety_backup: false,
+        salvage: false,
     }
 }
 

@@ -1,6 +1,8 @@
 //! What test tiers share.
 
+pub mod archive;
 pub mod bench;
 pub mod fleet;
+pub mod fuzz;
 pub mod memory_kv;
 pub mod nodes;

@@ -10,6 +10,8 @@ mod crash;
 mod damage;
 #[path = "flow/delta.rs"]
 mod delta;
+#[path = "flow/direct.rs"]
+mod direct;
 #[path = "flow/identity.rs"]
 mod identity;
 #[path = "flow/in_place.rs"]
@@ -18,6 +20,8 @@ mod in_place;
 mod limits;
 #[path = "flow/repository.rs"]
 mod repository;
+#[path = "flow/salvage.rs"]
+mod salvage;
 #[path = "flow/shape.rs"]
 mod shape;
 #[path = "flow/steps.rs"]

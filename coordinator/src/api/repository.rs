@@ -48,8 +48,9 @@ pub(super) async fn check_repository(
     let mut started = Vec::new();
     for cluster in context.repository.clusters().await? {
         let (run, name) = (context.repository.clone(), cluster.clone());
+        let seen = context.history.of(&cluster);
         started.push(super::jobs::start(&context, JobKind::Check, &cluster, false, move |job| {
-            check::run(run, job, name)
+            check::run(run, job, name, seen)
         })?);
     }
     Ok((StatusCode::ACCEPTED, Reply(started)))

@@ -108,7 +108,8 @@ impl BackupCommand {
     }
 }
 
-fn list(cluster: &ClusterName, items: &[BackupItem]) -> String {
+/// A list of backups.
+pub(crate) fn list(cluster: &ClusterName, items: &[BackupItem]) -> String {
     let ids: Vec<_> = items.iter().map(|i| i.id.as_str()).collect();
     let width = unique_width(&ids);
     let rows = items.iter().map(|i| {

@@ -129,7 +129,8 @@ impl ClusterArg {
     }
 }
 
-fn only(mut clusters: Vec<String>) -> Result<ClusterName> {
+/// The only cluster among those that are there; an error that names them where there are several.
+pub(crate) fn only(mut clusters: Vec<String>) -> Result<ClusterName> {
     match clusters.len() {
         1 => ClusterName::new(clusters.remove(0)),
         0 => Err(Error::not_found(

@@ -2,16 +2,19 @@
 //! standard error; the result alone goes to standard output.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+use tidemark_common::clock::{SystemClock, WallClock};
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result, error::ResultExt};
 
 use super::output::{Format, count, duration, size};
 use super::report;
 use crate::client::ApiClient;
-use crate::job::{JobInfo, JobKind, JobState};
+use crate::job::damage::Damage;
+use crate::job::{Job, JobInfo, JobKind, JobState, Jobs};
 
 /// Without a terminal a line is printed at most this often while the phase stays the same.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -55,10 +58,23 @@ impl WaitArgs {
 /// Prints how a job ended; one that did not succeed is an error of its kind.
 pub(crate) fn outcome(info: &JobInfo, output: Format) -> Result<()> {
     match (info.state, output) {
-        (JobState::Succeeded, _) => output.print(info, report::result),
+        (JobState::Succeeded, _) => output.print(info, report::result).and(complete(info)),
         (_, Format::Json) => output.print(info, |_| String::new()).and(check(info)),
         (_, Format::Text) => check(info),
     }
+}
+
+/// `Incomplete` for a job that could do a part of its work alone.
+fn complete(info: &JobInfo) -> Result<()> {
+    let field = |name| info.result.as_ref().and_then(|r| r.get(name)).cloned().unwrap_or_default();
+    if field("complete") != serde_json::json!(false) {
+        return Ok(());
+    }
+    let missing: Damage = serde_json::from_value(field("missing")).unwrap_or_default();
+    Err(Error::new(
+        ErrorKind::Incomplete,
+        format!("{} parts are missing, of regions {}: they were damaged", missing.parts, missing.regions),
+    ))
 }
 
 /// The error of a job that ended with one.
@@ -92,6 +108,34 @@ pub(crate) async fn follow(client: &ApiClient, info: JobInfo, output: Format) ->
     };
     view.clear();
     done
+}
+
+/// Runs a job in this process and shows it; answers how it ended. Ctrl-C ends it.
+pub(crate) async fn run_here<F>(
+    kind: JobKind,
+    cluster: &ClusterName,
+    output: Format,
+    work: impl FnOnce(Arc<Job>) -> F,
+) -> Result<JobInfo>
+where
+    F: Future<Output = Result<serde_json::Value>>,
+{
+    let (jobs, clock) = (Jobs::default(), SystemClock);
+    let job = jobs.begin(kind, cluster, false, clock.millis())?;
+    let mut view = View::new(&job.info(), output);
+    let mut changes = job.watch();
+    let mut work = std::pin::pin!(work(job.clone()));
+    let result = loop {
+        tokio::select! {
+            result = &mut work => break result,
+            // The sender lives in the job.
+            Ok(()) = changes.changed() => view.show(&changes.borrow_and_update().clone()),
+            Ok(()) = tokio::signal::ctrl_c(), if !job.cancel.is_cancelled() => job.cancel.cancel(),
+        }
+    };
+    view.clear();
+    jobs.end(&job, clock.millis(), result);
+    Ok(job.info())
 }
 
 /// A kind of job in words.

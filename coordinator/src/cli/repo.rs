@@ -1,4 +1,6 @@
-//! `tidemark repo`: make and look after the repository.
+//! `tidemark repo`: make and look after the repository; read from it without a coordinator.
+
+mod direct;
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -57,10 +59,20 @@ enum Verb {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// List backups, straight from the repository: no coordinator is asked, nothing is written
+    Backups(direct::Place),
+    /// Show a backup, straight from the repository
+    Show(direct::Chosen),
+    /// Read every block of a backup and check it, straight from the repository
+    Verify(direct::Chosen),
+    /// Write the records of a backup as JSON Lines, straight from the repository
+    #[command(after_help = direct::EXTRACT_EXAMPLES)]
+    Extract(direct::Extract),
 }
 
+/// Where a repository is.
 #[derive(Debug, Args)]
-struct Init {
+struct Site {
     /// Where: file:///path, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix
     #[arg(long, env = "TIDEMARK_REPOSITORY")]
     repository: String,
@@ -70,6 +82,19 @@ struct Init {
     /// File of the master key; without one TIDEMARK_MASTER_KEY is asked
     #[arg(long)]
     key_file: Option<PathBuf>,
+}
+
+impl Site {
+    fn store(&self) -> StoreConfig {
+        let options = StoreOptions(self.options.iter().cloned().collect());
+        StoreConfig { url: self.repository.clone(), options }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Init {
+    #[command(flatten)]
+    site: Site,
     /// Do not encrypt: whoever reads the store reads the data
     #[arg(long, conflicts_with = "key_file")]
     insecure_no_encryption: bool,
@@ -97,6 +122,10 @@ impl RepoCommand {
                 let jobs = client.check_repository().await?;
                 backup::end_all(&client, jobs, wait, global.output).await
             }
+            Verb::Backups(place) => place.backups(global.output).await,
+            Verb::Show(chosen) => chosen.show(global.output).await,
+            Verb::Verify(chosen) => chosen.verify(global.output).await,
+            Verb::Extract(extract) => extract.run(global.output).await,
         }
     }
 }
@@ -125,15 +154,14 @@ impl Init {
     async fn run(self, output: Format) -> Result<()> {
         let master = match self.insecure_no_encryption {
             true => None,
-            false => Some(MasterKey::load(self.key_file.as_deref())?.ok_or_else(|| {
+            false => Some(MasterKey::load(self.site.key_file.as_deref())?.ok_or_else(|| {
                 Error::config(
                     "no master key: give --key-file (make one with `tidemark repo keygen --out FILE`) or set \
                      TIDEMARK_MASTER_KEY; --insecure-no-encryption does without",
                 )
             })?),
         };
-        let options = StoreOptions(self.options.into_iter().collect());
-        let store = Store::open(&StoreConfig { url: self.repository, options })?;
+        let store = Store::open(&self.site.store())?;
         let repository = Repository::init(store, master.as_ref(), SystemClock.millis()).await?;
         let created = Created {
             id: repository.id().to_string(),

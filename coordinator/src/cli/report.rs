@@ -8,6 +8,7 @@ use super::output::{count, duration, fields, listing, micros, short, size};
 use super::time;
 use crate::catalog::BackupDetail;
 use crate::job::collect::CollectReport;
+use crate::job::damage::Damage;
 use crate::job::restore::RestorePlan;
 use crate::job::{JobInfo, JobKind};
 
@@ -24,6 +25,9 @@ pub(crate) struct RestoreResult {
     pub(crate) records: u64,
     /// The nodes.
     pub(crate) nodes: Vec<RestoredNode>,
+    /// What a salvage left out.
+    #[serde(default)]
+    pub(crate) missing: Damage,
 }
 
 /// A restored node.
@@ -198,7 +202,20 @@ fn restore_done(info: &JobInfo, r: &RestoreResult) -> String {
         ),
     ]);
     let nodes = r.nodes.iter().map(|n| [n.node.clone(), n.slots.clone(), count(n.records)]);
-    format!("{head}\n{}", listing(["NODE", "SLOTS", "RECORDS"], nodes, "no node"))
+    format!("{head}\n{}{}", listing(["NODE", "SLOTS", "RECORDS"], nodes, "no node"), missing(&r.missing))
+}
+
+/// What is missing, in lines; nothing where nothing is.
+fn missing(damage: &Damage) -> String {
+    if damage.is_none() {
+        return String::new();
+    }
+    let Damage { parts, regions, slots, faults } = damage;
+    let mut out = format!("\nMISSING: {parts} parts of regions {regions}, slots {slots}\n");
+    for fault in faults {
+        out.push_str(&format!("  {fault}\n"));
+    }
+    out
 }
 
 /// A plan.
@@ -234,7 +251,7 @@ pub(crate) fn plan(p: &RestorePlan) -> String {
     });
     let table =
         listing(["NODE", "SLOTS", "PARTS", "LOADS", "NEEDS DISK", "HOLDS NOW"], targets, "no node takes it");
-    let mut out = format!("{head}\n{table}");
+    let mut out = format!("{head}\n{table}{}", missing(&p.missing));
     for problem in &p.problems {
         out.push_str(&format!("\nIT CANNOT RUN: {problem}"));
     }

@@ -67,6 +67,10 @@ pub(crate) struct What {
     /// Do not back up the present state before it is replaced in place
     #[arg(long)]
     no_safety_backup: bool,
+    /// Restore what is healthy of a damaged backup. Every block is read first; the regions that are missing are listed, and
+    /// the exit code is 6
+    #[arg(long)]
+    salvage: bool,
 }
 
 /// Options of `restore run`.
@@ -92,6 +96,7 @@ impl What {
             in_place: self.in_place,
             keys: self.keys,
             no_safety_backup: self.no_safety_backup,
+            salvage: self.salvage,
         };
         client.plan_restore(&request).await
     }
@@ -138,8 +143,12 @@ fn question(plan: &RestorePlan) -> String {
             format!(" (only keys that fit {}: every other key is gone afterwards)", plan.request.keys.join(" "))
         }
     };
+    let salvage = match plan.request.salvage {
+        true => " as far as it is healthy, without what is damaged",
+        false => "",
+    };
     format!(
-        "Replace all {} records that cluster {target} holds now by those of backup {}{some}, the state of {}?",
+        "Replace all {} records that cluster {target} holds now by those of backup {}{salvage}{some}, the state of {}?",
         count(present),
         plan.backup,
         time::exact(Timestamp(plan.cut))

@@ -1,81 +1,74 @@
-//! Repository check: everything that the ledger of a cluster names is there and whole, as far as that can be told
-//! without reading the packs (that is what verification does): entries, roots, pages, tiling, and the packs by size.
+//! Repository check: everything that the repository and the ledger of a cluster name is there and whole, as far as that
+//! can be told without reading the packs (that is what verification does): description, keys, epochs, ledger, roots,
+//! pages, tiling, packs by size, job records.
+
+mod top;
 
 use std::sync::Arc;
 
-use futures::StreamExt;
-use tidemark_proto::id::PackId;
-use tidemark_proto::stored::envelope::CHECKSUM_LEN;
-use tidemark_proto::stored::manifest::Extent;
 use tidemark_proto::stored::paths;
-use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
+use tidemark_proto::{ClusterName, Error, Result};
 
 use super::Job;
-use super::backup::tiling::{self, Tiles};
-use crate::repository::{BackupRecord, Ledger, Manifest, Repository};
+use super::damage::{Damage, SHOWN};
+use super::inspect::{self, ALL, Depth, Packs};
+use super::restore::open_manifest;
+use crate::history::Seen;
+use crate::repository::{BackupRecord, Ledger, Repository};
 
-/// Problems that are listed in the error.
-const SHOWN: usize = 20;
-
-/// Runs the check; what is damaged is listed in the error.
-pub async fn run(repository: Repository, job: Arc<Job>, cluster: ClusterName) -> Result<serde_json::Value> {
+/// Runs the check. `seen` is the highest ledger entry that anybody was told of. What is damaged is listed in the error,
+/// and in the job's result for programs.
+pub async fn run(
+    repository: Repository,
+    job: Arc<Job>,
+    cluster: ClusterName,
+    seen: Option<Seen>,
+) -> Result<serde_json::Value> {
+    job.phase("reading the small objects");
+    let mut objects = Damage::default();
+    top::repository(&repository, &mut objects).await?;
+    top::job_records(&repository, &cluster, &mut objects).await?;
     job.phase("reading the ledger");
-    let ledger = Ledger::load(&repository, &cluster).await?;
+    let ledger = match Ledger::load(&repository, &cluster).await {
+        Ok(ledger) => ledger,
+        Err(e) if inspect::is_damage(&e) => {
+            top::blame(&mut objects, paths::ledger_dir(&cluster), e.report());
+            return Err(Error::damaged(format!("no backup of {cluster} can be found: {}", objects.words())));
+        }
+        Err(e) => return Err(e),
+    };
+    if let Some(Err(e)) = seen.map(|seen| seen.check(&cluster, &ledger)) {
+        top::blame(&mut objects, paths::ledger_dir(&cluster), e.report());
+    }
+    top::epochs_of(&repository, &cluster, &ledger, &mut objects).await?;
     job.phase("listing packs");
     let packs = Packs::list(&repository, &cluster).await?;
     let backups = ledger.backups();
     job.phase("reading manifests");
     job.update(|i| i.progress.total_parts = backups.len() as u64);
-    let mut damage = Vec::new();
+    let mut damaged = Vec::new();
     for (done, record) in backups.iter().enumerate() {
         if job.cancel.is_cancelled() {
             return Err(Error::cancelled("the check was cancelled"));
         }
-        match check_backup(&repository, &cluster, record, &packs).await {
-            Ok(()) => {}
-            Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
-                damage.push(format!("backup {}: {}", record.backup.job, e.report()));
-            }
-            Err(e) => return Err(e),
+        let damage = check_backup(&repository, &cluster, record, &packs).await?;
+        if !damage.is_none() {
+            damaged.push((record.backup.job, damage));
         }
         job.update(|i| i.progress.parts = done as u64 + 1);
     }
-    if damage.is_empty() {
-        return Ok(serde_json::json!({
-            "cluster": cluster, "ledger_entries": ledger.entries().len(), "backups": backups.len(),
-            "packs": packs.sizes.len(), "pack_bytes": packs.sizes.iter().map(|(_, size)| size).sum::<u64>(),
-        }));
+    let result = serde_json::json!({
+        "cluster": cluster, "ledger_entries": ledger.entries().len(), "backups": backups.len(),
+        "packs": packs.len(), "pack_bytes": packs.bytes(), "objects": objects.faults,
+        "damaged_backups": damaged.iter().map(|(b, d)| serde_json::json!({"backup": b, "damage": d})).collect::<Vec<_>>(),
+    });
+    if damaged.is_empty() && objects.is_none() {
+        return Ok(result);
     }
-    let shown: Vec<_> = damage.iter().take(SHOWN).cloned().collect();
-    Err(Error::damaged(format!("{} of {} backups are damaged: {}", damage.len(), backups.len(), shown.join("; "))))
-}
-
-/// The packs of a cluster with their sizes, ascending by id.
-struct Packs {
-    sizes: Vec<(PackId, u64)>,
-}
-
-impl Packs {
-    async fn list(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
-        let pack = |path: &str, size| Some((paths::pack_id(path)?, size));
-        let mut sizes = repository.store().list_as(&paths::packs_dir(cluster), pack).await?;
-        sizes.sort_unstable();
-        Ok(Self { sizes })
-    }
-
-    fn check(&self, cluster: &ClusterName, extent: &Extent) -> Result<()> {
-        let found = self.sizes.binary_search_by_key(&extent.pack, |(id, _)| *id);
-        let size = found.ok().map(|at| self.sizes[at].1);
-        let end = extent.offset.saturating_add(extent.len).saturating_add(CHECKSUM_LEN as u64);
-        match size {
-            Some(size) if size >= end => Ok(()),
-            None => Err(Error::damaged(format!("{} is missing", paths::pack(cluster, &extent.pack)))),
-            Some(size) => {
-                let path = paths::pack(cluster, &extent.pack);
-                Err(Error::damaged(format!("{path} is cut short to {size} bytes")))
-            }
-        }
-    }
+    job.update(|i| i.result = Some(result));
+    let mut words = if objects.is_none() { Vec::new() } else { vec![objects.words()] };
+    words.extend(damaged.iter().take(SHOWN).map(|(backup, damage)| format!("backup {backup}: {}", damage.words())));
+    Err(Error::damaged(format!("{} of {} backups are damaged: {}", damaged.len(), backups.len(), words.join("; "))))
 }
 
 async fn check_backup(
@@ -83,29 +76,14 @@ async fn check_backup(
     cluster: &ClusterName,
     record: &BackupRecord,
     packs: &Packs,
-) -> Result<()> {
-    let manifest = Manifest::open(repository, cluster, &record.backup.root).await?;
-    let root = manifest.root();
-    if root.cut != record.backup.cut || root.job != record.backup.job {
-        return Err(Error::damaged("the manifest root is not that of the ledger entry"));
-    }
-    let taken: Vec<_> = root.nodes.iter().map(|n| n.slots.clone()).collect();
-    let named = root.nodes.iter().map(|n| (n.node.as_str(), &n.slots));
-    tiling::slots(named).map_err(|e| Error::damaged(e.message()))?;
-    let (mut tiles, mut records) = (Tiles::new(&taken), 0u64);
-    let mut pages = manifest.pages();
-    while let Some(page) = pages.next().await {
-        for (_, part) in page.numbered()? {
-            tiles.push(&part)?;
-            records = records.wrapping_add(part.digest.count);
-            for extent in part.runs.iter().flat_map(|r| r.extents.iter().chain([&r.index])) {
-                packs.check(cluster, extent)?;
-            }
+) -> Result<Damage> {
+    match open_manifest(repository, cluster, &record.backup).await {
+        Ok(manifest) => Ok(inspect::inspect(&manifest, packs, Depth::Objects, ALL, None).await?.damage),
+        Err(e) if inspect::is_damage(&e) => {
+            let mut damage = Damage::default();
+            top::blame(&mut damage, paths::root(cluster, &record.backup.root), e.report());
+            Ok(damage)
         }
+        Err(e) => Err(e),
     }
-    tiles.finish()?;
-    if records == root.totals.records {
-        return Ok(());
-    }
-    Err(Error::damaged(format!("its parts hold {records} records, its root says {}", root.totals.records)))
 }

@@ -2,12 +2,13 @@
 
 mod driver;
 mod plan;
+mod ready;
 mod share;
 mod sums;
 mod switch;
 
 pub use driver::{resume, run};
-pub use plan::{Candidate, PlanNode, RestorePlan, RestoreRequest, find_backup, plan, plan_onto};
+pub use plan::{Candidate, PlanNode, RestorePlan, RestoreRequest, find_backup, open_manifest, plan, plan_onto};
 pub use share::{Batch, Share};
 pub use sums::{Loaded, Sums};
 pub use switch::{abort_all, open_jobs, resume_switch, switch_node};

@@ -50,7 +50,8 @@ impl MasterKey {
         }
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// From 64 hex digits.
+    pub fn parse(text: &str) -> Result<Self> {
         let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok().and_then(|b| <[u8; 32]>::try_from(b).ok());
         bytes.map(|b| Self(SecretKey(b))).ok_or_else(|| {
             Error::config("a master key is 64 hex digits (make one with `tidemark repo keygen --out FILE`)")

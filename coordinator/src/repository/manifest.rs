@@ -9,7 +9,7 @@ use tidemark_proto::id::PackId;
 use tidemark_proto::stored::envelope::ObjectKind;
 use tidemark_proto::stored::manifest::{PAGE_PARTS, Page, PageRef, PartEntry, Root, VERSION};
 use tidemark_proto::stored::paths;
-use tidemark_proto::{ClusterName, Error, Result};
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet};
 
 use super::Repository;
 use super::drawn::Scope;
@@ -34,6 +34,13 @@ impl<'r> ManifestWriter<'r> {
     pub fn new(repository: &'r Repository, cluster: &ClusterName, scope: &'r Scope) -> Self {
         let (cluster, named, parts, pages) = (cluster.clone(), HashSet::new(), Vec::new(), Vec::new());
         Self { repository, cluster, scope, named, parts, pages, page_parts: PAGE_PARTS }
+    }
+
+    /// With pages of at most so many entries: what tests need for manifests of several pages.
+    #[must_use]
+    pub fn with_pages_of(mut self, parts: usize) -> Self {
+        self.page_parts = parts.clamp(1, PAGE_PARTS);
+        self
     }
 
     /// Adds the next entry; entries ascend by (first slot, lower).
@@ -97,7 +104,11 @@ async fn get(
     hash: &Hash,
 ) -> Result<Vec<u8>> {
     let path = paths::root(cluster, hash);
-    let bytes = repository.store().get(&path).await?;
+    // It is asked for because something names it.
+    let bytes = repository.store().get(&path).await.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => Error::damaged(format!("{path} is missing")).with_source(e),
+        _ => e,
+    })?;
     if Hash::of(&bytes) != *hash {
         return Err(Error::damaged(format!("{path}: its bytes are not those that its name says")));
     }
@@ -106,13 +117,35 @@ async fn get(
 
 /// Reads a manifest root by its hash.
 pub async fn read_root(repository: &Repository, cluster: &ClusterName, hash: &Hash) -> Result<Root> {
-    frame::from_archive(&get(repository, cluster, ObjectKind::Root, ROOT_NAME, hash).await?)
+    let body = get(repository, cluster, ObjectKind::Root, ROOT_NAME, hash).await?;
+    decode_root(&body).map_err(|e| e.context(paths::root(cluster, hash)))
+}
+
+/// Decodes the body of a root. `Damaged` when a set of slots is not in order, as all who read it rely on.
+pub fn decode_root(body: &[u8]) -> Result<Root> {
+    let root: Root = frame::from_archive(body)?;
+    in_order(root.nodes.iter().map(|n| &n.slots))?;
+    Ok(root)
+}
+
+/// Decodes the body of a page. `Damaged` when a set of slots is not in order, as all who read it rely on.
+pub fn decode_page(body: &[u8]) -> Result<Page> {
+    let page: Page = frame::from_archive(body)?;
+    in_order(page.parts.iter().map(|p| &p.slots))?;
+    Ok(page)
+}
+
+fn in_order<'a>(mut sets: impl Iterator<Item = &'a SlotSet>) -> Result<()> {
+    match sets.all(SlotSet::is_canonical) {
+        true => Ok(()),
+        false => Err(Error::damaged("a slot set is not in order")),
+    }
 }
 
 /// Reads a page of a manifest.
 pub async fn read_page(repository: &Repository, cluster: &ClusterName, page: &PageRef) -> Result<Page> {
-    let read: Page =
-        frame::from_archive(&get(repository, cluster, ObjectKind::Page, PAGE_NAME, &page.hash).await?)?;
+    let body = get(repository, cluster, ObjectKind::Page, PAGE_NAME, &page.hash).await?;
+    let read = decode_page(&body).map_err(|e| e.context(paths::root(cluster, &page.hash)))?;
     if read.parts.len() != page.parts as usize {
         return Err(Error::damaged(format!(
             "page {}: holds another number of parts than the root says",

@@ -77,8 +77,20 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens a store by its URL. Errors are `Config`.
+    /// Opens a store by its URL; makes the folder of a `file://` one. Errors are `Config`.
     pub fn open(config: &StoreConfig) -> Result<Self> {
+        Self::open_with(config, open_folder)
+    }
+
+    /// Opens a store that is there and makes nothing. `NotFound` for a folder that is not there, else `Config`.
+    pub fn open_existing(config: &StoreConfig) -> Result<Self> {
+        Self::open_with(config, open_existing_folder)
+    }
+
+    fn open_with(
+        config: &StoreConfig,
+        open_folder: impl FnOnce(&Url) -> Result<object_store::local::LocalFileSystem>,
+    ) -> Result<Self> {
         let url = Url::parse(&config.url).map_err(|e| {
             Error::config("repository URL: use e.g. file:///path or s3://bucket/prefix").with_source(e)
         })?;
@@ -211,7 +223,14 @@ impl Store {
         let bytes = self
             .retry(key, || async {
                 let options = GetOptions { range: range.clone(), ..GetOptions::default() };
-                self.inner.get_opts(&path, options).await?.bytes().await
+                match self.inner.get_opts(&path, options).await {
+                    Ok(got) => got.bytes().await,
+                    // Stores say in many ways that an object ends before the range; trying again will not lengthen it.
+                    Err(e) => match self.inner.head(&path).await {
+                        Ok(about) if about.size <= offset => Ok(Bytes::new()),
+                        _ => Err(e),
+                    },
+                }
             })
             .await?;
         if bytes.len() as u64 != len {
@@ -313,12 +332,22 @@ fn shown(mut shown: Url) -> String {
     shown.into()
 }
 
+fn folder_of(url: &Url) -> Result<std::path::PathBuf> {
+    url.to_file_path().map_err(|()| Error::config("repository URL: file:// needs an absolute path: file:///path"))
+}
+
 fn open_folder(url: &Url) -> Result<object_store::local::LocalFileSystem> {
-    let path = url
-        .to_file_path()
-        .map_err(|()| Error::config("repository URL: file:// needs an absolute path: file:///path"))?;
+    let path = folder_of(url)?;
     std::fs::create_dir_all(&path)
         .map_err(|e| Error::config(format!("repository folder {}", path.display())).with_source(e))?;
+    open_existing_folder(url)
+}
+
+fn open_existing_folder(url: &Url) -> Result<object_store::local::LocalFileSystem> {
+    let path = folder_of(url)?;
+    if !path.is_dir() {
+        return Err(Error::not_found(format!("there is no folder {}", path.display())));
+    }
     let store = object_store::local::LocalFileSystem::new_with_prefix(&path)
         .map_err(|e| Error::config(format!("repository folder {}", path.display())).with_source(e))?;
     Ok(store.with_fsync(true))

@@ -71,6 +71,16 @@ impl Coordinator {
         Self::run(dir, spec, tls, any, any).await
     }
 
+    /// Another coordinator on the repository that is there.
+    pub(super) async fn on_repository(dir: &Path, tls: PkiPaths) -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let log = dir.join("coordinator.log");
+        if log.exists() {
+            std::fs::rename(&log, dir.join("coordinator.before.log")).expect("log");
+        }
+        Self::run(dir, CoordinatorSpec::default(), tls, any, any).await
+    }
+
     /// Ends in order and runs again on the same ports, which agents know.
     pub(super) async fn restart(mut self, dir: &Path) -> Self {
         self.process.stop().await;

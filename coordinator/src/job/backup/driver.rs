@@ -421,6 +421,7 @@ impl Driver {
     /// Tells every node how the job ended. One that is away drops its pins by their lease.
     async fn settle(&self, committed: bool, cut: Option<&Cut>) {
         let (ledger_number, ledger_hash) = self.ledger.lock().await.tail();
+        self.context.history.see(&self.request.cluster, ledger_number, ledger_hash, "this coordinator");
         let settle = |n: usize| {
             let parts = self.committed.get().and_then(|c| c.parts.get(&(n as u16)).cloned()).unwrap_or_default();
             let at = cut.map_or(Timestamp::ZERO, |c| c.at);

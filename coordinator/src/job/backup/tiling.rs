@@ -24,15 +24,15 @@ pub fn slots<'a>(owners: impl IntoIterator<Item = (&'a str, &'a SlotSet)>) -> Re
 /// Checks that the parts tile what was taken from each node: every slot and every key exactly once. Parts ascend by
 /// (first slot, lower). `Damaged` names what is wrong.
 pub fn parts(parts: &[PartEntry], taken: &[SlotSet]) -> Result<()> {
-    let mut tiles = Tiles::new(taken);
+    let mut tiles = Tiles::new(taken.to_vec());
     parts.iter().try_for_each(|part| tiles.push(part))?;
     tiles.finish()
 }
 
 /// The check of [`parts`] for parts that come one after another: it remembers slots, and no part but the last one.
 #[derive(Debug)]
-pub struct Tiles<'a> {
-    taken: &'a [SlotSet],
+pub struct Tiles {
+    taken: Vec<SlotSet>,
     covered: Vec<SlotSet>,
     last: Option<Last>,
 }
@@ -46,10 +46,10 @@ struct Last {
     upper: Vec<u8>,
 }
 
-impl<'a> Tiles<'a> {
+impl Tiles {
     /// Parts of nodes from which these slots were taken.
-    pub fn new(taken: &'a [SlotSet]) -> Self {
-        Self { taken, covered: vec![SlotSet::EMPTY; taken.len()], last: None }
+    pub fn new(taken: Vec<SlotSet>) -> Self {
+        Self { covered: vec![SlotSet::EMPTY; taken.len()], taken, last: None }
     }
 
     /// The next part.

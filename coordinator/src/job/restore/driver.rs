@@ -21,13 +21,15 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet, Timestamp};
 use tracing::Instrument;
 
 use super::plan::{PlanNode, RestorePlan, RestoreRequest, Sources, plan};
+use super::ready::ready;
 use super::share::Batch;
 use super::sums::{Loaded, Sums};
 use super::switch::{BEGIN_DEADLINE, FINISH_DEADLINE, abort_all, end, switch_all};
 use crate::context::Shared;
 use crate::fleet::Member;
 use crate::job::backup::{self, BackupRequest};
-use crate::job::{Job, JobKind, verify};
+use crate::job::damage::Damage;
+use crate::job::{Job, JobKind};
 use crate::repository::{JobRecorder, Ledger, Record};
 use crate::serve::ServeJob;
 
@@ -44,6 +46,8 @@ struct Driver {
     id: JobId,
     plan: RestorePlan,
     sources: Sources,
+    /// What is left out because it is damaged.
+    missing: Damage,
     sums: Mutex<Sums>,
     source: ClusterName,
     target: ClusterName,
@@ -91,6 +95,7 @@ fn request_of(begun: &RestoreBegun, target: &ClusterName) -> RestoreRequest {
         keys: begun.keys.clone(),
         // It was made before the restore began, or was not wanted.
         no_safety_backup: true,
+        salvage: begun.salvage != 0,
     }
 }
 
@@ -98,20 +103,30 @@ async fn carry_out(
     context: Shared,
     job: Arc<Job>,
     mut plan: RestorePlan,
-    recorder: JobRecorder,
+    mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
     if !plan.problems.is_empty() {
         return Err(Error::conflict(format!("the restore cannot run: {}", plan.problems.join("; "))));
     }
-    let sources = plan.sources.take().ok_or_else(|| Error::bug("a plan without its sources"))?;
+    let mut sources = plan.sources.take().ok_or_else(|| Error::bug("a plan without its sources"))?;
     let source = plan.request.cluster.clone();
     let target = plan.request.target.clone().unwrap_or_else(|| source.clone());
     let id = job.id();
-    let recorder = tokio::sync::Mutex::new(recorder);
-    let driver = Driver { context, job, id, plan, sources, sums: Mutex::default(), source, target, recorder };
+    let missing = match ready(&job, &plan, &mut sources).await {
+        Err(e) if recorder.revision() > 0 => {
+            // Another coordinator had begun it, when the backup was still whole.
+            let nodes: Vec<_> = plan.targets.iter().map(|t| t.node.clone()).collect();
+            abort_all(&context, &target, id, &nodes).await;
+            end(&context, &mut recorder, id, Some(&e)).await;
+            return Err(e);
+        }
+        missing => missing?,
+    };
+    let (sums, recorder) = (Mutex::default(), tokio::sync::Mutex::new(recorder));
+    let driver = Driver { context, job, id, plan, sources, missing, sums, source, target, recorder };
     let serve = ServeJob::new(driver.source.clone(), driver.target.clone());
     driver.context.serve.open(id, serve);
-    let result = driver.guarded_restore().await;
+    let result = Box::pin(driver.guarded_restore()).await;
     driver.context.serve.close(&id);
     result
 }
@@ -121,8 +136,7 @@ impl Driver {
         Member { cluster: self.target.clone(), node: self.plan.targets[node].node.clone() }
     }
 
-    /// Where present data is replaced: every block that is needed is read and checked first, and the present state is
-    /// backed up, before any node is touched.
+    /// Where present data is replaced it is backed up before any node is touched.
     async fn guarded_restore(&self) -> Result<serde_json::Value> {
         let replaces = self.plan.request.in_place && self.plan.targets.iter().any(|t| t.present_records > 0);
         let begun = self.recorder.lock().await.revision() > 0;
@@ -151,14 +165,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Checks every block of the backup; backs up the present state unless told not to and answers that backup's id.
+    /// Backs up the present state unless told not to and answers that backup's id.
     async fn make_safe(&self) -> Result<Option<serde_json::Value>> {
-        self.job.phase("checking every block");
-        let checked = tokio::select! {
-            checked = verify::check_parts(&self.sources.manifest, verify::ALL, &self.job) => checked?,
-            () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
-        };
-        checked.whole().map_err(|e| e.context("nothing was touched"))?;
         if self.plan.request.no_safety_backup {
             return Ok(None);
         }
@@ -225,7 +233,7 @@ impl Driver {
             source: self.source.clone(),
             backup: self.plan.backup,
             in_place: u8::from(self.plan.request.in_place),
-            salvage: 0,
+            salvage: u8::from(self.plan.request.salvage),
             keys: self.plan.request.keys.clone(),
             targets: self.plan.targets.iter().map(|t| t.node.clone()).collect(),
         }
@@ -340,7 +348,8 @@ impl Driver {
 
     /// Every part was read as the manifest says, over all nodes that took a share of it.
     fn compared(&self) -> Result<()> {
-        self.sums.lock().expect("sums").whole(u64::from(self.sources.manifest.parts()))
+        let healthy = u64::from(self.sources.manifest.parts()) - self.sources.bad.len();
+        self.sums.lock().expect("sums").whole(healthy)
     }
 
     /// Every node reads back what it has loaded.
@@ -377,6 +386,8 @@ impl Driver {
             "parts": loaded.iter().map(|l| l.parts).sum::<u64>(),
             "records": finished.iter().map(|f| f.digest.count).sum::<u64>(),
             "nodes": nodes,
+            "complete": self.missing.is_none(),
+            "missing": self.missing,
         })
     }
 }

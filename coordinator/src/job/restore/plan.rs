@@ -1,19 +1,28 @@
 //! Planning a restore. The dry run prints this very value; the job carries out this very value.
 
-use futures::StreamExt;
+use std::sync::Arc;
+
+use futures::{FutureExt, StreamExt};
 use tidemark_common::glob::KeyFilter;
 use tidemark_proto::id::JobId;
+use tidemark_proto::stored::ledger::Backup;
+use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
 use super::share::Share;
 use crate::context::Context;
 use crate::job::backup::tiling;
-use crate::repository::{BackupRecord, Ledger, Manifest};
+use crate::job::damage::{Damage, PartSet};
+use crate::job::inspect::{ALL, Depth, Packs, inspect};
+use crate::repository::{BackupRecord, Ledger, Manifest, Repository};
 
 /// Throughput assumed for the time estimate until a fleet's own is known, bytes a second and node.
 const ASSUMED_RATE: u64 = 100 << 20;
 /// Disk that a loaded byte takes while old and new data lie side by side, in percent.
 const DISK_PERCENT: u64 = 130;
+
+/// The word for the newest backup.
+const LATEST: &str = "latest";
 
 /// A restore as it is asked for.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -37,6 +46,9 @@ pub struct RestoreRequest {
     /// Do not back up the present state before it is replaced in place.
     #[serde(default)]
     pub no_safety_backup: bool,
+    /// Restore what is healthy of a damaged backup; without it a damaged backup is refused.
+    #[serde(default)]
+    pub salvage: bool,
 }
 
 /// What a node takes.
@@ -82,6 +94,9 @@ pub struct RestorePlan {
     pub estimated_seconds: u64,
     /// What stands against it; empty when it can run.
     pub problems: Vec<String>,
+    /// What will be missing, as far as it is known without reading the packs; only a salvage goes on with any.
+    #[serde(default)]
+    pub missing: Damage,
     /// What the job reads.
     #[serde(skip)]
     #[schema(ignore)]
@@ -106,12 +121,14 @@ pub(super) struct Sources {
     pub(super) manifest: Manifest,
     /// For each target: the pages in which it has parts.
     pages: Vec<Vec<u32>>,
+    /// Parts that are damaged and are left out.
+    pub(super) bad: Arc<PartSet>,
 }
 
 impl Sources {
     /// The share of the target with this number, which takes `slots`.
     pub(super) fn share(&self, target: usize, slots: &SlotSet) -> Share {
-        Share::new(&self.manifest, self.pages[target].clone(), slots)
+        Share::new(&self.manifest, self.pages[target].clone(), slots, self.bad.clone())
     }
 }
 
@@ -131,7 +148,7 @@ pub struct Candidate {
 /// Finds a backup by `latest`, its id, or a unique beginning of it.
 pub fn find_backup(ledger: &Ledger, wanted: &str) -> Result<BackupRecord> {
     let mut backups = ledger.backups();
-    if wanted == "latest" {
+    if wanted == LATEST {
         return backups.pop().ok_or_else(|| Error::not_found("the cluster has no backup"));
     }
     backups.retain(|b| !wanted.is_empty() && b.backup.job.to_string().starts_with(wanted));
@@ -142,12 +159,31 @@ pub fn find_backup(ledger: &Ledger, wanted: &str) -> Result<BackupRecord> {
     }
 }
 
+/// Opens the manifest of a backup. `Damaged` when it cannot be read: then nothing can be restored from that backup.
+pub async fn open_manifest(repository: &Repository, cluster: &ClusterName, backup: &Backup) -> Result<Manifest> {
+    let named = |e: Error| e.context(format_args!("backup {}", backup.job));
+    let manifest = Manifest::open(repository, cluster, &backup.root).await.map_err(named)?;
+    let root = manifest.root();
+    if root.cut == backup.cut && root.job == backup.job && root.cluster == *cluster {
+        return Ok(manifest);
+    }
+    let path = paths::root(cluster, &backup.root);
+    Err(named(Error::damaged(format!("{path}: is not the manifest that the ledger names"))))
+}
+
 /// Plans a restore. Errors are about the request; what stands against running it is listed in the plan.
 pub async fn plan(context: &Context, request: RestoreRequest) -> Result<RestorePlan> {
     let _ = KeyFilter::new(&request.keys)?;
     let ledger = Ledger::load(&context.repository, &request.cluster).await?;
+    if let Err(e) = context.history.check(&request.cluster, &ledger) {
+        // Who names a backup gets that one; what was the latest nobody knows.
+        if request.backup == LATEST {
+            return Err(e.context("which backup is the latest? Name one by its id"));
+        }
+        tracing::warn!(error = %e.report(), "planning a restore all the same");
+    }
     let record = find_backup(&ledger, &request.backup)?;
-    let manifest = Manifest::open(&context.repository, &request.cluster, &record.backup.root).await?;
+    let manifest = open_manifest(&context.repository, &request.cluster, &record.backup).await?;
     let target = request.target.clone().unwrap_or_else(|| request.cluster.clone());
     let mut candidates = Vec::new();
     for (member, _) in context.fleet.members(Some(&target)) {
@@ -174,7 +210,13 @@ pub async fn plan_onto(
         .filter(|c| !fits(&c.engine, &root.engine))
         .map(|c| format!("node {} is {}, the backup is of {}", c.node, c.engine, root.engine))
         .collect();
-    let (targets, pages) = shares(&manifest, &candidates).await?;
+    let packs = Packs::list(manifest.repository(), manifest.cluster()).await?;
+    let found = inspect(&manifest, &packs, Depth::Objects, ALL, None).boxed().await?;
+    if !request.salvage {
+        found.whole().map_err(|e| refused(&manifest, e))?;
+    }
+    let bad = Arc::new(found.bad);
+    let (targets, pages) = shares(&manifest, &candidates, &bad).await?;
     let owners = targets.iter().map(|t| (t.node.as_str(), &t.slots));
     match targets.is_empty() {
         true => {
@@ -198,13 +240,25 @@ pub async fn plan_onto(
         estimated_seconds: most.div_ceil(ASSUMED_RATE),
         targets,
         problems,
+        missing: found.damage,
         request,
-        sources: Some(Sources { manifest, pages }),
+        sources: Some(Sources { manifest, pages, bad }),
     })
 }
 
+/// The refusal of a damaged backup.
+pub(super) fn refused(manifest: &Manifest, error: Error) -> Error {
+    let told =
+        "it is not restored (nothing was touched; a salvage restores what is healthy and leaves the rest out)";
+    error.context(format_args!("backup {}: {told}", manifest.root().job))
+}
+
 /// What each node takes, and the pages in which it finds that.
-async fn shares(manifest: &Manifest, candidates: &[Candidate]) -> Result<(Vec<PlanNode>, Vec<Vec<u32>>)> {
+async fn shares(
+    manifest: &Manifest,
+    candidates: &[Candidate],
+    bad: &PartSet,
+) -> Result<(Vec<PlanNode>, Vec<Vec<u32>>)> {
     let node = |c: &Candidate| PlanNode {
         node: c.node.clone(),
         slots: c.slots.clone(),
@@ -220,8 +274,12 @@ async fn shares(manifest: &Manifest, candidates: &[Candidate]) -> Result<(Vec<Pl
     let mut slots = SlotSet::EMPTY;
     let mut takers: Vec<(usize, u32)> = Vec::new();
     while let Some(page) = pages.next().await {
-        let index = page.index;
-        for (_, part) in page.numbered()? {
+        let (index, lost) = (page.index, bad.contains(page.first));
+        let numbered = match page.numbered() {
+            Err(_) if lost => continue,
+            numbered => numbered?,
+        };
+        for (_, part) in numbered.filter(|(number, _)| !bad.contains(*number)) {
             if part.slots != slots {
                 slots.clone_from(&part.slots);
                 let share = nodes.iter().map(|n| n.slots.intersect(&slots).len()).enumerate();

@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::{Result, SlotSet};
 
+use crate::job::damage::PartSet;
 use crate::repository::{Manifest, PageRead};
 
 /// Bytes of records that one command hands out, at most (one part may pass it).
@@ -21,6 +22,7 @@ pub type Batch = Vec<(u32, Arc<PartEntry>)>;
 /// What a node still has to take.
 pub struct Share {
     slots: SlotSet,
+    bad: Arc<PartSet>,
     pages: Pin<Box<dyn Stream<Item = PageRead> + Send>>,
     /// Read and not handed out yet: what was left of a page.
     held: VecDeque<(u32, PartEntry)>,
@@ -33,10 +35,10 @@ impl std::fmt::Debug for Share {
 }
 
 impl Share {
-    /// The parts with some of `slots`, of the pages `pages`.
-    pub(super) fn new(manifest: &Manifest, pages: Vec<u32>, slots: &SlotSet) -> Self {
+    /// The parts with some of `slots`, of the pages `pages`, but for the bad ones.
+    pub(super) fn new(manifest: &Manifest, pages: Vec<u32>, slots: &SlotSet, bad: Arc<PartSet>) -> Self {
         let pages = Box::pin(manifest.some_pages(pages));
-        Self { slots: slots.clone(), pages, held: VecDeque::new() }
+        Self { slots: slots.clone(), bad, pages, held: VecDeque::new() }
     }
 
     /// The next batch: parts in the manifest's order, the largest of the batch first; `None` at the end.
@@ -59,7 +61,9 @@ impl Share {
     async fn fill(&mut self) -> Result<bool> {
         while self.held.is_empty() {
             let Some(page) = self.pages.next().await else { return Ok(false) };
-            let own = page.numbered()?.filter(|(_, part)| !part.slots.intersect(&self.slots).is_empty());
+            let own = page.numbered()?.filter(|(number, part)| {
+                !self.bad.contains(*number) && !part.slots.intersect(&self.slots).is_empty()
+            });
             self.held.extend(own);
         }
         Ok(true)

@@ -1,0 +1,138 @@
+//! Writing a knot: the parts of each node follow each other in a lane, the lanes are merged.
+
+use std::collections::VecDeque;
+use std::io::Write;
+
+use tidemark_common::glob::KeyFilter;
+use tidemark_common::run::{Entry, Merge, record_hash};
+use tidemark_proto::hash::SetDigest;
+use tidemark_proto::stored::manifest::PartEntry;
+use tidemark_proto::{Error, Result, slot_of};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::{Extracted, Lines};
+use crate::part::{self, Blocks};
+use crate::repository::Manifest;
+
+/// Records between two looks at the cancellation token.
+const CANCEL_EVERY: u64 = 1024;
+
+/// Parts whose records lie between each other.
+pub(super) struct Knot {
+    manifest: Manifest,
+    lanes: Vec<Lane>,
+}
+
+/// The parts of one node, in order.
+struct Lane {
+    at: Option<Open>,
+    waiting: VecDeque<PartEntry>,
+}
+
+/// The part that a lane is at.
+struct Open {
+    part: PartEntry,
+    merge: Merge<Blocks>,
+    digest: SetDigest,
+}
+
+impl Knot {
+    /// Opens the first part of each lane.
+    pub(super) async fn open(manifest: Manifest, parts: Vec<PartEntry>) -> Result<Self> {
+        let mut lanes: Vec<VecDeque<PartEntry>> = Vec::new();
+        for part in parts {
+            let own = |l: &&mut VecDeque<PartEntry>| l[0].node == part.node && l[0].slots == part.slots;
+            match lanes.iter_mut().find(own) {
+                Some(lane) => lane.push_back(part),
+                None => lanes.push(VecDeque::from([part])),
+            }
+        }
+        let mut knot = Self { manifest, lanes: Vec::new() };
+        for mut waiting in lanes {
+            let first = waiting.pop_front().ok_or_else(|| Error::bug("a lane without a part"))?;
+            let at = Some(Open::new(&knot.manifest, first).await?);
+            knot.lanes.push(Lane { at, waiting });
+        }
+        Ok(knot)
+    }
+
+    /// Writes its records, adding to `sum`. Blocks: for a thread of its own within the runtime.
+    pub(super) fn write<W: Write>(
+        mut self,
+        filter: &KeyFilter,
+        lines: &mut Lines<W>,
+        mut sum: Extracted,
+        cancel: &CancellationToken,
+    ) -> Result<Extracted> {
+        let runtime = Handle::current();
+        for lane in &mut self.lanes {
+            lane.advance(&self.manifest, &runtime)?;
+        }
+        while let Some(lane) = self.first() {
+            let entry = self.lanes[lane].current().ok_or_else(|| Error::bug("a lane at its end"))?;
+            sum.read += 1;
+            if sum.read.is_multiple_of(CANCEL_EVERY) && cancel.is_cancelled() {
+                return Err(Error::cancelled("the extraction was ended"));
+            }
+            if filter.takes(entry.key) {
+                lines.write(&entry)?;
+                let (meta, value) = entry.put.unwrap_or_default();
+                sum.records += 1;
+                sum.bytes += (entry.key.len() + meta.len() + value.len()) as u64;
+            }
+            self.lanes[lane].advance(&self.manifest, &runtime)?;
+        }
+        Ok(sum)
+    }
+
+    /// The lane with the smallest record.
+    fn first(&self) -> Option<usize> {
+        let heads = self.lanes.iter().enumerate().filter_map(|(i, lane)| Some((lane.current()?, i)));
+        heads.min_by(|(a, _), (b, _)| (a.slot, a.key).cmp(&(b.slot, b.key))).map(|(_, i)| i)
+    }
+}
+
+impl Lane {
+    fn current(&self) -> Option<Entry<'_>> {
+        self.at.as_ref().map(|open| open.merge.current())
+    }
+
+    /// Goes to the next record, be it in the next part; at the end of a part it is compared with the manifest.
+    fn advance(&mut self, manifest: &Manifest, runtime: &Handle) -> Result<()> {
+        while let Some(open) = &mut self.at {
+            let region = open.part.region;
+            if open.advance().map_err(|e| e.context(format_args!("region {region}")))? {
+                return Ok(());
+            }
+            let next = self.waiting.pop_front();
+            self.at = next.map(|part| runtime.block_on(Open::new(manifest, part))).transpose()?;
+        }
+        Ok(())
+    }
+}
+
+impl Open {
+    async fn new(manifest: &Manifest, part: PartEntry) -> Result<Self> {
+        let opened = part::open(manifest.repository(), manifest.cluster(), &part).await;
+        let opened = opened.map_err(|e| e.context(format_args!("region {}", part.region)))?;
+        // It ends with the merge, whose end of the channel it notices.
+        drop(tokio::spawn(opened.pump));
+        Ok(Self { part, merge: opened.merge, digest: SetDigest::default() })
+    }
+
+    /// Goes to the next record; `false` at the end of a part that is what the manifest says.
+    fn advance(&mut self) -> Result<bool> {
+        if !self.merge.advance()? {
+            part::compare(&self.part, self.digest)?;
+            return Ok(false);
+        }
+        let entry = self.merge.current();
+        if slot_of(entry.key) != entry.slot || !self.part.slots.contains(entry.slot) {
+            return Err(Error::damaged(format!("a record stands under slot {} that is not its own", entry.slot)));
+        }
+        let (meta, value) = entry.put.unwrap_or_default();
+        self.digest.add(record_hash(entry.key, meta, value));
+        Ok(true)
+    }
+}

@@ -1,0 +1,38 @@
+//! Looking at all that a restore needs before any node is touched.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use tidemark_proto::{Error, Result};
+
+use super::plan::{RestorePlan, Sources, refused};
+use crate::job::Job;
+use crate::job::damage::Damage;
+use crate::job::inspect::{ALL, Depth, Packs, inspect};
+
+/// Inspects the backup: every block where present data is replaced or damage is to be left out; else every object and
+/// every index, because a block that does not open later leaves empty nodes empty. A damaged backup is refused, unless it
+/// is salvaged: then the damaged parts are noted in `sources`, and what will be missing is answered.
+pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sources) -> Result<Damage> {
+    let replaces = plan.request.in_place && plan.targets.iter().any(|t| t.present_records > 0);
+    let depth = if replaces || plan.request.salvage { Depth::Blocks } else { Depth::Indexes };
+    job.phase(if depth == Depth::Blocks { "checking every block" } else { "checking every object" });
+    let manifest = &sources.manifest;
+    let look = async {
+        let packs = Packs::list(manifest.repository(), manifest.cluster()).await?;
+        inspect(manifest, &packs, depth, ALL, Some(job)).await
+    }
+    .boxed();
+    let found = tokio::select! {
+        found = look => found?,
+        () = job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
+    };
+    if !plan.request.salvage {
+        found.whole().map_err(|e| refused(manifest, e))?;
+    } else if found.bad.len() == u64::from(manifest.parts()) && !found.bad.is_empty() {
+        return Err(found.whole().err().unwrap_or_else(|| Error::bug("no healthy part and no fault")))
+            .map_err(|e| e.context("nothing of the backup is healthy: nothing was touched"));
+    }
+    sources.bad = Arc::new(found.bad);
+    Ok(found.damage)
+}
