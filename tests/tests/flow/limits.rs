@@ -234,5 +234,7 @@ async fn the_owner_of_a_node_limits_it_alone() {
     assert_limited("restore of the node", rate, LIMIT, unlimited);
     let told: Scrape = fleet.scrape_agent("copy", "n0").await;
     assert_eq!(told.value("tidemark_agent_limit_bytes_per_second"), LIMIT);
-    assert!(told.value("tidemark_agent_limited_seconds_total") > 0.0);
+    // Whole seconds are counted: a machine that hardly manages the limit waits for less.
+    let waited = told.value("tidemark_agent_limited_seconds_total");
+    assert!(waited > 0.0 || rate < LIMIT, "at {rate} bytes a second parts must have waited for the limit");
 }
