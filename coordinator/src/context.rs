@@ -6,7 +6,6 @@ use tidemark_common::clock::Hlc;
 use tidemark_common::log::LogRing;
 use tidemark_common::telemetry::Metrics;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::ledger::{Body, Fence};
 use tidemark_proto::wire::control::CommandHead;
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 
@@ -96,10 +95,7 @@ impl Context {
 
     async fn fence(&self, cluster: &ClusterName) -> Result<Ledger> {
         let mut ledger = Ledger::load(&self.repository, cluster).await?;
-        if ledger.epoch() < self.epoch {
-            let fence = Body::Fence(Fence { coordinator: self.config.name.clone() });
-            let _ = ledger.append(self.epoch, self.now_millis(), &fence, |_| Ok(())).await?;
-        }
+        ledger.take_over(self.epoch, self.now_millis(), &self.config.name).await?;
         Ok(ledger)
     }
 }

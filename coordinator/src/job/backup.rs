@@ -2,13 +2,15 @@
 
 pub mod core;
 mod driver;
+pub mod entry;
 mod manifest;
 mod parents;
 mod prepare;
 mod resume;
 pub mod tiling;
 
-pub use driver::{BackupRequest, run};
+pub use driver::{BackupRequest, CUT_DEADLINE, UPLOAD_ATTEMPTS, UPLOAD_DEADLINE, UPLOAD_RETRY_WAIT, run};
+pub use manifest::node_entries;
 pub use parents::{PartKey, most_runs};
 pub use prepare::record_failure;
-pub use resume::{LeftBackup, resume};
+pub use resume::{LeftBackup, cut_of, resume};

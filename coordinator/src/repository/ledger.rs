@@ -11,7 +11,7 @@ use tidemark_proto::frame;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::{JobId, PackId};
 use tidemark_proto::stored::envelope::ObjectKind;
-use tidemark_proto::stored::ledger::{self, Backup, Body, Entry, Failed, Policy};
+use tidemark_proto::stored::ledger::{self, Backup, Body, Entry, Failed, Fence, Policy};
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result, Timestamp};
 
@@ -114,6 +114,16 @@ impl Ledger {
     /// Highest epoch seen.
     pub fn epoch(&self) -> u64 {
         self.entries.iter().filter(|r| r.counts).map(|r| r.entry.epoch).next_back().unwrap_or(0)
+    }
+
+    /// Fences the ledger under `epoch`, unless it is so already: from here on nothing of an older coordinator counts.
+    /// `Fenced` when a higher epoch wins meanwhile; one that stands already is left to [`Ledger::append`] to tell of.
+    pub async fn take_over(&mut self, epoch: u64, now_millis: u64, coordinator: &str) -> Result<()> {
+        if self.epoch() < epoch {
+            let fence = Body::Fence(Fence { coordinator: coordinator.to_owned() });
+            let _ = self.append(epoch, now_millis, &fence, |_| Ok(())).await?;
+        }
+        Ok(())
     }
 
     /// Appends `body` as the coordinator of `epoch`. `check` is asked after each look at the newest ledger whether the

@@ -29,13 +29,13 @@ use crate::repository::{JobRecorder, Ledger, Record};
 use crate::telemetry;
 
 /// Time for a step of the cut beside its budget.
-const CUT_DEADLINE: Duration = Duration::from_secs(5);
+pub const CUT_DEADLINE: Duration = Duration::from_secs(5);
 /// Time without a word during an upload before the node counts as silent.
-const UPLOAD_DEADLINE: Duration = Duration::from_secs(60);
+pub const UPLOAD_DEADLINE: Duration = Duration::from_secs(60);
 /// Attempts at a node's upload; each sends only what is missing.
-const UPLOAD_ATTEMPTS: u32 = 5;
+pub const UPLOAD_ATTEMPTS: u32 = 5;
 /// Wait before the next attempt at an upload: an agent that restarts needs a moment.
-const UPLOAD_RETRY_WAIT: Duration = Duration::from_secs(2);
+pub const UPLOAD_RETRY_WAIT: Duration = Duration::from_secs(2);
 
 /// A backup as it is asked for.
 #[derive(Debug, Clone)]

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::ledger::{Backup, Body};
+use tidemark_proto::stored::ledger::Backup;
 use tidemark_proto::stored::manifest::{NodeEntry, PartEntry, Root, Totals};
-use tidemark_proto::{ClusterName, Error, NodeName, Result};
+use tidemark_proto::{ClusterName, NodeName, Result};
 
 use super::core::Cut;
+use super::entry::append_backup;
 use super::prepare::record_failure;
 use super::tiling;
 use crate::context::Context;
@@ -59,25 +60,8 @@ impl Draft<'_> {
         let Written { hash, root, packs } = writer.finish(self.root(totals)).await?;
         tidemark_common::crash::point("backup.manifest");
         let backup = Backup { job: self.job, cut: self.cut.at, root: hash, parent: self.parent };
-        let (context, cut) = (self.context, self.cut.at);
-        let appended = ledger
-            .append(context.epoch, context.now_millis(), &Body::Backup(backup), |seen| {
-                if seen.last_cut() >= cut {
-                    let last = seen.last_cut();
-                    return Err(Error::conflict(format!(
-                        "cut {cut} is not above the last one in the ledger, {last}"
-                    )));
-                }
-                // Whoever collects may delete these at any time: a late backup that names them would have a hole.
-                match seen.condemned().packs.intersection(&packs).next() {
-                    None => Ok(()),
-                    Some(pack) => Err(Error::conflict(format!(
-                        "pack {pack}, which this backup names, was given up for collection meanwhile: take it again"
-                    ))),
-                }
-            })
-            .await
-            .map(drop);
+        let context = self.context;
+        let appended = append_backup(ledger, (context.epoch, context.now_millis()), backup, &packs).await;
         if let Err(e) = appended {
             // The entry may have been put all the same. Writing the failure decides: it takes the number, or finds that
             // the backup stands.
@@ -129,7 +113,7 @@ impl Draft<'_> {
 }
 
 /// The nodes of a cut with their evidence, as manifests and job records keep them.
-pub(super) fn node_entries(nodes: &[NodeName], engine_versions: &[String], cut: &Cut) -> Vec<NodeEntry> {
+pub fn node_entries(nodes: &[NodeName], engine_versions: &[String], cut: &Cut) -> Vec<NodeEntry> {
     let nodes = nodes.iter().zip(engine_versions).zip(&cut.nodes);
     nodes
         .map(|((node, version), cut)| NodeEntry {

@@ -1,10 +1,11 @@
 //! Before and after a backup job: what it works with, and the record of its failure.
 
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::ledger::{Body, Failed, Policy};
+use tidemark_proto::stored::ledger::{Failed, Policy};
 use tidemark_proto::{Error, NodeName, Result};
 
 use super::BackupRequest;
+use super::entry::{FailureEntry, append_failure};
 use super::parents::Parent;
 use crate::context::{Context, Shared};
 use crate::job::Job;
@@ -77,18 +78,16 @@ pub async fn record_failure(
     error: &Error,
 ) -> bool {
     let code = error.kind().code();
-    let body = Body::Failed(Failed { job, started_millis, code, reason: error.report(), manual: u8::from(manual) });
-    let unsettled = |seen: &Ledger| match seen.is_settled(job) {
-        true => Err(Error::conflict("the ledger knows how this job ended")),
-        false => Ok(()),
-    };
-    let Err(e) = ledger.append(context.epoch, context.now_millis(), &body, unsettled).await else {
-        crate::telemetry::note_ledger(ledger.cluster(), ledger);
-        return true;
-    };
-    if ledger.is_settled(job) {
-        return !ledger.all_backups().any(|b| b.job == job);
+    let failed = Failed { job, started_millis, code, reason: error.report(), manual: u8::from(manual) };
+    match append_failure(ledger, (context.epoch, context.now_millis()), failed).await {
+        FailureEntry::Written => {
+            crate::telemetry::note_ledger(ledger.cluster(), ledger);
+            true
+        }
+        FailureEntry::Settled(made) => !made,
+        FailureEntry::Lost(e) => {
+            tracing::error!(error = %e.report(), "the failure of a backup could not be recorded");
+            true
+        }
     }
-    tracing::error!(error = %e.report(), "the failure of a backup could not be recorded");
-    true
 }

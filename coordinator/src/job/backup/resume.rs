@@ -32,17 +32,22 @@ pub async fn resume(context: Shared, job: Arc<Job>, left: LeftBackup) -> Result<
     };
     let nodes: Vec<NodeName> = cut.nodes.iter().map(|n| n.node.clone()).collect();
     let names = nodes.iter().map(NodeName::to_string).collect();
+    let held = cut_of(&cut);
     let policy = Policy { engine: cut.engine, slots_per_region: cut.slots_per_region, nodes: names };
     let recorder = JobRecorder::new(&context.repository, &request.cluster, job.id(), context.epoch, revision);
     let prepared = Prepared { nodes, policy, parent };
-    let evidence = |n: NodeEntry| NodeCut {
-        held: n.held,
-        sealed: n.sealed,
-        released: Released { ownership: n.released, held_micros: n.held_micros },
-    };
-    let held = Cut { at: cut.cut, attempt: cut.attempt, nodes: cut.nodes.into_iter().map(evidence).collect() };
     let driver = Driver::new(context, job, request, prepared, ledger, recorder, stored);
     driver.to_its_end(|settings| Core::resumed(settings, held)).await
+}
+
+/// The cut that a job record tells of, with its evidence.
+pub fn cut_of(record: &BackupCut) -> Cut {
+    let evidence = |n: &NodeEntry| NodeCut {
+        held: n.held.clone(),
+        sealed: n.sealed.clone(),
+        released: Released { ownership: n.released.clone(), held_micros: n.held_micros },
+    };
+    Cut { at: record.cut, attempt: record.attempt, nodes: record.nodes.iter().map(evidence).collect() }
 }
 
 /// What another coordinator left of a backup job.
