@@ -6,3 +6,4 @@ pub mod fleet;
 pub mod fuzz;
 pub mod memory_kv;
 pub mod nodes;
+pub mod s3;

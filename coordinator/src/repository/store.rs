@@ -16,10 +16,17 @@ use url::Url;
 
 use super::health::{self, Health};
 
-/// Time for one request, its body included.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for one request, its body included, unless the configuration says otherwise.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for which the client library itself tries a request again that a store refused for now (it throttles, it is
+/// started anew): slower, not failed. Pieces of packs have no other attempts than these.
+const THROTTLE_PATIENCE: Duration = Duration::from_secs(300);
+/// Attempts of the client library within that time.
+const CLIENT_ATTEMPTS: usize = 60;
+/// Reads of a range that came back short before it counts as missing.
+const SHORT_READS: u32 = 3;
 /// Time to connect.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Attempts at a request before its error is reported.
 pub(super) const ATTEMPTS: u32 = 6;
 /// Wait before the second attempt; doubles, with full jitter.
@@ -35,6 +42,9 @@ pub(super) const MAX_WHOLE_OBJECT: u64 = 64 << 20;
 pub struct StoreConfig {
     /// `file:///path`, `memory:///`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
     pub url: String,
+    /// Time for one request in seconds, its body included; 0 takes the default.
+    #[serde(default)]
+    pub request_timeout_seconds: u64,
     /// Options of the store's client by their names in the `object_store` crate, e.g. `aws_endpoint`, `aws_region`.
     /// Credentials are better left to the environment.
     #[serde(default)]
@@ -67,6 +77,8 @@ pub struct Store {
     url: String,
     /// The folder of a `file://` store.
     folder: Option<std::path::PathBuf>,
+    /// Time for one attempt, what the client library tries again included.
+    patience: Duration,
     health: Arc<Health>,
 }
 
@@ -96,13 +108,17 @@ impl Store {
         })?;
         let shown = shown(url.clone());
         let wrong = |e: object_store::Error| Error::config(format!("repository {shown}")).with_source(e);
+        let timeout = match config.request_timeout_seconds {
+            0 => REQUEST_TIMEOUT,
+            seconds => Duration::from_secs(seconds),
+        };
         let (inner, path): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
             "file" => (Arc::new(open_folder(&url)?), ""),
             "memory" => (Arc::new(object_store::memory::InMemory::new()), url.path()),
-            "s3" | "s3a" => (Arc::new(cloud::s3(&url, &config.options.0).map_err(wrong)?), url.path()),
-            "gs" => (Arc::new(cloud::gcs(&url, &config.options.0).map_err(wrong)?), url.path()),
+            "s3" | "s3a" => (Arc::new(cloud::s3(&url, &config.options.0, timeout).map_err(wrong)?), url.path()),
+            "gs" => (Arc::new(cloud::gcs(&url, &config.options.0, timeout).map_err(wrong)?), url.path()),
             "az" | "azure" | "abfs" | "abfss" => {
-                (Arc::new(cloud::azure(&url, &config.options.0).map_err(wrong)?), url.path())
+                (Arc::new(cloud::azure(&url, &config.options.0, timeout).map_err(wrong)?), url.path())
             }
             other => {
                 return Err(Error::config(format!(
@@ -112,8 +128,9 @@ impl Store {
         };
         let prefix =
             Path::from_url_path(path).map_err(|e| Error::config(format!("repository {shown}")).with_source(e))?;
+        let patience = timeout + THROTTLE_PATIENCE;
         let folder = url.to_file_path().ok().filter(|_| url.scheme() == "file");
-        Ok(Self { inner, prefix, url: shown, folder, health: Arc::default() })
+        Ok(Self { inner, prefix, url: shown, folder, patience, health: Arc::default() })
     }
 
     /// The URL, without user, password and query.
@@ -141,16 +158,17 @@ impl Store {
         key: &str,
         mut op: impl FnMut() -> F,
     ) -> Result<T> {
-        let mut wait = BACKOFF_FIRST;
+        let (mut wait, first) = (BACKOFF_FIRST, std::time::Instant::now());
         for attempt in 1.. {
             let began = std::time::Instant::now();
-            let result = match tokio::time::timeout(REQUEST_TIMEOUT, op()).await {
+            let result = match tokio::time::timeout(self.patience, op()).await {
                 Ok(done) => done.map_err(|e| error_of(key, e)),
-                Err(_) => Err(health::timed_out(key)),
+                Err(_) => Err(health::timed_out(key, self.patience)),
             };
-            self.health.note(&result, began.elapsed(), attempt == ATTEMPTS);
+            let last = attempt == ATTEMPTS || first.elapsed() >= THROTTLE_PATIENCE;
+            self.health.note(&result, began.elapsed(), last);
             match result {
-                Err(e) if e.kind() == ErrorKind::Retry && attempt < ATTEMPTS => {
+                Err(e) if e.kind() == ErrorKind::Retry && !last => {
                     tracing::warn!(key, attempt, error = %e.report(), "object store: trying again");
                     tokio::time::sleep(wait.mul_f64(rand::random::<f64>())).await;
                     wait = (wait * 2).min(BACKOFF_MAX);
@@ -220,23 +238,27 @@ impl Store {
         }
         let path = self.path(key);
         let range = Some(GetRange::Bounded(offset..offset + len));
-        let bytes = self
-            .retry(key, || async {
-                let options = GetOptions { range: range.clone(), ..GetOptions::default() };
-                match self.inner.get_opts(&path, options).await {
-                    Ok(got) => got.bytes().await,
-                    // Stores say in many ways that an object ends before the range; trying again will not lengthen it.
-                    Err(e) => match self.inner.head(&path).await {
-                        Ok(about) if about.size <= offset => Ok(Bytes::new()),
-                        _ => Err(e),
-                    },
-                }
-            })
-            .await?;
-        if bytes.len() as u64 != len {
-            return Err(Error::damaged(format!("{key}: {} bytes at {offset} where {len} should be", bytes.len())));
+        let mut short = 0;
+        for _ in 0..SHORT_READS {
+            let bytes = self.retry(key, || self.try_range(&path, range.clone(), offset)).await?;
+            if bytes.len() as u64 == len {
+                return Ok(bytes);
+            }
+            // An answer may have been cut on its way; an object that was cut short stays so.
+            short = bytes.len();
         }
-        Ok(bytes)
+        Err(Error::damaged(format!("{key}: {short} bytes at {offset} where {len} should be")))
+    }
+
+    async fn try_range(&self, path: &Path, range: Option<GetRange>, offset: u64) -> object_store::Result<Bytes> {
+        match self.inner.get_opts(path, GetOptions { range, ..GetOptions::default() }).await {
+            Ok(got) => got.bytes().await,
+            // Stores say in many ways that an object ends before the range; trying again will not lengthen it.
+            Err(e) => match self.inner.head(path).await {
+                Ok(about) if about.size <= offset => Ok(Bytes::new()),
+                _ => Err(e),
+            },
+        }
     }
 
     /// Size of an object in bytes.
@@ -389,28 +411,29 @@ mod cloud {
     //! Clients of the cloud stores: environment first, then the URL, then options of the configuration.
 
     use super::{
-        BACKOFF_FIRST, BACKOFF_MAX, BTreeMap, BackoffConfig, CONNECT_TIMEOUT, ClientOptions, REQUEST_TIMEOUT,
-        RetryConfig, Url,
+        BACKOFF_FIRST, BACKOFF_MAX, BTreeMap, BackoffConfig, CLIENT_ATTEMPTS, CONNECT_TIMEOUT, ClientOptions,
+        Duration, RetryConfig, THROTTLE_PATIENCE, Url,
     };
     use object_store::Result;
     use object_store::aws::{AmazonS3, AmazonS3Builder};
     use object_store::azure::{MicrosoftAzure, MicrosoftAzureBuilder};
     use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
 
-    /// Pieces of multipart uploads cannot be tried again from outside, so the client does that itself.
     fn retry() -> RetryConfig {
         let backoff = BackoffConfig { init_backoff: BACKOFF_FIRST, max_backoff: BACKOFF_MAX, base: 2. };
-        RetryConfig { backoff, max_retries: 4, retry_timeout: REQUEST_TIMEOUT * 2 }
+        RetryConfig { backoff, max_retries: CLIENT_ATTEMPTS, retry_timeout: THROTTLE_PATIENCE }
     }
 
-    fn client() -> ClientOptions {
-        ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT)
+    fn client(timeout: Duration) -> ClientOptions {
+        ClientOptions::new().with_timeout(timeout).with_connect_timeout(CONNECT_TIMEOUT)
     }
 
     macro_rules! build {
-        ($builder:ident, $url:expr, $options:expr) => {{
-            let mut builder =
-                $builder::from_env().with_client_options(client()).with_retry(retry()).with_url($url.as_str());
+        ($builder:ident, $url:expr, $options:expr, $timeout:expr) => {{
+            let mut builder = $builder::from_env()
+                .with_client_options(client($timeout))
+                .with_retry(retry())
+                .with_url($url.as_str());
             for (name, value) in $options {
                 builder = builder.with_config(name.to_ascii_lowercase().parse()?, value);
             }
@@ -418,15 +441,23 @@ mod cloud {
         }};
     }
 
-    pub(super) fn s3(url: &Url, options: &BTreeMap<String, String>) -> Result<AmazonS3> {
-        build!(AmazonS3Builder, url, options)
+    pub(super) fn s3(url: &Url, options: &BTreeMap<String, String>, timeout: Duration) -> Result<AmazonS3> {
+        build!(AmazonS3Builder, url, options, timeout)
     }
 
-    pub(super) fn gcs(url: &Url, options: &BTreeMap<String, String>) -> Result<GoogleCloudStorage> {
-        build!(GoogleCloudStorageBuilder, url, options)
+    pub(super) fn gcs(
+        url: &Url,
+        options: &BTreeMap<String, String>,
+        timeout: Duration,
+    ) -> Result<GoogleCloudStorage> {
+        build!(GoogleCloudStorageBuilder, url, options, timeout)
     }
 
-    pub(super) fn azure(url: &Url, options: &BTreeMap<String, String>) -> Result<MicrosoftAzure> {
-        build!(MicrosoftAzureBuilder, url, options)
+    pub(super) fn azure(
+        url: &Url,
+        options: &BTreeMap<String, String>,
+        timeout: Duration,
+    ) -> Result<MicrosoftAzure> {
+        build!(MicrosoftAzureBuilder, url, options, timeout)
     }
 }
