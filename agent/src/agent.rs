@@ -1,8 +1,12 @@
 //! What the parts of a running agent share.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use tidemark_common::log::LogRing;
+use tidemark_common::rate::Limiter;
+use tidemark_common::telemetry::Metrics;
 use tidemark_proto::Timestamp;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
@@ -15,6 +19,7 @@ use crate::data::Gate;
 use crate::engine::{Engine, Loader};
 use crate::indexes::IndexStore;
 use crate::state::AgentState;
+use crate::telemetry::Waited;
 
 /// A running agent.
 pub struct Agent {
@@ -34,6 +39,16 @@ pub struct Agent {
     pub gate: Gate,
     /// Restores under way.
     pub restores: Mutex<HashMap<JobId, RestoreSession>>,
+    /// The node's own limit of what is sent and fetched.
+    pub limiter: Limiter,
+    /// Time that was waited for it.
+    pub limited: Waited,
+    /// Its metrics.
+    pub metrics: Metrics,
+    /// Its last log lines.
+    pub log: LogRing,
+    /// Whether there is a control connection.
+    pub connected: AtomicBool,
     /// Ends everything.
     pub shutdown: CancellationToken,
 }

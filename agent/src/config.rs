@@ -2,13 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use tidemark_common::config::auto_or_count;
 use tidemark_common::pki::PkiPaths;
+use tidemark_common::rate::Rate;
+use tidemark_common::telemetry::TelemetryConfig;
 use tidemark_proto::stored::run::PART_TARGET;
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
-/// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+use crate::data::{BUDGET, LEAST_BUDGET};
+
+/// The whole file. Nothing in it is secret: keys are named by their files.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     /// Cluster of the node; must be that of the certificate.
@@ -26,19 +31,58 @@ pub struct AgentConfig {
     /// How deltas are found.
     #[serde(default)]
     pub delta: DeltaMethod,
-    /// Parts sent or loaded at once; 0: as many as the machine has cores, at most 8.
-    #[serde(default)]
-    pub concurrency: usize,
+    /// Parts sent or loaded at once; `auto` (0): as many as the machine has cores, at most 8.
+    #[serde(default, with = "auto_or_count")]
+    pub concurrency: u32,
     /// A full run is closed at about this many bytes of records.
     #[serde(default = "default_part_bytes")]
     pub part_bytes: u64,
+    /// Bounds of memory.
+    #[serde(default)]
+    pub memory: MemoryConfig,
+    /// The node's own limits.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Metrics and health.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
     /// Logging.
     #[serde(default)]
     pub log: tidemark_common::log::LogConfig,
 }
 
+/// The `[limits]` section: what the owner of the node sets, whatever the coordinator's limits are.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Bytes that the node sends for backups and fetches for restores in a second, e.g. `50MB`; `none` for no limit.
+    pub bytes_per_second: Rate,
+}
+
+/// The `[memory]` section. Beside it a part that is sent or loaded takes a few MiB, so `concurrency` bounds the rest, and
+/// the embedded store has a budget of its own (`engine.cache_mib`).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemoryConfig {
+    /// Memory for requests and answers of the store's clients that are in flight, in MiB.
+    pub requests_mib: u64,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self { requests_mib: BUDGET as u64 >> 20 }
+    }
+}
+
+impl MemoryConfig {
+    /// In bytes.
+    pub fn requests_bytes(&self) -> usize {
+        usize::try_from(self.requests_mib << 20).unwrap_or(usize::MAX)
+    }
+}
+
 /// The kind of store.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum EngineConfig {
     /// The embedded store.
@@ -83,7 +127,7 @@ impl EngineConfig {
 }
 
 /// How deltas are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeltaMethod {
     /// From the engine's changes where it keeps them, else by a key index.
@@ -109,6 +153,8 @@ fn default_cache() -> u64 {
 
 /// Most parts at once that "auto" chooses.
 const MAX_AUTO_CONCURRENCY: usize = 8;
+/// Largest budget that may be configured, in MiB.
+const MAX_BUDGET_MIB: u64 = 1 << 20;
 /// Smallest size of a part that may be configured, in bytes.
 const MIN_PART_BYTES: u64 = 64 << 10;
 
@@ -125,6 +171,11 @@ impl AgentConfig {
         if self.coordinators.is_empty() {
             return Err(Error::config("coordinators: name at least one address, e.g. [\"coordinator:7400\"]"));
         }
+        self.telemetry.check()?;
+        let least = LEAST_BUDGET as u64 >> 20;
+        if !(least..=MAX_BUDGET_MIB).contains(&self.memory.requests_mib) {
+            return Err(Error::config(format!("memory.requests_mib: {least} to {MAX_BUDGET_MIB} MiB")));
+        }
         if self.part_bytes < MIN_PART_BYTES {
             return Err(Error::config(format!("part_bytes: at least {MIN_PART_BYTES}")));
         }
@@ -134,7 +185,7 @@ impl AgentConfig {
     /// Parts at once.
     pub fn concurrency(&self) -> usize {
         if self.concurrency > 0 {
-            return self.concurrency;
+            return self.concurrency as usize;
         }
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_AUTO_CONCURRENCY)
     }

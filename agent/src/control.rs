@@ -3,6 +3,7 @@
 mod commands;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quinn::Connection;
@@ -12,9 +13,11 @@ use tidemark_proto::wire::control::{CommandHead, Failure, Progress};
 use tidemark_proto::{Error, Result};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::agent::Agent;
 use crate::snapshot::Counters;
+use crate::telemetry;
 
 /// Progress is told this often, when there is any.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -36,7 +39,9 @@ pub async fn run(agent: Arc<Agent>, mut dialer: Dialer) -> Result<()> {
             session.connection.close(quinn::VarInt::from_u32(e.kind().code()), e.message().as_bytes());
             continue;
         }
+        agent.connected.store(true, Ordering::Relaxed);
         let ended = serve(&agent, &session.connection).await;
+        agent.connected.store(false, Ordering::Relaxed);
         if agent.shutdown.is_cancelled() {
             session.connection.close(quinn::VarInt::from_u32(0), b"the agent shuts down");
             return Ok(());
@@ -67,13 +72,14 @@ async fn serve(agent: &Arc<Agent>, connection: &Connection) -> Error {
 }
 
 async fn answer(agent: Arc<Agent>, writer: FrameWriter, mut reader: FrameReader, cancel: CancellationToken) {
-    let mut reply = Reply { writer, counters: Arc::new(Counters::default()), cancel: cancel.clone() };
+    let mut reply = Reply { writer, counts: Counts::default(), cancel: cancel.clone() };
     let gone = reply.writer.stopped();
     let result = async {
         let head: CommandHead = reader.read_message().await?;
         agent.state.see_epoch(head.epoch)?;
         let header = reader.read_header().await?.ok_or_else(|| Error::damaged("a command without a body"))?;
-        commands::dispatch(&agent, head, header, &mut reader, &mut reply).await
+        let span = commands::span(&head, &header);
+        commands::dispatch(&agent, head, header, &mut reader, &mut reply).instrument(span).await
     };
     let result = tokio::select! {
         result = result => result,
@@ -94,14 +100,41 @@ async fn answer(agent: Arc<Agent>, writer: FrameWriter, mut reader: FrameReader,
 /// The way back to the coordinator.
 pub(crate) struct Reply {
     writer: FrameWriter,
-    counters: Arc<Counters>,
+    counts: Counts,
     cancel: CancellationToken,
 }
 
+/// What a command has done, for its progress and for the metrics.
+#[derive(Default)]
+struct Counts {
+    counters: Arc<Counters>,
+    /// Stage that the bytes pass.
+    stage: Option<&'static str>,
+    /// Bytes that the metrics know of.
+    counted: u64,
+}
+
+impl Counts {
+    fn count(&mut self) {
+        let bytes = self.counters.bytes.load(Ordering::Relaxed);
+        if let Some(stage) = self.stage {
+            telemetry::passed(stage, bytes - self.counted);
+        }
+        self.counted = bytes;
+    }
+}
+
+impl Drop for Counts {
+    fn drop(&mut self) {
+        self.count();
+    }
+}
+
 impl Reply {
-    /// Counters that are told as progress.
-    pub(crate) fn counters(&self) -> Arc<Counters> {
-        self.counters.clone()
+    /// Counters that are told as progress, and whose bytes count for `stage` of the metrics.
+    pub(crate) fn counters_of(&mut self, stage: &'static str) -> Arc<Counters> {
+        self.counts.stage = Some(stage);
+        self.counts.counters.clone()
     }
 
     /// Cancelled when the coordinator ends the command.
@@ -132,7 +165,8 @@ impl Reply {
     }
 
     async fn tell(&mut self, told: &mut Progress) -> Result<()> {
-        let now = self.counters.progress();
+        self.counts.count();
+        let now = self.counts.counters.progress();
         if now != *told {
             self.send(&now).await?;
             *told = now;

@@ -4,10 +4,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use quinn::Endpoint;
 use tidemark_common::announce::{AgentPorts, announce};
 use tidemark_common::clock::Hlc;
 use tidemark_common::identity::{Expected, Identity};
+use tidemark_common::log::LogRing;
 use tidemark_common::pki::Credentials;
+use tidemark_common::rate::Limiter;
+use tidemark_common::telemetry::{Metrics, TelemetryListener};
 use tidemark_common::tls::ALPN_CONTROL;
 use tidemark_common::transport::{Dialer, Greeting, client_endpoint};
 use tidemark_proto::wire::hello::Purpose;
@@ -81,9 +85,16 @@ fn client_address_is_valid(address: &str) -> Result<()> {
     port.map(|_| ()).ok_or_else(|| Error::config(format!("engine.listen = `{address}`: write host:port")))
 }
 
+fn control_dialer(config: &AgentConfig, endpoint: &Endpoint, credentials: &Credentials) -> Result<Dialer> {
+    let greeting = Greeting::of(credentials.identity(), Purpose::Control, crate::BUILD);
+    let (addresses, expected) = (config.coordinators.clone(), Expected::Coordinator);
+    Dialer::new(endpoint.clone(), credentials, ALPN_CONTROL, expected, addresses, greeting)
+}
+
 /// Runs the agent until SIGTERM or SIGINT. Wrong configuration fails before any port is bound. With `tell_ports` they
 /// are announced on standard output.
-pub async fn run(config: AgentConfig, tell_ports: bool) -> Result<()> {
+pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<()> {
+    let metrics = Metrics::install("tidemark-agent", env!("CARGO_PKG_VERSION"), crate::metric_names::ALL)?;
     let credentials = Credentials::load(config.tls.clone())?;
     check_identity(&config, &credentials)?;
     let (_, listen, advertise) = config.engine.common();
@@ -94,7 +105,11 @@ pub async fn run(config: AgentConfig, tell_ports: bool) -> Result<()> {
     let description = store.engine.describe()?;
     let wants_indexes = !description.changes_since || config.delta == DeltaMethod::KeyIndex;
     let indexes = if wants_indexes { Some(IndexStore::open(&config.state_dir)?) } else { None };
-    let listener = DataListener::bind(listen, &credentials, store.kv.clone(), crate::BUILD)?;
+    let telemetry = TelemetryListener::bind(&config.telemetry).await?;
+    let listener = {
+        let (kv, budget) = (store.kv.clone(), config.memory.requests_bytes());
+        DataListener::bind_within(listen, &credentials, kv, crate::BUILD, budget)?
+    };
     let data_address = if advertise.is_empty() { listener.local_address()?.to_string() } else { advertise };
     let gate = listener.gate();
     if description.state == "restoring" {
@@ -102,17 +117,10 @@ pub async fn run(config: AgentConfig, tell_ports: bool) -> Result<()> {
     }
     let endpoint = client_endpoint()?;
     let shutdown = CancellationToken::new();
-    let greeting = Greeting::of(credentials.identity(), Purpose::Control, crate::BUILD);
-    let dialer = Dialer::new(
-        endpoint.clone(),
-        &credentials,
-        ALPN_CONTROL,
-        Expected::Coordinator,
-        config.coordinators.clone(),
-        greeting,
-    )?;
+    let dialer = control_dialer(&config, &endpoint, &credentials)?;
     tracing::info!(cluster = %config.cluster, node = %config.node, %data_address, records = description.records, "agent is up");
-    let told = data_address.clone();
+    let ports = AgentPorts { data: data_address.clone(), telemetry: telemetry.as_ref().map(|t| t.address) };
+    let limiter = Limiter::new(config.limits.bytes_per_second);
     let agent = Arc::new(Agent {
         config,
         engine: store.engine.clone(),
@@ -122,12 +130,18 @@ pub async fn run(config: AgentConfig, tell_ports: bool) -> Result<()> {
         data_address,
         gate,
         restores: Mutex::default(),
+        limiter,
+        limited: Default::default(),
+        connected: Default::default(),
+        metrics: metrics.clone(),
+        log,
         shutdown: shutdown.clone(),
     });
     let data = tokio::spawn(listener.run(shutdown.clone()));
+    tell(&agent, metrics, telemetry);
     let control = tokio::spawn(control::run(agent, dialer));
     if tell_ports {
-        announce(&AgentPorts { data: told })?;
+        announce(&ports)?;
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let name = wait_for_signal().await?;
@@ -146,6 +160,14 @@ pub async fn run(config: AgentConfig, tell_ports: bool) -> Result<()> {
     .await?;
     tracing::info!("agent has stopped");
     Ok(())
+}
+
+/// Keeps the metrics up, and answers at their port, until the agent shuts down.
+fn tell(agent: &Arc<Agent>, metrics: Metrics, port: Option<TelemetryListener>) {
+    drop(tokio::spawn(metrics.clone().keep_up(agent.shutdown.clone())));
+    if let Some(port) = port {
+        drop(tokio::spawn(port.run(metrics, agent.clone(), agent.shutdown.clone())));
+    }
 }
 
 /// What clients of the store are told during a restore.

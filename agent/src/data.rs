@@ -1,7 +1,7 @@
 //! The data listener: serves a [`KvStore`] to clients of the fleet over the data protocol.
 //!
 //! What holds: requests of a stream are answered in their order; the bytes of requests and answers in flight, over all
-//! connections, stay within [`BUDGET`]; reads run on threads that may block, commits are handed to the store as they
+//! connections, stay within a budget ([`BUDGET`]); reads run on threads that may block, commits are handed to the store as they
 //! arrive and pipeline there. While the [`Gate`] is shut no connection stands and new ones are refused with its
 //! reason. On shutdown no new request is read, those already read are answered, then connections end.
 
@@ -23,8 +23,10 @@ use crate::kv::KvStore;
 
 mod serve;
 
-/// Bytes of requests and answers in flight, over all connections, in units of [`UNIT`].
+/// Bytes of requests and answers in flight, over all connections, unless another budget is given.
 pub const BUDGET: usize = 64 << 20;
+/// Smallest budget, in bytes: the largest answer and the largest request at once.
+pub const LEAST_BUDGET: usize = 32 << 20;
 /// Unit of the budget, in bytes.
 const UNIT: usize = 1 << 10;
 /// Connections at once; further ones are refused.
@@ -88,10 +90,21 @@ impl DataListener {
         store: Arc<dyn KvStore>,
         build: &str,
     ) -> Result<Self> {
+        Self::bind_within(address, credentials, store, build, BUDGET)
+    }
+
+    /// As [`Self::bind`], with a budget in bytes for requests and answers in flight, of at least [`LEAST_BUDGET`].
+    pub fn bind_within(
+        address: SocketAddr,
+        credentials: &Credentials,
+        store: Arc<dyn KvStore>,
+        build: &str,
+        budget: usize,
+    ) -> Result<Self> {
         let endpoint = server_endpoint(address, credentials, tls::ALPN_KV)?;
         let shared = Arc::new(Shared {
             store,
-            budget: Arc::new(Semaphore::new(BUDGET / UNIT)),
+            budget: Arc::new(Semaphore::new(budget.max(LEAST_BUDGET) / UNIT)),
             places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             gate: Gate(Arc::new(watch::Sender::new(None))),
             build: build.to_owned(),

@@ -12,9 +12,11 @@ pub mod fsutil;
 pub mod indexes;
 pub mod keyindex;
 pub mod kv;
+pub mod metric_names;
 pub mod restore;
 pub mod snapshot;
 pub mod state;
+pub mod telemetry;
 pub mod upload;
 
 use tidemark_proto::{Error, Result};
@@ -22,9 +24,10 @@ use tidemark_proto::{Error, Result};
 /// This build, as told in a hello.
 pub const BUILD: &str = concat!("tidemark-agent ", env!("CARGO_PKG_VERSION"));
 
-/// Runs CPU work or blocking IO off the async threads. A panic of the work is a `Bug` error.
+/// Runs CPU work or blocking IO off the async threads, in the span of the caller. A panic of the work is a `Bug` error.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
+    let span = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(result) => result,
         Err(e) => Err(Error::bug("a blocking task ended without a result").with_source(e)),
     }

@@ -50,9 +50,9 @@ fn run(cli: &Cli) -> Result<()> {
             Ok(())
         }
         Some(Verb::Run) | None => {
-            tidemark_common::log::init(&config.log)?;
+            let log = tidemark_common::log::init(&config.log)?;
             let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::bug("async runtime").with_source(e))?;
-            let done = runtime.block_on(daemon::run(config, cli.announce));
+            let done = runtime.block_on(daemon::run(config, log, cli.announce));
             // Blocking work that still runs was told to stop; a process that ends must not wait for it.
             runtime.shutdown_background();
             done

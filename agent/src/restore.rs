@@ -17,12 +17,14 @@ use tidemark_proto::wire::control::{
 };
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, slot_of};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::agent::{Agent, RestoreSession};
 use crate::blocking;
 use crate::daemon::RESTORING;
 use crate::engine::{Loader, RecordRef, record_hash};
 use crate::snapshot::Counters;
+use crate::telemetry::{self, PartKind};
 
 /// Attempts at one part within a command.
 const PART_ATTEMPTS: u32 = 4;
@@ -131,7 +133,9 @@ async fn load_with_retries(job: Arc<LoadJob>, part: RestorePart) -> Result<Loade
     let mut attempt = 0;
     loop {
         attempt += 1;
-        match load_part(job.clone(), &part).await {
+        let span = tracing::info_span!("part", part = part.number, attempt);
+        let loaded = load_part(job.clone(), &part).instrument(span);
+        match telemetry::part(PartKind::Load, loaded).await {
             Err(e) if e.kind() == ErrorKind::Retry && attempt < PART_ATTEMPTS && !job.cancel.is_cancelled() => {
                 tracing::warn!(part = part.number, attempt, error = %e.report(), "part not loaded: trying again");
             }
@@ -148,9 +152,9 @@ async fn load_with_retries(job: Arc<LoadJob>, part: RestorePart) -> Result<Loade
 async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> {
     let connection = job.agent.bulk.connection(&job.session.serve, &job.cancel).await?;
     let (mut readers, mut pumps) = (Vec::new(), Vec::new());
-    let quota = fetch::quota(job.concurrency, part.runs.len());
+    let quota = fetch::quota(job.concurrency, part.runs.len(), job.agent.limiter.rate());
     for run in &part.runs {
-        let fetched = fetch::open(&job.head, &connection, part, run, quota, job.counters.clone()).await?;
+        let fetched = fetch::open(&job, &connection, part, run, quota).await?;
         readers.push(fetched.reader);
         pumps.push(fetched.pump);
     }
@@ -164,7 +168,9 @@ async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> 
     // The error of a stream says more than the merge's, which only saw its blocks end.
     let (applied, pumped) = tokio::join!(apply, futures::future::try_join_all(pumps));
     let _ = pumped?;
-    applied
+    let loaded = applied?;
+    tracing::debug!(records = loaded.loaded.count, "part loaded");
+    Ok(loaded)
 }
 
 /// Merges the runs and feeds the loader, on a blocking thread.

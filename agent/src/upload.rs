@@ -16,11 +16,13 @@ use tidemark_common::crash;
 use tidemark_proto::wire::control::{CommandHead, Progress, Upload, UploadRest, Uploaded};
 use tidemark_proto::{ErrorKind, Result};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::agent::Agent;
 use crate::blocking;
 use crate::engine::Snapshot;
 use crate::snapshot::Counters;
+use crate::telemetry::{self, PartKind};
 
 use part::PartSender;
 use plan::{PlannedPart, plan};
@@ -94,7 +96,9 @@ async fn send_with_retries(job: &Arc<UploadJob>, part: &mut PlannedPart) -> Resu
     let mut attempt = 0;
     loop {
         attempt += 1;
-        match PartSender::new(job.clone()).send(part).await {
+        let span = tracing::info_span!("part", region = part.region, attempt);
+        let sent = PartSender::new(job.clone()).send(part).instrument(span);
+        match telemetry::part(PartKind::Upload, sent).await {
             Err(e) if part.falls_back_to_full(&e) => {
                 tracing::info!(region = part.region, reason = %e.report(), "no delta possible: sending the whole part");
                 part.make_full();

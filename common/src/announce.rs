@@ -14,6 +14,9 @@ pub struct CoordinatorPorts {
     pub agents: SocketAddr,
     /// TCP address of the HTTP API.
     pub api: SocketAddr,
+    /// TCP address of `/metrics`, `/healthz` and `/readyz`, if they are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<SocketAddr>,
 }
 
 /// The line of an agent.
@@ -21,6 +24,9 @@ pub struct CoordinatorPorts {
 pub struct AgentPorts {
     /// Where clients of the store reach it.
     pub data: String,
+    /// TCP address of `/metrics`, `/healthz` and `/readyz`, if they are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<SocketAddr>,
 }
 
 /// Prints the line.

@@ -10,8 +10,11 @@ pub mod kv_client;
 pub mod log;
 pub mod metric_names;
 pub mod pki;
+pub mod rate;
 pub mod run;
+pub mod scrub;
 pub mod seal;
+pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tls;

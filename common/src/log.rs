@@ -1,8 +1,13 @@
-//! Logging: tracing to standard error, as text for people or JSON lines for machines.
+//! Logging: tracing to standard error, as text for people or JSON lines for machines. The last lines are kept in memory,
+//! for `tidemark diagnose`.
 
-use serde::Deserialize;
+mod ring;
+
+use serde::{Deserialize, Serialize};
 use tidemark_proto::{Error, Result};
 use tracing_subscriber::EnvFilter;
+
+pub use ring::{LogRing, MAX_BYTES, MAX_LINE};
 
 /// Environment variable that overrides the configured filter.
 pub const LOG_ENV: &str = "TIDEMARK_LOG";
@@ -11,7 +16,7 @@ pub const LOG_ENV: &str = "TIDEMARK_LOG";
 pub const DEFAULT_FILTER: &str = "info,fjall=warn,lsm_tree=warn";
 
 /// The `[log]` section.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
     /// Filter in the syntax of tracing-subscriber, e.g. `info,tidemark_agent=debug`.
@@ -21,13 +26,13 @@ pub struct LogConfig {
 }
 
 /// Form of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object a line, with the spans that it was written in.
     Json,
 }
 
@@ -37,15 +42,17 @@ impl Default for LogConfig {
     }
 }
 
-/// Starts logging for the process. A second call is an error (`Bug`).
-pub fn init(config: &LogConfig) -> Result<()> {
+/// Starts logging for the process; answers the lines that are kept. A second call is an error (`Bug`).
+pub fn init(config: &LogConfig) -> Result<LogRing> {
     let text = std::env::var(LOG_ENV).unwrap_or_else(|_| config.filter.clone());
     let filter =
         EnvFilter::try_new(&text).map_err(|e| Error::config(format!("log filter `{text}`")).with_source(e))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let ring = LogRing::default();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(ring.clone());
     match config.format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => builder.json().try_init(),
     }
-    .map_err(|e| Error::bug("logging was started before").with_source(e))
+    .map_err(|e| Error::bug("logging was started before").with_source(e))?;
+    Ok(ring)
 }

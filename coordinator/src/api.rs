@@ -4,6 +4,7 @@
 mod backups;
 mod clusters;
 mod jobs;
+mod operations;
 mod problem;
 mod repository;
 mod restores;
@@ -16,6 +17,7 @@ use utoipa::OpenApi;
 use crate::context::Shared;
 
 pub use backups::CreateBackup;
+pub(crate) use clusters::items as clusters_of;
 pub use clusters::{ClusterDetail, ClusterItem, NodeItem, NodeJobs, Status};
 pub use problem::Problem;
 pub use repository::RepositoryInfo;
@@ -50,6 +52,10 @@ pub const MAX_BODY: usize = 1 << 20;
         jobs::show,
         jobs::cancel,
         jobs::events,
+        operations::events,
+        operations::limits,
+        operations::set_limits,
+        operations::diagnosis,
     )
 )]
 struct Document;
@@ -78,6 +84,9 @@ pub fn router(context: Shared) -> Router {
         .route("/jobs", get(jobs::list))
         .route("/jobs/{id}", get(jobs::show).delete(jobs::cancel))
         .route("/jobs/{id}/events", get(jobs::events))
+        .route("/events", get(operations::events))
+        .route("/limits", get(operations::limits).put(operations::set_limits))
+        .route("/diagnosis", get(operations::diagnosis))
         .fallback(problem::no_such_path)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
@@ -90,7 +99,7 @@ mod tests {
     #[test]
     fn the_document_names_every_path_once() {
         let document = super::document();
-        assert_eq!(document.paths.paths.len(), 15);
+        assert_eq!(document.paths.paths.len(), 18);
         let json = serde_json::to_string(&document).unwrap();
         for schema in ["RestorePlan", "BackupDetail", "JobInfo", "Problem"] {
             assert!(json.contains(&format!("\"{schema}\"")), "{schema}");

@@ -65,15 +65,25 @@ impl RunBlocks {
 
     /// Splits a range of blocks into spans that one read fetches.
     pub fn spans(&self, blocks: Range<u32>) -> Vec<Range<u32>> {
+        self.spans_within(blocks, READ_SPAN)
+    }
+
+    /// The same with spans of at most `bytes` (one block may pass it).
+    pub fn spans_within(&self, blocks: Range<u32>, bytes: u64) -> Vec<Range<u32>> {
         let mut spans: Vec<Range<u32>> = Vec::new();
         for i in blocks {
             let end = self.offsets[i as usize + 1];
             match spans.last_mut() {
-                Some(span) if end - self.offsets[span.start as usize] <= READ_SPAN => span.end = i + 1,
+                Some(span) if end - self.offsets[span.start as usize] <= bytes => span.end = i + 1,
                 _ => spans.push(i..i + 1),
             }
         }
         spans
+    }
+
+    /// Bytes of the sealed blocks of a span.
+    pub fn bytes(&self, span: Range<u32>) -> u64 {
+        span.map(|i| u64::from(self.index.blocks[i as usize].sealed_len)).sum()
     }
 
     /// Reads the sealed blocks of a span (nonce, ciphertext, tag each). `Damaged` names the pack.

@@ -238,5 +238,6 @@ pub async fn delete(context: &Context, cluster: &ClusterName, backup: &str) -> R
             if there { Ok(()) } else { Err(Error::not_found(format!("backup {job} was deleted meanwhile"))) }
         })
         .await?;
+    crate::telemetry::note_ledger(cluster, &ledger);
     Ok(item(&root))
 }

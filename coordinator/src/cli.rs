@@ -6,9 +6,12 @@ mod check_config;
 mod confirm;
 mod connect;
 mod demo;
+mod diagnose;
+mod events;
 mod follow;
 mod jobs;
 mod kv;
+mod limits;
 mod output;
 mod pki;
 mod repo;
@@ -56,6 +59,13 @@ enum Verb {
     /// List, show and cancel jobs
     #[command(subcommand)]
     Job(jobs::JobCommand),
+    /// Show what happened: phases, retries and ends of jobs, entries of ledgers
+    Events(events::EventsCommand),
+    /// Show and change limits of rates
+    #[command(subcommand)]
+    Limits(limits::LimitsCommand),
+    /// Write an archive for the report of a fault, without secrets
+    Diagnose(diagnose::DiagnoseCommand),
     /// Make and look after the repository
     Repo(repo::RepoCommand),
     /// Read and write keys of a store that Tidemark serves, make load on it, check it
@@ -95,6 +105,9 @@ async fn client_verb(verb: Verb, global: &connect::GlobalArgs) -> Result<()> {
         Verb::Restore(command) => command.run(global).await,
         Verb::Verify(command) => command.run(global).await,
         Verb::Job(command) => command.run(global).await,
+        Verb::Events(command) => command.run(global).await,
+        Verb::Limits(command) => command.run(global).await,
+        Verb::Diagnose(command) => command.run(global).await,
         Verb::Repo(command) => command.run(global).await,
         Verb::Kv(command) => command.run(global).await,
         Verb::CheckConfig(command) => command.run(global.output).await,
@@ -184,6 +197,10 @@ mod tests {
             "restore run latest --cluster orders --target t --in-place --keys a* --keys !b -y --dry-run",
             "restore status 3f --wait",
             "verify latest --cluster orders --sample 5%",
+            "events --cluster orders --job 3f -n 50 -o json",
+            "limits show",
+            "limits set --fleet 50MB --per-agent none",
+            "diagnose --out d.tar.gz --key k",
             "repo info",
             "repo check --no-wait",
             "repo backups --repository file:///b --option aws_region=x -C orders -o json",
@@ -204,7 +221,15 @@ mod tests {
                 Cli::try_parse_from(words).unwrap_err()
             );
         }
-        for line in ["backup", "restore run", "verify x --sample 0", "kv get key --at -5x", "kv put key"] {
+        for line in [
+            "backup",
+            "restore run",
+            "verify x --sample 0",
+            "kv get key --at -5x",
+            "kv put key",
+            "limits set",
+            "events -n 0",
+        ] {
             let words = std::iter::once("tidemark").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }

@@ -17,10 +17,13 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, Result, error::ResultExt};
 
 use crate::api::{ClusterDetail, ClusterItem, CreateBackup, PREFIX, RepositoryInfo, Status};
 use crate::catalog::{BackupDetail, BackupItem};
+use crate::diagnose::DiagnosisFile;
+use crate::events::{EventItem, EventsQuery};
 use crate::job::JobInfo;
 use crate::job::collect::CollectRequest;
 use crate::job::restore::{RestorePlan, RestoreRequest};
 use crate::job::verify::VerifyRequest;
+use crate::limits::{LimitsInfo, SetLimits};
 
 /// Time for the TCP and TLS handshakes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -144,6 +147,34 @@ impl ApiClient {
         self.send(Method::DELETE, &["jobs", &id.to_string()], None::<&()>).await
     }
 
+    /// What happened, oldest first.
+    pub async fn events(&self, query: &EventsQuery) -> Result<Vec<EventItem>> {
+        let mut url = self.path(&["events"])?;
+        let cluster = query.cluster.as_ref().map(ToString::to_string);
+        let limit = query.limit.map(|n| n.to_string());
+        for (name, value) in [("cluster", &cluster), ("job", &query.job), ("limit", &limit)] {
+            if let Some(value) = value {
+                let _ = url.query_pairs_mut().append_pair(name, value);
+            }
+        }
+        self.ask(Method::GET, url, None::<&()>).await
+    }
+
+    /// Limits of rates.
+    pub async fn limits(&self) -> Result<LimitsInfo> {
+        self.get(&["limits"]).await
+    }
+
+    /// Changes limits of rates.
+    pub async fn set_limits(&self, change: &SetLimits) -> Result<LimitsInfo> {
+        self.send(Method::PUT, &["limits"], Some(change)).await
+    }
+
+    /// What the report of a fault needs to know.
+    pub async fn diagnosis(&self) -> Result<Vec<DiagnosisFile>> {
+        self.get(&["diagnosis"]).await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T> {
         self.send(Method::GET, path, None::<&()>).await
     }
@@ -154,7 +185,16 @@ impl ApiClient {
         path: &[&str],
         body: Option<&Q>,
     ) -> Result<T> {
-        let mut request = self.http.request(method, self.path(path)?).timeout(ANSWER_TIMEOUT);
+        self.ask(method, self.path(path)?, body).await
+    }
+
+    async fn ask<Q: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<&Q>,
+    ) -> Result<T> {
+        let mut request = self.http.request(method, url).timeout(ANSWER_TIMEOUT);
         if let Some(body) = body {
             request = request.json(body);
         }

@@ -3,17 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
+use tidemark_common::config::auto_or_count;
 use tidemark_common::log::LogConfig;
 use tidemark_common::pki::PkiPaths;
+use tidemark_common::rate::Rate;
+use tidemark_common::telemetry::TelemetryConfig;
 use tidemark_proto::slot::RegionMap;
 use tidemark_proto::{Error, Result};
 
 use crate::ingest::GRANT_COST;
 use crate::repository::{MasterKey, StoreConfig, StoreOptions};
 
-/// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+/// The whole file. Serialised it is what may be shown: without what the options of the store hold.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CoordinatorConfig {
     /// Name of this coordinator, for the ledger and for people.
@@ -35,19 +38,29 @@ pub struct CoordinatorConfig {
     /// Bounds of memory.
     #[serde(default)]
     pub memory: MemoryConfig,
+    /// Limits of rates, where no operator has set others.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Metrics and health.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
     /// Seconds for running jobs to end at shutdown before they are cancelled.
     #[serde(default = "default_grace")]
     pub shutdown_grace_seconds: u64,
+    /// Events of jobs are collected when they are older than this many days.
+    #[serde(default = "default_events_keep_days")]
+    pub events_keep_days: u64,
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,
 }
 
 /// The `[repository]` section.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepositoryConfig {
     /// URL; see [`StoreConfig`].
+    #[serde(serialize_with = "shown")]
     pub url: String,
     /// Options of the store's client.
     #[serde(default)]
@@ -55,6 +68,11 @@ pub struct RepositoryConfig {
     /// File of the master key. Without one the environment is asked.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
+}
+
+/// Written without user, password and query.
+fn shown<S: Serializer>(url: &str, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&crate::repository::shown_url(url))
 }
 
 impl RepositoryConfig {
@@ -70,7 +88,7 @@ impl RepositoryConfig {
 }
 
 /// The `[backup]` section.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BackupConfig {
     /// Writes are held at most this long for a backup, over all attempts, in milliseconds.
@@ -79,7 +97,8 @@ pub struct BackupConfig {
     pub first_attempt_without_pause: bool,
     /// Slots of one region for clusters that are protected for the first time.
     pub slots_per_region: u16,
-    /// Parts that an agent sends at once; 0 lets it choose.
+    /// Parts that an agent sends at once; `auto` (0) lets it choose.
+    #[serde(with = "auto_or_count")]
     pub agent_concurrency: u32,
     /// A node whose clock is further away than this many seconds is refused.
     pub max_clock_offset_seconds: u64,
@@ -108,7 +127,7 @@ impl BackupConfig {
 }
 
 /// The `[memory]` section.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryConfig {
     /// Memory for parts that are being received, in MiB.
@@ -121,6 +140,20 @@ impl Default for MemoryConfig {
     fn default() -> Self {
         Self { ingest_mib: 64, serve_mib: 64 }
     }
+}
+
+/// The `[limits]` section: bytes a second of blocks, sent and fetched together, e.g. `50MB`; `none` for no limit.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Of all agents together.
+    pub fleet: Rate,
+    /// Of each agent.
+    pub per_agent: Rate,
+}
+
+fn default_events_keep_days() -> u64 {
+    90
 }
 
 fn default_grace() -> u64 {
@@ -137,6 +170,7 @@ impl CoordinatorConfig {
 
     /// Checks what the types cannot say.
     pub fn check(&self) -> Result<()> {
+        self.telemetry.check()?;
         let _ = RegionMap::new(self.backup.slots_per_region)
             .map_err(|e| Error::config(format!("backup.slots_per_region: {}", e.message())))?;
         for (key, mib) in

@@ -3,6 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use tidemark_common::clock::Hlc;
+use tidemark_common::log::LogRing;
+use tidemark_common::telemetry::Metrics;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::{Body, Fence};
 use tidemark_proto::wire::control::CommandHead;
@@ -13,6 +15,7 @@ use crate::fleet::Fleet;
 use crate::history::History;
 use crate::ingest::Ingest;
 use crate::job::Jobs;
+use crate::limits::Limits;
 use crate::repository::{Ledger, Repository};
 use crate::serve::Serve;
 
@@ -35,10 +38,16 @@ pub struct Context {
     pub history: History,
     /// Gives parts out.
     pub serve: Serve,
+    /// Limits of rates.
+    pub limits: Arc<Limits>,
     /// Jobs.
     pub jobs: Jobs,
     /// Address at which agents reach ingest and serve.
     pub bulk_address: String,
+    /// Metrics of this process.
+    pub metrics: Metrics,
+    /// Its last log lines.
+    pub log: LogRing,
     /// When it started, milliseconds since 1970.
     pub started_millis: u64,
     /// Why it may write no more, once another coordinator has taken over.

@@ -2,9 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidemark_common::clock::{Hlc, SystemClock, WallClock};
+use tidemark_common::log::LogRing;
 use tidemark_common::pki::Credentials;
+use tidemark_common::telemetry::{Metrics, TelemetryListener};
 use tidemark_common::tls::ALPN_CONTROL;
 use tidemark_common::transport::server_endpoint;
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
@@ -14,13 +17,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::CoordinatorConfig;
 use crate::context::{Context, Shared};
+use crate::events;
 use crate::fleet::Fleet;
 use crate::history::History;
 use crate::ingest::Ingest;
 use crate::job::Jobs;
+use crate::limits::Limits;
 use crate::recover;
 use crate::repository::{Repository, Store};
 use crate::serve::Serve;
+use crate::telemetry::{Telemetry, read_ledgers};
+
+/// Time for the last events of jobs to be written at shutdown.
+const EVENTS_GRACE: Duration = Duration::from_secs(5);
 
 /// A coordinator that listens.
 #[derive(Debug)]
@@ -31,8 +40,11 @@ pub struct Running {
     pub agent_address: SocketAddr,
     /// TCP address of the API.
     pub api_address: SocketAddr,
+    /// TCP address of metrics and health, if they are served.
+    pub telemetry_address: Option<SocketAddr>,
     shutdown: CancellationToken,
     tasks: tokio::task::JoinSet<()>,
+    events: tokio::task::JoinHandle<()>,
 }
 
 /// Looks an address up; the first that the resolver gives.
@@ -61,7 +73,7 @@ pub fn check_identity(credentials: &Credentials) -> Result<()> {
 }
 
 /// Starts everything that `config` names. Wrong configuration fails before any port is bound.
-pub async fn start(config: CoordinatorConfig) -> Result<Running> {
+pub async fn start(config: CoordinatorConfig, metrics: Metrics, log: LogRing) -> Result<Running> {
     let (listen, api_listen) = addresses(&config).await?;
     let credentials = Credentials::load(config.tls.clone())?;
     check_identity(&credentials)?;
@@ -82,16 +94,23 @@ pub async fn start(config: CoordinatorConfig) -> Result<Running> {
         format_args!("TCP port {api_listen} cannot be opened: choose a free address"),
     )?;
     let api_address = api.local_addr().or_kind(ErrorKind::Bug, "local address")?;
+    let telemetry = TelemetryListener::bind(&config.telemetry).await?;
+    let telemetry_address = telemetry.as_ref().map(|t| t.address);
+    let limits = Arc::new(Limits::load(config.limits.clone(), &repository).await?);
+    let (events, event_writer) = events::channel();
     let bulk_address =
         if config.advertise.is_empty() { advertised(agent_address)? } else { config.advertise.clone() };
     let context: Shared = Arc::new(Context {
-        ingest: Ingest::new(repository.clone(), config.memory.ingest_mib << 20),
-        serve: Serve::new(repository.clone(), config.memory.serve_mib << 20),
+        ingest: Ingest::new(repository.clone(), config.memory.ingest_mib << 20, limits.clone()),
+        serve: Serve::new(repository.clone(), config.memory.serve_mib << 20, limits.clone()),
         started_millis: clock.wall_millis(),
         fenced: Default::default(),
         fleet: Fleet::default(),
         history: History::default(),
-        jobs: Jobs::default(),
+        jobs: Jobs::new(events),
+        limits,
+        metrics: metrics.clone(),
+        log,
         config,
         repository,
         epoch,
@@ -103,10 +122,18 @@ pub async fn start(config: CoordinatorConfig) -> Result<Running> {
     recover::go_on(&context, left);
     let shutdown = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
+    let observed = Arc::new(Telemetry::new(context.clone()));
+    let _ = tasks.spawn(metrics.clone().keep_up(shutdown.clone()));
+    let _ = tasks.spawn(read_ledgers(context.clone(), shutdown.clone()));
+    if let Some(port) = telemetry {
+        let _ = tasks.spawn(port.run(metrics, observed.clone(), shutdown.clone()));
+    }
+    let writer = event_writer.run(context.repository.clone(), epoch, shutdown.clone());
+    let events = tokio::spawn(writer);
     let _ = tasks.spawn(crate::listener::run(context.clone(), endpoint, shutdown.clone()));
     let _ = tasks.spawn(crate::api::run(context.clone(), api, credentials, shutdown.clone()));
     tracing::info!(%agent_address, %api_address, epoch, repository = context.repository.store().url(), "coordinator is up");
-    Ok(Running { context, agent_address, api_address, shutdown, tasks })
+    Ok(Running { context, agent_address, api_address, telemetry_address, shutdown, tasks, events })
 }
 
 /// An address that agents can dial: a wildcard is only good on one host, so it must be spelled out elsewhere.
@@ -147,6 +174,9 @@ impl Running {
         }
         self.shutdown.cancel();
         while self.tasks.join_next().await.is_some() {}
+        if tokio::time::timeout(EVENTS_GRACE, self.events).await.is_err() {
+            tracing::warn!("the last events of jobs could not be written in time");
+        }
         tracing::info!("coordinator has stopped");
     }
 }

@@ -5,6 +5,7 @@ use std::sync::RwLock;
 use std::time::Duration;
 
 use quinn::Connection;
+use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::transport::open_bi;
 use tidemark_proto::frame::Message;
 use tidemark_proto::wire::control::{CommandHead, Describe, Description, Progress};
@@ -37,6 +38,8 @@ pub struct Connected {
     pub build: String,
     /// When it connected, milliseconds since 1970.
     pub since_millis: u64,
+    /// How far its clock was from this one when it last described itself, milliseconds, the way there and back included.
+    pub clock_offset_millis: u64,
     /// What it last said of itself.
     pub description: Option<Description>,
 }
@@ -52,7 +55,8 @@ pub struct Fleet {
 impl Fleet {
     /// A new control connection of `member`; one that stood before is closed: the agent has restarted.
     pub fn join(&self, member: Member, connection: Connection, build: String, now_millis: u64) {
-        let agent = Connected { connection, build, since_millis: now_millis, description: None };
+        let agent =
+            Connected { connection, build, since_millis: now_millis, clock_offset_millis: 0, description: None };
         let old = self.agents.write().expect("fleet").insert(member, agent);
         if let Some(old) = old {
             old.connection.close(quinn::VarInt::from_u32(ErrorKind::Conflict.code()), b"the agent connected again");
@@ -107,6 +111,7 @@ impl Fleet {
             return Err(Error::damaged(format!("node {member}: a slot set is not in order")));
         }
         if let Some(agent) = self.agents.write().expect("fleet").get_mut(member) {
+            agent.clock_offset_millis = SystemClock.millis().abs_diff(description.clock_millis);
             agent.description = Some(description.clone());
         }
         Ok(description)

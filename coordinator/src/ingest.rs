@@ -4,10 +4,14 @@
 //! arrive. `Stored` follows when its packs are closed and a revision of the job record lists it. A stream that breaks
 //! leaves dead bytes in a pack and nothing else.
 
+mod grants;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use bytes::Bytes;
+use metrics::histogram;
 use tidemark_common::transport::{FrameReader, FrameWriter, limits};
 use tidemark_proto::frame::Message;
 use tidemark_proto::hash::Hash;
@@ -17,10 +21,16 @@ use tidemark_proto::wire::bulk::{
     FRAME_BLOCK, FRAME_INDEX, Grant, MAX_BLOCK_FRAME, MAX_INDEX_FRAME, PartDone, PartOffer, Stored,
 };
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
+use crate::fleet::Member;
 use crate::job::backup::{PartKey, most_runs};
+use crate::limits::Limits;
+use crate::metric_names::PART_SECONDS;
 use crate::repository::{JobRecorder, PackKind, PackSet, Repository, Scope};
+
+pub use grants::IngestLoad;
+use grants::{Grants, Pace, UnderWay};
 
 /// Bytes of a part gathered before they go to a pack as one extent.
 const GATHER: usize = 1 << 20;
@@ -67,14 +77,20 @@ pub enum ReceivedKind {
 pub struct Ingest {
     repository: Repository,
     jobs: Mutex<HashMap<JobId, Arc<IngestJob>>>,
-    memory: Arc<Semaphore>,
+    grants: Grants,
+    limits: Arc<Limits>,
 }
 
 impl Ingest {
     /// An ingest whose parts under way take at most `budget` bytes (at least one is always granted).
-    pub fn new(repository: Repository, budget: u64) -> Self {
-        let grants = (budget / GRANT_COST).max(1) as usize;
-        Self { repository, jobs: Mutex::default(), memory: Arc::new(Semaphore::new(grants)) }
+    pub fn new(repository: Repository, budget: u64, limits: Arc<Limits>) -> Self {
+        Self { repository, jobs: Mutex::default(), grants: Grants::within(budget), limits }
+    }
+
+    /// How much there is to do now.
+    pub fn load(&self) -> IngestLoad {
+        let jobs = self.jobs.lock().expect("jobs");
+        self.grants.load(jobs.values().map(|j| j.state.lock().expect("parts").waiting.len()).sum())
     }
 
     /// Opens a job for its nodes; parts of unknown jobs are refused. `stored` are parts that an earlier coordinator has
@@ -129,7 +145,8 @@ impl Ingest {
     ) -> Result<()> {
         let job = self.job(&offer.job)?;
         let source = job.admit(cluster, node, &offer)?;
-        let permit = self.memory.clone().acquire_owned().await.map_err(|_| Error::cancelled("ingest is closed"))?;
+        let permit = self.grants.take().await?;
+        let began = Instant::now();
         let under_way = job.enter();
         let (salt, key_id) = (rand::random::<[u8; 16]>(), self.repository.keys().current());
         let grant = Grant {
@@ -153,8 +170,11 @@ impl Ingest {
             extents: Vec::new(),
             index: Extent { pack: Default::default(), offset: 0, len: 0 },
         };
-        let done = job.read_part(kind, &mut run, reader).await?;
+        let pace = Pace { limits: &self.limits, member: Member { cluster: cluster.clone(), node: node.clone() } };
+        let done = job.read_part(kind, &mut run, reader, &pace).await?;
         drop(permit);
+        histogram!(PART_SECONDS, "kind" => "receive").record(began.elapsed());
+        tracing::debug!(records = run.records, blocks = run.blocks, "part received");
         let received = job.assemble(source, offer, run, done)?;
         let (stored, crowded) = job.note(received);
         tidemark_common::crash::point("ingest.part");
@@ -190,15 +210,6 @@ pub struct IngestJob {
     state: Mutex<Parts>,
     /// Parts that were granted and are not noted yet.
     under_way: watch::Sender<usize>,
-}
-
-/// A part under way, until it is dropped.
-struct UnderWay<'a>(&'a watch::Sender<usize>);
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.send_modify(|n| *n -= 1);
-    }
 }
 
 #[derive(Debug, Default)]
@@ -239,7 +250,13 @@ impl IngestJob {
     }
 
     /// Reads blocks and index into packs, up to the closing message.
-    async fn read_part(&self, kind: PackKind, run: &mut RunEntry, reader: &mut FrameReader) -> Result<PartDone> {
+    async fn read_part(
+        &self,
+        kind: PackKind,
+        run: &mut RunEntry,
+        reader: &mut FrameReader,
+        pace: &Pace<'_>,
+    ) -> Result<PartDone> {
         let (mut gathered, mut bytes) = (Vec::new(), 0);
         loop {
             let header =
@@ -247,6 +264,7 @@ impl IngestJob {
             match header.kind {
                 FRAME_BLOCK => {
                     let block = reader.read_body(header, MAX_BLOCK_FRAME).await?;
+                    pace.passed(block.len()).await;
                     bytes += 4 + block.len();
                     gathered.push(Bytes::copy_from_slice(&(block.len() as u32).to_le_bytes()));
                     gathered.push(block);
@@ -259,6 +277,7 @@ impl IngestJob {
                 }
                 FRAME_INDEX => {
                     let index = reader.read_body(header, MAX_INDEX_FRAME).await?;
+                    pace.passed(index.len()).await;
                     self.append(kind, run, &mut gathered).await?;
                     run.index = self.packs.append(kind, &[index]).await?;
                     bytes = 0;

@@ -19,6 +19,9 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::events::{EventSink, JobLog};
+use crate::telemetry;
+
 /// Ended jobs kept for a look.
 pub const KEEP_ENDED: usize = 200;
 
@@ -38,6 +41,22 @@ pub enum JobKind {
     Collect,
 }
 
+impl JobKind {
+    /// All kinds.
+    pub const ALL: [JobKind; 5] = [Self::Backup, Self::Restore, Self::Verify, Self::Check, Self::Collect];
+
+    /// Its word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Backup => "backup",
+            Self::Restore => "restore",
+            Self::Verify => "verify",
+            Self::Check => "check",
+            Self::Collect => "collect",
+        }
+    }
+}
+
 /// How a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -50,6 +69,18 @@ pub enum JobState {
     Failed,
     /// Ended on request.
     Cancelled,
+}
+
+impl JobState {
+    /// Its word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// Counts of a job; bytes are of keys, meta and values unless said otherwise.
@@ -110,6 +141,7 @@ pub struct JobInfo {
 #[derive(Debug, Default)]
 pub struct Jobs {
     inner: Mutex<Inner>,
+    events: EventSink,
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +158,8 @@ pub struct Job {
     counts: Mutex<BTreeMap<NodeName, Progress>>,
     /// Ends the job.
     pub cancel: CancellationToken,
+    /// What happens in it, for those who ask later.
+    pub log: JobLog,
 }
 
 impl Job {
@@ -151,8 +185,26 @@ impl Job {
 
     /// Says what it is at.
     pub fn phase(&self, phase: &str) {
+        if self.info.borrow().phase == phase {
+            return;
+        }
         tracing::info!(job = %self.id(), phase, "job");
+        self.log.note("phase", "", phase);
         self.update(|i| phase.clone_into(&mut i.phase));
+    }
+
+    /// Tells it to end, as somebody asked.
+    pub fn cancel(&self) {
+        if !self.cancel.is_cancelled() && self.info.borrow().state == JobState::Running {
+            self.log.note("cancel", "", "told to end");
+        }
+        self.cancel.cancel();
+    }
+
+    /// The span of all that is done for it.
+    pub fn span(&self) -> tracing::Span {
+        let info = self.info.borrow();
+        tracing::info_span!("job", job = %info.id, kind = info.kind.name(), cluster = %info.cluster)
     }
 
     /// Takes a node's counts and adds them up.
@@ -192,10 +244,19 @@ impl Job {
                 }
             }
         });
+        let info = self.info.borrow();
+        let why = info.error.as_ref().map(|e| format!("{} ({})", e.message, e.kind)).unwrap_or_default();
+        self.log.end(info.state.name(), why);
+        telemetry::job_ended(&info);
     }
 }
 
 impl Jobs {
+    /// No jobs yet; what happens in them goes to `events`.
+    pub fn new(events: EventSink) -> Self {
+        Self { inner: Mutex::default(), events }
+    }
+
     /// Begins a job. With `exclusive` it is refused (`Conflict`) while another exclusive one runs for the cluster.
     pub fn begin(
         &self,
@@ -213,12 +274,12 @@ impl Jobs {
                 "cluster {cluster} is busy with job {other}: wait for it or cancel it"
             )));
         }
-        Ok(inner.enter(JobId(rand::random()), kind, cluster, exclusive, now_millis))
+        Ok(inner.enter(&self.events, JobId(rand::random()), kind, cluster, exclusive, now_millis))
     }
 
     /// Goes on with a job that another coordinator began at `started_millis`; it is exclusive.
     pub fn adopt(&self, id: JobId, kind: JobKind, cluster: &ClusterName, started_millis: u64) -> Arc<Job> {
-        self.inner.lock().expect("jobs").enter(id, kind, cluster, true, started_millis)
+        self.inner.lock().expect("jobs").enter(&self.events, id, kind, cluster, true, started_millis)
     }
 
     /// Whether the job runs here.
@@ -273,6 +334,7 @@ impl Jobs {
 impl Inner {
     fn enter(
         &mut self,
+        events: &EventSink,
         id: JobId,
         kind: JobKind,
         cluster: &ClusterName,
@@ -292,7 +354,9 @@ impl Inner {
             result: None,
         };
         let (sender, _) = watch::channel(info);
-        let job = Arc::new(Job { info: sender, counts: Mutex::default(), cancel: CancellationToken::new() });
+        let log = events.of(cluster, id, kind.name());
+        log.note("began", "", kind.name());
+        let job = Arc::new(Job { info: sender, counts: Mutex::default(), cancel: CancellationToken::new(), log });
         if exclusive {
             let _ = self.busy.insert(cluster.clone(), id);
         }

@@ -12,19 +12,24 @@ pub mod config;
 pub mod context;
 pub mod daemon;
 pub mod demo;
+pub mod diagnose;
+pub mod events;
 pub mod extract;
 pub mod fleet;
 pub mod history;
 pub mod ingest;
 pub mod job;
 pub mod kv;
+pub mod limits;
 pub mod listener;
+pub mod metric_names;
 pub mod part;
 pub mod pki;
 pub mod recover;
 pub mod repository;
 pub mod serve;
 pub mod settle;
+pub mod telemetry;
 
 /// This build, as told in a hello.
 pub const BUILD: &str = concat!("tidemark ", env!("CARGO_PKG_VERSION"));

@@ -13,9 +13,11 @@ use tidemark_proto::wire::hello::Purpose;
 use tidemark_proto::{Error, ErrorKind, Result};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::context::Shared;
 use crate::fleet::Member;
+use crate::job::JobState;
 use crate::repository::Ledger;
 use crate::settle;
 
@@ -103,6 +105,7 @@ async fn check_history(context: &Shared, member: &Member) -> Result<()> {
 
 async fn bulk(context: Shared, member: Member, connection: Connection) {
     let mut streams = JoinSet::new();
+    let _window = context.limits.link(&connection);
     loop {
         tokio::select! {
             Some(_) = streams.join_next(), if !streams.is_empty() => {}
@@ -130,6 +133,13 @@ async fn bulk_stream(context: Shared, member: Member, mut writer: FrameWriter, m
     }
 }
 
+/// An attempt at a part has failed; what comes of that is the job's business.
+fn note_failure(context: &Shared, job: &JobId, member: &Member, error: &Error) {
+    if let Some(job) = context.jobs.get(job).ok().filter(|j| j.info().state == JobState::Running) {
+        job.log.note("part-failed", member.node.as_str(), error.report());
+    }
+}
+
 async fn serve_stream(
     context: &Shared,
     member: &Member,
@@ -140,12 +150,18 @@ async fn serve_stream(
     match header.kind {
         PartOffer::KIND => {
             let offer: PartOffer = reader.decode(header).await?;
-            context.ingest.receive(&member.cluster, &member.node, offer, reader, writer).await?;
+            let span = tracing::info_span!("part", job = %offer.job, node = %member, region = offer.region);
+            let job = offer.job;
+            let received = context.ingest.receive(&member.cluster, &member.node, offer, reader, writer);
+            received.instrument(span).await.inspect_err(|e| note_failure(context, &job, member, e))?;
             writer.finish()
         }
         Fetch::KIND => {
             let fetch: Fetch = reader.decode(header).await?;
-            context.serve.send(&member.cluster, &member.node, fetch, reader, writer).await
+            let (job, part, run) = (fetch.job, fetch.part, fetch.run);
+            let span = tracing::info_span!("part", %job, node = %member, part, run);
+            let sent = context.serve.send(&member.cluster, &member.node, fetch, reader, writer);
+            sent.instrument(span).await.inspect_err(|e| note_failure(context, &job, member, e))
         }
         other => Err(Error::unsupported(format!("bulk stream of kind {other}"))),
     }

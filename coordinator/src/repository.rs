@@ -5,8 +5,11 @@
 //! last. A crash before the ledger entry leaves objects that nothing names: garbage, never damage.
 
 mod drawn;
+mod events;
+mod health;
 mod keyring;
 mod ledger;
+mod limits;
 mod manifest;
 mod object;
 mod pack;
@@ -24,12 +27,16 @@ use tidemark_proto::stored::{paths, repository as v1};
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 
 pub use drawn::{Names, Scope};
+pub use events::{EventRecorder, StoredEvents, event_objects, event_objects_older, read_events};
+pub use health::Health;
 pub use keyring::{Keyring, MasterKey};
 pub use ledger::{BackupRecord, Condemned, Ledger, Recorded};
+pub use limits::{LimitsRecord, read_limits, write_limits};
 pub use manifest::{ManifestWriter, Written, decode_page, decode_root, read_page, read_root};
 pub use pack::{PackKind, PackSet};
 pub use pages::{Manifest, PageRead};
 pub use record::{JobRecorder, Record, read_job, read_job_record};
+pub(crate) use store::shown_url;
 pub use store::{Store, StoreConfig, StoreOptions};
 
 /// An open repository.
@@ -220,6 +227,17 @@ impl Repository {
     }
 
     /// Names of all clusters that have a ledger.
+    pub async fn protected_clusters(&self) -> Result<Vec<ClusterName>> {
+        let mut protected = Vec::new();
+        for cluster in self.clusters().await? {
+            if !self.store().list(&paths::ledger_dir(&cluster)).await?.is_empty() {
+                protected.push(cluster);
+            }
+        }
+        Ok(protected)
+    }
+
+    /// Names of all clusters of which anything is kept: a ledger, or the events of restores to them.
     pub async fn clusters(&self) -> Result<Vec<ClusterName>> {
         let folders = self.store().folders(paths::CLUSTERS).await?;
         Ok(folders.into_iter().filter_map(|f| ClusterName::new(f).ok()).collect())

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
+use metrics::{counter, histogram};
 use tidemark_common::transport::{FrameReader, FrameWriter};
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::manifest::PartEntry;
@@ -11,6 +13,9 @@ use tidemark_proto::{ClusterName, Error, NodeName, Result};
 use tokio::sync::Semaphore;
 
 use crate::blocks::{READ_SPAN, RunBlocks};
+use crate::fleet::Member;
+use crate::limits::Limits;
+use crate::metric_names::{PART_SECONDS, STAGE_BYTES, stage};
 use crate::repository::Repository;
 
 /// The parts that one command assigned to a node, by their number in the plan.
@@ -44,13 +49,30 @@ pub struct Serve {
     repository: Repository,
     jobs: Mutex<HashMap<JobId, Arc<ServeJob>>>,
     memory: Arc<Semaphore>,
+    spans: usize,
+    limits: Arc<Limits>,
+}
+
+/// How much serve has to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ServeLoad {
+    /// Memory for spans that are being given out.
+    pub budget_bytes: u64,
+    /// What of it is taken.
+    pub used_bytes: u64,
 }
 
 impl Serve {
     /// A server whose spans take at most `budget` bytes (at least one is always served).
-    pub fn new(repository: Repository, budget: u64) -> Self {
+    pub fn new(repository: Repository, budget: u64, limits: Arc<Limits>) -> Self {
         let spans = (budget / READ_SPAN).max(1) as usize;
-        Self { repository, jobs: Mutex::default(), memory: Arc::new(Semaphore::new(spans)) }
+        Self { repository, jobs: Mutex::default(), memory: Arc::new(Semaphore::new(spans)), spans, limits }
+    }
+
+    /// How much there is to do now.
+    pub fn load(&self) -> ServeLoad {
+        let used = self.spans.saturating_sub(self.memory.available_permits());
+        ServeLoad { budget_bytes: self.spans as u64 * READ_SPAN, used_bytes: used as u64 * READ_SPAN }
     }
 
     /// Begins to give out the parts of a job.
@@ -86,23 +108,35 @@ impl Serve {
         let run = run.ok_or_else(|| Error::request(format!("part {} has no run {}", fetch.part, fetch.run)))?;
         tidemark_common::crash::point("serve.part");
         let blocks = RunBlocks::open(&self.repository, &job.source, &part, run).await?;
+        let (began, member) = (Instant::now(), Member { cluster: cluster.clone(), node: node.clone() });
+        self.pace(&member, blocks.sealed_index.len() as u64).await;
         writer.write_raw(FRAME_INDEX, FRAME_VERSION, blocks.sealed_index.clone()).await?;
         while let Some(header) = reader.read_header().await? {
             let wanted: FetchBlocks = reader.decode(header).await?;
             let end = wanted.first.checked_add(wanted.count).filter(|end| *end <= run.blocks);
             let end = end.ok_or_else(|| Error::request(format!("the run has {} blocks", run.blocks)))?;
-            self.send_blocks(&blocks, wanted.first..end, writer).await?;
+            self.send_blocks(&member, &blocks, wanted.first..end, writer).await?;
         }
+        histogram!(PART_SECONDS, "kind" => "serve").record(began.elapsed());
         writer.finish()
+    }
+
+    /// Waits until `bytes` may go to an agent, and counts them.
+    async fn pace(&self, member: &Member, bytes: u64) {
+        self.limits.pass(member, bytes).await;
+        counter!(STAGE_BYTES, "stage" => stage::SERVED).increment(bytes);
     }
 
     async fn send_blocks(
         &self,
+        member: &Member,
         blocks: &RunBlocks,
         range: std::ops::Range<u32>,
         writer: &mut FrameWriter,
     ) -> Result<()> {
-        for span in blocks.spans(range) {
+        for span in blocks.spans_within(range, READ_SPAN.min(self.limits.moment())) {
+            // Before the memory is taken: who waits for a limit must not keep it from others.
+            self.pace(member, blocks.bytes(span.clone())).await;
             // Held while the span is read and handed to the transport. Agents ask for no more than they can take, so that
             // a span never waits for a reader who in turn waits for another span.
             let _permit = self.memory.acquire().await.map_err(|_| Error::cancelled("serve is closed"))?;

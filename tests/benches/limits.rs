@@ -10,7 +10,9 @@ use tidemark_common::run::{Entry, Merge, RunReader, RunWriter, record_hash};
 use tidemark_common::seal::Sealer;
 use tidemark_common::testing::TestFleet;
 use tidemark_common::tls::ALPN_CONTROL;
-use tidemark_common::transport::{Dialer, Door, Greeting, accept_bi, client_endpoint, open_bi, server_endpoint};
+use tidemark_common::transport::{
+    Dialer, Door, Greeting, accept_bi, client_endpoint, limits, open_bi, server_endpoint,
+};
 use tidemark_proto::Result;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::wire::control::SecretKey;
@@ -80,6 +82,7 @@ async fn quic(bytes: u64) -> Result<()> {
     let receive = tokio::spawn(async move {
         let incoming = endpoint.accept().await.expect("a connection");
         let accepted = door.accept(incoming).await?;
+        accepted.connection.set_receive_window(limits::CONNECTION_WINDOW.into());
         let mut total = 0;
         let mut streams = tokio::task::JoinSet::new();
         for _ in 0..STREAMS {

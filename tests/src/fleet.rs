@@ -8,6 +8,7 @@ mod api;
 mod coordinator;
 mod data;
 mod process;
+mod scrape;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ pub use api::Api;
 pub use coordinator::{Coordinator, CoordinatorSpec};
 pub use data::{Records, load_options, records_at, write};
 pub use process::{Process, binary};
+pub use scrape::{Scrape, ask};
 
 /// A condition that does not come true for this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -60,6 +62,7 @@ pub struct Fleet {
     agents: BTreeMap<(String, String), AgentProcess>,
     api: Api,
     operator: Credentials,
+    operator_tls: PkiPaths,
 }
 
 /// An authority in `dir` that has been there for a while.
@@ -89,11 +92,20 @@ impl Fleet {
         let pki = dir.path().join("pki");
         let authority = authority(&pki);
         let issue = |uri: &str| issue(&authority, uri, &pki, 30, SystemClock.time());
-        let operator = Credentials::load(issue("tidemark://operator/alice")).expect("operator");
+        let operator_tls = issue("tidemark://operator/alice");
+        let operator = Credentials::load(operator_tls.clone()).expect("operator");
         let coordinator = Coordinator::start(dir.path(), spec, issue("tidemark://coordinator/c1")).await;
         let api = Api::new(coordinator.api_address, &operator);
         let dir = Some(dir);
-        Self { dir, authority, coordinator: Some(coordinator), agents: BTreeMap::new(), api, operator }
+        Self {
+            dir,
+            authority,
+            coordinator: Some(coordinator),
+            agents: BTreeMap::new(),
+            api,
+            operator,
+            operator_tls,
+        }
     }
 
     /// The folder of everything.
@@ -119,6 +131,39 @@ impl Fleet {
     /// Credentials of the operator.
     pub fn operator(&self) -> &Credentials {
         &self.operator
+    }
+
+    /// Ends the coordinator in order, for good.
+    pub async fn stop_coordinator(&mut self) {
+        let mut coordinator = self.coordinator.take().expect("a coordinator");
+        coordinator.process.stop().await;
+    }
+
+    /// Runs the command line as the operator; answers what it prints. It must end well.
+    pub async fn tidemark(&self, args: &[&str]) -> String {
+        let url = format!("https://{}", self.coordinator().api_address);
+        let mut command = tokio::process::Command::new(binary("tidemark"));
+        let _ = command
+            .args(args)
+            .env("TIDEMARK_COORDINATOR", url)
+            .env("TIDEMARK_CA", &self.operator_tls.ca)
+            .env("TIDEMARK_CERT", &self.operator_tls.cert)
+            .env("TIDEMARK_KEY", &self.operator_tls.key)
+            .env_remove("TIDEMARK_CLUSTER")
+            .kill_on_drop(true);
+        let done = command.output().await.expect("tidemark");
+        assert!(done.status.success(), "tidemark {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).expect("UTF-8")
+    }
+
+    /// The metrics of the coordinator.
+    pub async fn scrape(&self) -> Scrape {
+        Scrape::of(self.coordinator().telemetry).await
+    }
+
+    /// The metrics of an agent.
+    pub async fn scrape_agent(&mut self, cluster: &str, node: &str) -> Scrape {
+        Scrape::of(self.agent(cluster, node).telemetry().await).await
     }
 
     /// The coordinator.

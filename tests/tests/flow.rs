@@ -16,6 +16,8 @@ mod direct;
 mod identity;
 #[path = "flow/in_place.rs"]
 mod in_place;
+#[path = "flow/limits.rs"]
+mod limits;
 #[path = "flow/repository.rs"]
 mod repository;
 #[path = "flow/salvage.rs"]
@@ -24,3 +26,5 @@ mod salvage;
 mod shape;
 #[path = "flow/steps.rs"]
 mod steps;
+#[path = "flow/telemetry.rs"]
+mod telemetry;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tidemark_common::crash;
 use tidemark_common::transport::FrameReader;
 use tidemark_proto::frame::{Header, Message};
+use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
-    CommandHead, Describe, Description, Done, Hold, ListJobs, OpenJobs, Release, Released, RestoreAbort,
+    CommandHead, Describe, Description, Diagnose, Done, Hold, ListJobs, OpenJobs, Release, Released, RestoreAbort,
     RestoreBegin, RestoreFinish, RestoreParts, RestoreVerify, Seal, Settle, Upload, UploadRest,
 };
 use tidemark_proto::{Error, Result};
@@ -15,7 +16,30 @@ use tidemark_proto::{Error, Result};
 use super::{Reply, body};
 use crate::agent::Agent;
 use crate::engine::job_of_pin;
-use crate::{blocking, restore, upload};
+use crate::metric_names::stage;
+use crate::{blocking, restore, telemetry, upload};
+
+/// The span of a command; what belongs to no job has none.
+pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
+    if head.job == JobId::default() {
+        return tracing::Span::none();
+    }
+    let command = match header.kind {
+        Describe::KIND => "describe",
+        Hold::KIND => "hold",
+        Seal::KIND => "seal",
+        Release::KIND => "release",
+        Upload::KIND | UploadRest::KIND => "upload",
+        Settle::KIND => "settle",
+        RestoreBegin::KIND => "restore-begin",
+        RestoreParts::KIND => "restore-parts",
+        RestoreVerify::KIND => "restore-verify",
+        RestoreFinish::KIND => "restore-finish",
+        RestoreAbort::KIND => "restore-abort",
+        _ => "unknown",
+    };
+    tracing::info_span!("job", job = %head.job, attempt = head.attempt, command)
+}
 
 pub(super) async fn dispatch(
     agent: &Arc<Agent>,
@@ -31,8 +55,8 @@ pub(super) async fn dispatch(
             reply.finish(describe(agent.clone())).await
         }
         Hold::KIND => {
-            let hold: Hold = body(reader, header).await?;
-            let budget = Duration::from_micros(hold.budget_micros);
+            let Hold { budget_micros } = body(reader, header).await?;
+            let budget = Duration::from_micros(budget_micros);
             let held = blocking(move || engine.hold(job, budget).inspect(|_| crash::point("agent.held")));
             reply.finish(held).await
         }
@@ -46,6 +70,7 @@ pub(super) async fn dispatch(
             let release = blocking(move || {
                 let (ownership, held) = engine.release(job)?;
                 crash::point("agent.released");
+                telemetry::held(held);
                 Ok(Released { ownership, held_micros: held.as_micros() as u64 })
             });
             reply.finish(release).await
@@ -73,7 +98,7 @@ pub(super) async fn dispatch(
         }
         RestoreParts::KIND => {
             let parts: RestoreParts = body(reader, header).await?;
-            let (counters, cancel) = (reply.counters(), reply.cancel());
+            let (counters, cancel) = (reply.counters_of(stage::LOADED), reply.cancel());
             reply.finish(restore::load(agent.clone(), head, parts, counters, cancel)).await
         }
         RestoreVerify::KIND => {
@@ -88,6 +113,10 @@ pub(super) async fn dispatch(
             let RestoreAbort {} = body(reader, header).await?;
             reply.finish(restore::abort(agent.clone(), head)).await
         }
+        Diagnose::KIND => {
+            let Diagnose {} = body(reader, header).await?;
+            reply.send(&telemetry::diagnosed(agent)).await
+        }
         other => Err(Error::unsupported(format!("command {other} is newer than this agent ({})", crate::BUILD))),
     }
 }
@@ -96,17 +125,20 @@ async fn send(agent: &Arc<Agent>, head: CommandHead, command: UploadRest, reply:
     if let Some(indexes) = &agent.indexes {
         indexes.begin(head.job)?;
     }
-    let (counters, cancel) = (reply.counters(), reply.cancel());
+    let (counters, cancel) = (reply.counters_of(stage::READ), reply.cancel());
     reply.finish(upload::run(agent.clone(), head, command, counters, cancel)).await
 }
 
 /// What jobs left here that only their end takes away.
 fn open_jobs(agent: &Agent) -> Result<OpenJobs> {
-    let mut backups: Vec<_> = agent.engine.pins()?.iter().filter_map(|(name, _)| job_of_pin(name)).collect();
+    let restores: Vec<_> = agent.engine.restoring()?.into_iter().collect();
+    // Pins of data that is about to be replaced are told of when the restore is over.
+    let pins = if restores.is_empty() { agent.engine.pins()? } else { Vec::new() };
+    let mut backups: Vec<_> = pins.iter().filter_map(|(name, _)| job_of_pin(name)).collect();
     backups.extend(agent.indexes.iter().flat_map(|i| i.jobs()));
     backups.sort_unstable();
     backups.dedup();
-    Ok(OpenJobs { backups, restores: agent.engine.restoring()?.into_iter().collect() })
+    Ok(OpenJobs { backups, restores })
 }
 
 async fn describe(agent: Arc<Agent>) -> Result<Description> {

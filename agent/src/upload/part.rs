@@ -13,7 +13,9 @@ use tokio::sync::mpsc;
 use super::UploadJob;
 use super::plan::PlannedPart;
 use crate::blocking;
+use crate::metric_names::stage;
 use crate::snapshot::{self, BuiltPart, Method, PartInput};
+use crate::telemetry;
 
 /// Sealed blocks between the thread that builds them and the stream.
 const BLOCKS_AHEAD: usize = 4;
@@ -56,6 +58,7 @@ impl PartSender {
         };
         writer.write_message(&done).await?;
         writer.drained().await?;
+        tracing::debug!(records = built.run.records, blocks = built.run.blocks, "part sent");
         self.await_stored(part.region, reader);
         Ok(built.upper)
     }
@@ -76,13 +79,17 @@ impl PartSender {
                 cancel: &job.cancel,
             };
             snapshot::build(&input, &sealer, |block| {
+                telemetry::passed(stage::SEALED, block.len() as u64);
                 send.blocking_send(block).map_err(|_| Error::retry("the stream of the part broke"))
             })
         });
         let forward = async {
             while let Some(block) = receive.recv().await {
-                let _ = self.job.counters.wire_bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
+                let (agent, bytes) = (&self.job.agent, block.len() as u64);
+                telemetry::limited(&agent.limiter, &agent.limited, bytes).await;
+                let _ = self.job.counters.wire_bytes.fetch_add(bytes, Ordering::Relaxed);
                 writer.write_raw(FRAME_BLOCK, FRAME_VERSION, Bytes::from(block)).await?;
+                telemetry::passed(stage::SENT, bytes);
             }
             // Dropped here on an error too: the builder then ends at its next block.
             drop(receive);

@@ -56,7 +56,7 @@ pub fn server_endpoint(address: SocketAddr, credentials: &Credentials, alpn: &[u
     let tls = QuicServerConfig::try_from(tls::quic_server(credentials, alpn)?)
         .or_kind(ErrorKind::Bug, "TLS settings do not fit QUIC")?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
-    let _ = config.transport_config(limits::transport()).max_incoming(limits::MAX_HANDSHAKES);
+    let _ = config.transport_config(limits::server_transport()).max_incoming(limits::MAX_HANDSHAKES);
     let socket = socket(address).map_err(|e| {
         Error::config(format!("UDP port {address} cannot be opened: choose a free address of this host"))
             .with_source(e)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use metrics::counter;
-use quinn::{Connection, Incoming};
+use quinn::{Connection, Incoming, VarInt};
 use rustls_pki_types::CertificateDer;
 use tidemark_proto::wire::hello::{Hello, MAX_VERSION, MIN_VERSION, Purpose, Refused, Welcome, choose_version};
 use tidemark_proto::{Error, ErrorKind, Result};
@@ -149,7 +149,8 @@ impl Door {
     }
 
     /// Takes an incoming connection through TLS and hello, within [`limits::HANDSHAKE_TIMEOUT`]. A refusal is counted,
-    /// told to the peer and returned.
+    /// told to the peer and returned. The window of a bulk connection is left to the caller to open
+    /// ([`limits::CONNECTION_WINDOW`], or less).
     pub async fn accept(&self, incoming: Incoming) -> Result<Accepted> {
         let from = incoming.remote_address();
         let late = || {
@@ -173,6 +174,9 @@ impl Door {
         match self.judge(&connection, &mut reader).await {
             Ok(accepted) => {
                 let welcome = Welcome { version: accepted.version, build: self.build.clone(), epoch: self.epoch };
+                if accepted.purpose != Purpose::Bulk {
+                    connection.set_receive_window(VarInt::from_u32(limits::CONNECTION_WINDOW));
+                }
                 writer.write_message(&welcome).await?;
                 writer.finish()?;
                 counter!(metric_names::HANDSHAKES_ACCEPTED, "purpose" => purpose_name(accepted.purpose))

@@ -9,6 +9,9 @@ use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
 pub const STREAM_WINDOW: u32 = 4 << 20;
 /// Bytes that all streams of a connection may have in flight or unread.
 pub const CONNECTION_WINDOW: u32 = 24 << 20;
+/// The same for a connection that is not through the hello: the answering side opens it to [`CONNECTION_WINDOW`], or to
+/// what a limit of rates lets pass.
+pub const FIRST_WINDOW: u32 = 128 << 10;
 /// Bytes that a connection keeps until they are acknowledged. Within the receive buffer that Linux grants a UDP socket
 /// by common settings: twice as much overran it on loopback (0 lost packets became thousands) and was no faster.
 pub const SEND_WINDOW: u64 = 4 << 20;
@@ -34,8 +37,17 @@ pub const ACK_EVERY: u32 = 10;
 /// Handshakes that may be going on at once at one endpoint; further ones are ignored and try again.
 pub const MAX_HANDSHAKES: usize = 256;
 
-/// The transport settings of both sides.
+/// The transport settings of the dialling side.
 pub(super) fn transport() -> Arc<TransportConfig> {
+    Arc::new(with_window(CONNECTION_WINDOW))
+}
+
+/// The transport settings of the answering side.
+pub(super) fn server_transport() -> Arc<TransportConfig> {
+    Arc::new(with_window(FIRST_WINDOW))
+}
+
+fn with_window(connection: u32) -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
     let _ = mtu.upper_bound(MAX_UDP_PAYLOAD).black_hole_cooldown(BLACK_HOLE_COOLDOWN);
     let mut acks = AckFrequencyConfig::default();
@@ -44,7 +56,7 @@ pub(super) fn transport() -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     let _ = config
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .receive_window(VarInt::from_u32(connection))
         .send_window(SEND_WINDOW)
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(MAX_STREAMS))
@@ -55,7 +67,7 @@ pub(super) fn transport() -> Arc<TransportConfig> {
         .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks))
         .enable_segmentation_offload(true);
-    Arc::new(config)
+    config
 }
 
 /// The endpoint settings of both sides.

@@ -161,7 +161,8 @@ fn away(node: String) -> NodeItem {
     }
 }
 
-async fn items(context: &Shared) -> Result<Vec<ClusterItem>, Error> {
+/// Every cluster that is connected or has a ledger.
+pub(crate) async fn items(context: &Shared) -> Result<Vec<ClusterItem>, Error> {
     let mut names = context.repository.clusters().await?;
     names.extend(context.fleet.members(None).into_iter().map(|(m, _)| m.cluster));
     names.sort();

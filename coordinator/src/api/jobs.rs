@@ -8,6 +8,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::Stream;
 use tidemark_proto::id::JobId;
 use tidemark_proto::{ClusterName, Error, Result};
+use tracing::Instrument;
 
 use super::problem::{ApiError, Path, Problem};
 use crate::context::Shared;
@@ -27,12 +28,13 @@ where
     context.check_fenced()?;
     let job = context.jobs.begin(kind, cluster, exclusive, context.now_millis())?;
     let info = job.info();
-    let running = tokio::spawn(work(job.clone()));
+    let span = job.span();
+    let running = tokio::spawn(span.in_scope(|| work(job.clone())).instrument(span.clone()));
     let context = context.clone();
     drop(tokio::spawn(async move {
         let result = running.await.unwrap_or_else(|e| Err(Error::bug("the job panicked").with_source(e)));
         let _ = result.as_ref().inspect_err(|e| context.note(e));
-        context.jobs.end(&job, context.now_millis(), result);
+        span.in_scope(|| context.jobs.end(&job, context.now_millis(), result));
         if matches!(kind, JobKind::Backup | JobKind::Restore) {
             crate::settle::after_job(context.clone(), job.info().cluster).await;
         }
@@ -61,7 +63,7 @@ pub(super) async fn cancel(
     Path(id): Path<JobId>,
 ) -> Result<Json<JobInfo>, ApiError> {
     let job = context.jobs.get(&id)?;
-    job.cancel.cancel();
+    job.cancel();
     Ok(Json(job.info()))
 }
 

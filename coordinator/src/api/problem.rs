@@ -88,6 +88,11 @@ pub(super) struct Json<T>(pub(super) T);
 #[from_request(via(axum::extract::Path), rejection(ApiError))]
 pub(super) struct Path<T>(pub(super) T);
 
+/// Query parameters; what is wrong with them is told as a problem.
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(axum::extract::Query), rejection(ApiError))]
+pub(super) struct Query<T>(pub(super) T);
+
 impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> Self {
         Self(Error::request(rejection.body_text()))

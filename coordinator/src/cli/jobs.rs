@@ -56,7 +56,7 @@ pub(crate) fn list(jobs: &[JobInfo], now: u64) -> String {
             short(&j.id.to_string()),
             name(j.kind).into(),
             j.cluster.to_string(),
-            state(j.state).into(),
+            j.state.name().into(),
             if j.state == JobState::Running { j.phase.clone() } else { "-".into() },
             done,
             time::seconds(j.started_millis),
@@ -64,15 +64,6 @@ pub(crate) fn list(jobs: &[JobInfo], now: u64) -> String {
         ]
     });
     listing(["JOB", "KIND", "CLUSTER", "STATE", "AT", "DONE", "BEGAN", "TOOK"], rows, "no job runs or ended lately")
-}
-
-fn state(state: JobState) -> &'static str {
-    match state {
-        JobState::Running => "running",
-        JobState::Succeeded => "succeeded",
-        JobState::Failed => "failed",
-        JobState::Cancelled => "cancelled",
-    }
 }
 
 /// Shows a job, or follows it to its end.
@@ -111,7 +102,7 @@ pub(crate) async fn cancel(
     let info = find(client.jobs().await?, kind, job, cluster)?;
     if info.state != JobState::Running {
         let (what, id) = (name(info.kind), info.id);
-        return Err(Error::conflict(format!("{what} {id} has ended already: it {}", state(info.state))));
+        return Err(Error::conflict(format!("{what} {id} has ended already: it {}", info.state.name())));
     }
     let info = client.cancel_job(&info.id).await?;
     output.print(&info, |i| {
@@ -129,7 +120,7 @@ fn show(i: &JobInfo, now: u64) -> String {
     let head = fields(&[
         ("job", i.id.to_string()),
         ("kind", format!("{} of cluster {}", name(i.kind), i.cluster)),
-        ("state", state(i.state).into()),
+        ("state", i.state.name().into()),
         ("at", if i.state == JobState::Running { i.phase.clone() } else { String::new() }),
         ("began", time::seconds(i.started_millis)),
         ("took", took(i, now)),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use tidemark_common::announce::{CoordinatorPorts, announce};
+use tidemark_common::telemetry::Metrics;
 use tidemark_proto::Result;
 
 use crate::config::CoordinatorConfig;
@@ -24,11 +25,13 @@ impl ServeCommand {
     /// Runs until SIGTERM or SIGINT.
     pub(crate) fn run(self) -> Result<()> {
         let config = CoordinatorConfig::load(&self.config)?;
-        tidemark_common::log::init(&config.log)?;
+        let log = tidemark_common::log::init(&config.log)?;
+        let metrics = Metrics::install("tidemark", env!("CARGO_PKG_VERSION"), crate::metric_names::ALL)?;
         super::block_on(async {
-            let running = daemon::start(config).await?;
+            let running = daemon::start(config, metrics, log).await?;
             if self.announce {
-                announce(&CoordinatorPorts { agents: running.agent_address, api: running.api_address })?;
+                let (agents, api) = (running.agent_address, running.api_address);
+                announce(&CoordinatorPorts { agents, api, telemetry: running.telemetry_address })?;
             }
             running.until_signal().await
         })

@@ -19,7 +19,7 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 
 use super::Job;
 use crate::context::Shared;
-use crate::repository::Ledger;
+use crate::repository::{Ledger, event_objects_older};
 
 pub use report::CollectReport;
 
@@ -62,7 +62,10 @@ async fn collect(context: &Shared, job: &Job, cluster: &ClusterName, dry_run: bo
         ledger.refresh().await?;
         job.phase("reading manifests");
         let live = live::Live::read(context, cluster, &ledger, &drawn, &listing).await?;
-        let garbage = listing.garbage(&live, &drawn);
+        let mut garbage = listing.garbage(&live, &drawn);
+        let (days, now) = (context.config.events_keep_days, context.now_millis());
+        let old = event_objects_older(&context.repository, cluster, days, now).await?;
+        garbage.events = old.into_iter().map(|o| o.path).collect();
         let mut report = CollectReport::of(cluster, dry_run, &listing, &live, &garbage);
         job.update(|i| i.progress.total_parts = garbage.objects());
         if dry_run {

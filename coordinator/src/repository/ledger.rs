@@ -178,6 +178,11 @@ impl Ledger {
         ours.map(|i| &self.entries[i]).ok_or_else(|| error.context(told))
     }
 
+    /// The cluster.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
     /// Every entry.
     pub fn entries(&self) -> &[Recorded] {
         &self.entries

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use metrics::counter;
 use object_store::{MultipartUpload, PutPayload};
 use tidemark_proto::id::PackId;
 use tidemark_proto::stored::envelope::{self, ObjectKind};
@@ -18,7 +19,9 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::drawn::Scope;
+use super::health;
 use super::store::{Store, error_of};
+use crate::metric_names::{STAGE_BYTES, stage};
 
 /// A pack is closed when it passes this size, in bytes.
 pub(super) const PACK_TARGET: u64 = 64 << 20;
@@ -144,7 +147,11 @@ impl Open {
 
     async fn land_one(&mut self, path: &str) -> Result<()> {
         match self.flying.join_next().await {
-            Some(Ok(done)) => done.map_err(|e| error_of(path, e)),
+            Some(Ok(done)) => {
+                let done = done.map_err(|e| error_of(path, e));
+                health::count_piece(&done);
+                done
+            }
             Some(Err(e)) => Err(Error::bug("a piece of a pack").with_source(e)),
             None => Ok(()),
         }
@@ -203,11 +210,15 @@ impl Writer {
         tidemark_common::crash::point("pack.closing");
         let sum = envelope::truncate(open.hasher.finalize());
         open.piece.extend_from_slice(&sum);
+        let bytes = open.len + sum.len() as u64;
         let done = Self::finish(&self.store, &self.flights, open, &path).await;
         if done.is_err() {
             self.abandon().await;
         }
         self.open = None;
+        if done.is_ok() {
+            counter!(STAGE_BYTES, "stage" => stage::STORED).increment(bytes);
+        }
         done.map(|()| Some(id))
     }
 
@@ -220,8 +231,9 @@ impl Writer {
             open.land_one(path).await?;
         }
         let upload = open.upload.as_mut().expect("checked above");
-        let _ = upload.complete().await.map_err(|e| error_of(path, e))?;
-        Ok(())
+        let done = upload.complete().await.map(drop).map_err(|e| error_of(path, e));
+        health::count_piece(&done);
+        done
     }
 
     async fn abandon(&mut self) {

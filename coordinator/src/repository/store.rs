@@ -14,6 +14,8 @@ use object_store::{
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 use url::Url;
 
+use super::health::{self, Health};
+
 /// Time for one request, its body included.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time to connect.
@@ -44,6 +46,13 @@ pub struct StoreConfig {
 #[serde(transparent)]
 pub struct StoreOptions(pub BTreeMap<String, String>);
 
+impl serde::Serialize for StoreOptions {
+    /// Names alone.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.keys().map(|name| (name, "(not shown)")))
+    }
+}
+
 impl std::fmt::Debug for StoreOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
@@ -58,6 +67,7 @@ pub struct Store {
     url: String,
     /// The folder of a `file://` store.
     folder: Option<std::path::PathBuf>,
+    health: Arc<Health>,
 }
 
 impl std::fmt::Debug for Store {
@@ -82,10 +92,9 @@ impl Store {
         open_folder: impl FnOnce(&Url) -> Result<object_store::local::LocalFileSystem>,
     ) -> Result<Self> {
         let url = Url::parse(&config.url).map_err(|e| {
-            Error::config(format!("repository URL `{}`: use e.g. file:///path or s3://bucket/prefix", config.url))
-                .with_source(e)
+            Error::config("repository URL: use e.g. file:///path or s3://bucket/prefix").with_source(e)
         })?;
-        let shown = shown_url(&url);
+        let shown = shown(url.clone());
         let wrong = |e: object_store::Error| Error::config(format!("repository {shown}")).with_source(e);
         let (inner, path): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
             "file" => (Arc::new(open_folder(&url)?), ""),
@@ -104,7 +113,7 @@ impl Store {
         let prefix =
             Path::from_url_path(path).map_err(|e| Error::config(format!("repository {shown}")).with_source(e))?;
         let folder = url.to_file_path().ok().filter(|_| url.scheme() == "file");
-        Ok(Self { inner, prefix, url: shown, folder })
+        Ok(Self { inner, prefix, url: shown, folder, health: Arc::default() })
     }
 
     /// The URL, without user, password and query.
@@ -134,10 +143,12 @@ impl Store {
     ) -> Result<T> {
         let mut wait = BACKOFF_FIRST;
         for attempt in 1.. {
+            let began = std::time::Instant::now();
             let result = match tokio::time::timeout(REQUEST_TIMEOUT, op()).await {
                 Ok(done) => done.map_err(|e| error_of(key, e)),
-                Err(_) => Err(Error::retry(format!("{key}: no answer within {} s", REQUEST_TIMEOUT.as_secs()))),
+                Err(_) => Err(health::timed_out(key)),
             };
+            self.health.note(&result, began.elapsed(), attempt == ATTEMPTS);
             match result {
                 Err(e) if e.kind() == ErrorKind::Retry && attempt < ATTEMPTS => {
                     tracing::warn!(key, attempt, error = %e.report(), "object store: trying again");
@@ -148,6 +159,22 @@ impl Store {
             }
         }
         unreachable!("the last attempt returns")
+    }
+
+    /// Whether an object is there: one attempt within `limit`. For those who want to know whether the store answers.
+    pub async fn is_there(&self, key: &str, limit: Duration) -> Result<bool> {
+        let path = self.path(key);
+        match tokio::time::timeout(limit, self.inner.head(&path)).await {
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(object_store::Error::NotFound { .. })) => Ok(false),
+            Ok(Err(e)) => Err(error_of(key, e)),
+            Err(_) => Err(Error::retry(format!("{key}: no answer within {} ms", limit.as_millis()))),
+        }
+    }
+
+    /// How requests went.
+    pub fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Writes an object. For names that nobody else writes.
@@ -235,6 +262,15 @@ impl Store {
         self.retry(folder, || self.inner.list(Some(&path)).try_filter_map(picked).try_collect()).await
     }
 
+    /// All objects below a folder, in no order: key and time of the last change, milliseconds since 1970 by the store's
+    /// clock.
+    pub async fn list_times(&self, folder: &str) -> Result<Vec<(String, u64)>> {
+        let path = self.path(folder);
+        let found = self.retry(folder, || self.inner.list(Some(&path)).try_collect::<Vec<_>>()).await?;
+        let millis = |m: &object_store::ObjectMeta| u64::try_from(m.last_modified.timestamp_millis()).unwrap_or(0);
+        Ok(found.into_iter().map(|m| (self.key(&m.location), millis(&m))).collect())
+    }
+
     /// Names of the folders directly in a folder.
     pub async fn folders(&self, folder: &str) -> Result<Vec<String>> {
         let path = self.path(folder);
@@ -284,8 +320,12 @@ impl Store {
     }
 }
 
-fn shown_url(url: &Url) -> String {
-    let mut shown = url.clone();
+/// A repository's URL as it may be shown: without user, password and query. What is no URL is not shown at all.
+pub(crate) fn shown_url(url: &str) -> String {
+    Url::parse(url).map_or_else(|_| "(not a URL)".into(), shown)
+}
+
+fn shown(mut shown: Url) -> String {
     let _ = shown.set_username("");
     let _ = shown.set_password(None);
     shown.set_query(None);

@@ -47,6 +47,10 @@ pub enum ObjectKind {
     RestoreSwitching = 17,
     /// A restore is over.
     RestoreEnded = 18,
+    /// Events of a job.
+    JobEvents = 12,
+    /// Limits of rates.
+    Limits = 13,
 }
 
 impl ObjectKind {
@@ -67,6 +71,8 @@ impl ObjectKind {
             Self::RestoreBegun => "begin of a restore",
             Self::RestoreSwitching => "switch of a restore",
             Self::RestoreEnded => "end of a restore",
+            Self::JobEvents => "job events",
+            Self::Limits => "limits",
         }
     }
 }

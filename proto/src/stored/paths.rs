@@ -14,6 +14,8 @@ pub const KEYS: &str = "keys";
 pub const EPOCHS: &str = "epochs";
 /// Folder of clusters.
 pub const CLUSTERS: &str = "clusters";
+/// Folder of limits of rates.
+pub const LIMITS: &str = "limits";
 /// Folder of the start-up probe's objects.
 pub const PROBE: &str = "probe";
 
@@ -90,7 +92,28 @@ pub fn roots_dir(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/roots")
 }
 
-/// The number at the end of a key of [`key`], [`epoch`], [`ledger`] or [`job`].
+/// Limits of rates.
+pub fn limits(number: u64) -> String {
+    format!("{LIMITS}/{number:0DIGITS$}")
+}
+
+/// Folder of the events of a cluster's jobs.
+pub fn events_dir(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/events")
+}
+
+/// A revision of a job's events.
+pub fn events(cluster: &ClusterName, job: &JobId, revision: u64) -> String {
+    format!("{}/{job}/{revision:0DIGITS$}", events_dir(cluster))
+}
+
+/// Job and revision of a key of [`events`].
+pub fn events_of(path: &str) -> Option<(JobId, u64)> {
+    let job = path.rsplit('/').nth(1)?.parse().ok()?;
+    Some((job, number(path)?))
+}
+
+/// The number at the end of a key of [`key`], [`epoch`], [`ledger`], [`job`], [`limits`] or [`events`].
 pub fn number(path: &str) -> Option<u64> {
     let last = path.rsplit('/').next()?;
     (last.len() == DIGITS && last.bytes().all(|b| b.is_ascii_digit())).then(|| last.parse().ok())?
@@ -117,6 +140,9 @@ mod tests {
         let record = job(&c, &JobId::from_u128(5), 3);
         assert_eq!((job_of(&record), number(&record)), (Some(JobId::from_u128(5)), Some(3)));
         assert_eq!((root_of("x/y"), job_of("y")), (None, None));
+        let id = JobId::from_u128(7 << 90);
+        assert_eq!(events_of(&events(&c, &id, 3)), Some((id, 3)));
+        assert_eq!(events_of("events/x/00000000000000000003"), None);
         assert_eq!(number("x/0000000000000000000a"), None);
     }
 }

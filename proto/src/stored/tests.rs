@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::envelope::{self, ObjectKind};
-use super::{job, ledger, manifest, repository, run};
+use super::{events, job, ledger, limits, manifest, repository, run};
 use crate::frame::{self, Header};
 use crate::hash::{Hash, SetDigest};
 use crate::id::{ClusterName, Incarnation, JobId, NodeName, PackId, RepositoryId};
@@ -184,6 +184,35 @@ fn golden_bytes_of_the_top() {
     archive!("job-record", job_record());
 }
 
+fn job_events() -> events::JobEvents {
+    let event = |what: &str, node: &str| events::Event {
+        at_millis: 1_700_000_000_000,
+        what: what.into(),
+        node: node.into(),
+        message: "sending parts".into(),
+    };
+    events::JobEvents {
+        job: JobId::from_u128(6),
+        cluster: cluster(),
+        kind: "backup".into(),
+        epoch: 9,
+        events: vec![event("phase", ""), event("retry", "n1")],
+        lost: 2,
+    }
+}
+
+#[test]
+fn golden_bytes_of_events_and_limits() {
+    object!("job-events", ObjectKind::JobEvents, events::VERSION, job_events());
+    let limits = limits::Limits {
+        fleet: limits::Limit { set: 1, bytes_per_second: 50_000_000 },
+        per_agent: limits::Limit { set: 0, bytes_per_second: 0 },
+        at_millis: 1_700_000_000_000,
+        put_id: [3; 16],
+    };
+    object!("limits", ObjectKind::Limits, limits::VERSION, limits);
+}
+
 #[test]
 fn golden_bytes_of_the_ledger() {
     for (name, body) in bodies() {
@@ -218,6 +247,8 @@ fn decode_all(bytes: &[u8]) {
     let _ = frame::from_archive::<repository::JobRecord>(bytes);
     let _ = frame::from_archive::<ledger::Entry>(bytes);
     let _ = frame::from_archive::<run::Index>(bytes);
+    let _ = frame::from_archive::<events::JobEvents>(bytes);
+    let _ = frame::from_archive::<limits::Limits>(bytes);
     let _ = frame::from_archive::<Upload>(bytes);
     let _ = frame::from_archive::<Settle>(bytes);
     let _ = frame::from_archive::<RestoreParts>(bytes);
@@ -247,7 +278,7 @@ proptest! {
     /// Archives of real values with some bytes changed or cut away: these get further than noise.
     #[test]
     fn no_decoder_panics_on_damaged_archives(
-        which in 0usize..6,
+        which in 0usize..7,
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         cut in proptest::option::of(any::<prop::sample::Index>()),
     ) {
@@ -257,6 +288,7 @@ proptest! {
             2 => frame::to_archive(&job_record()),
             3 => frame::to_archive(&index()),
             4 => frame::to_archive(&root().nodes[0].held),
+            5 => frame::to_archive(&job_events()),
             _ => {
                 let (kind, body) = bodies()[4].1.encode();
                 frame::to_archive(&entry(kind, body))

@@ -34,10 +34,12 @@ pub struct AgentSpec {
     pub delta: String,
     /// A full run is closed at about this many bytes; 0 takes the default.
     pub part_bytes: u64,
+    /// Lines for the end of the configuration: whole sections.
+    pub sections: String,
+    /// Environment.
+    pub env: Vec<(String, String)>,
     /// Certificates, if others than those of its names.
     pub tls: Option<PkiPaths>,
-    /// Environment of the process.
-    pub env: Vec<(String, String)>,
 }
 
 impl AgentSpec {
@@ -50,8 +52,9 @@ impl AgentSpec {
             engine: EngineKind::Embedded,
             delta: "auto".into(),
             part_bytes: 0,
-            tls: None,
+            sections: String::new(),
             env: Vec::new(),
+            tls: None,
         }
     }
 }
@@ -66,6 +69,12 @@ pub struct AgentProcess {
 }
 
 impl AgentProcess {
+    /// The TCP address of its metrics and health.
+    pub async fn telemetry(&mut self) -> SocketAddr {
+        let line = self.process.logged("telemetry is served").await;
+        super::coordinator::address(&line, "address")
+    }
+
     pub(super) fn start(dir: &Path, authority: &Authority, coordinator: SocketAddr, spec: AgentSpec) -> Self {
         let name = format!("{}-{}", spec.cluster, spec.node);
         let uri = format!("tidemark://agent/{}/{}", spec.cluster, spec.node);
@@ -84,7 +93,8 @@ impl AgentProcess {
              {part_bytes}\n\
              [tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
              [engine]\n{engine}\nslots = \"{}\"\nlisten = \"127.0.0.1:0\"\n\
-             [log]\nformat = \"json\"\nfilter = \"info,fjall=warn,lsm_tree=warn,tidemark_agent=debug\"\n",
+             [log]\nformat = \"json\"\nfilter = \"info,fjall=warn,lsm_tree=warn,tidemark_agent=debug\"\n\
+             [telemetry]\nlisten = \"127.0.0.1:0\"\n{}\n",
             spec.cluster,
             spec.node,
             dir.join(format!("{name}.state")),
@@ -93,11 +103,12 @@ impl AgentProcess {
             tls.cert,
             tls.key,
             spec.slots,
+            spec.sections,
         );
         let config = dir.join(format!("{name}.toml"));
         std::fs::write(&config, text).expect("configuration");
         let args = ["--config", config.to_str().expect("UTF-8")];
-        let process = Process::start("tidemark-agent", &args, &dir.join(format!("{name}.log")), &spec.env);
+        let process = Process::start("tidemark-agent", &args, &spec.env, &dir.join(format!("{name}.log")));
         Self { process, spec }
     }
 }

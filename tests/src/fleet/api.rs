@@ -54,6 +54,13 @@ impl Api {
         response.json().await.or_kind(ErrorKind::Bug, format_args!("answer to {path}"))
     }
 
+    /// Puts a value.
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        let body = serde_json::to_value(body).or_kind(ErrorKind::Bug, "a body")?;
+        let response = self.call(Method::PUT, path, Some(&body)).await?;
+        response.json().await.or_kind(ErrorKind::Bug, format_args!("answer to {path}"))
+    }
+
     /// Deletes.
     pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let response = self.call(Method::DELETE, path, None).await?;

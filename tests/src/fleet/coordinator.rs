@@ -17,6 +17,8 @@ pub struct CoordinatorSpec {
     pub sections: String,
     /// Environment of the process.
     pub env: Vec<(String, String)>,
+    /// Lines of the section of the repository.
+    pub repository: String,
 }
 
 /// A running coordinator.
@@ -28,6 +30,8 @@ pub struct Coordinator {
     pub agent_address: SocketAddr,
     /// TCP address of the API.
     pub api_address: SocketAddr,
+    /// TCP address of metrics and health.
+    pub telemetry: SocketAddr,
     spec: CoordinatorSpec,
     tls: PkiPaths,
 }
@@ -55,7 +59,7 @@ fn init_repository(dir: &Path, plain: bool) {
 }
 
 /// The address after `field` in a line of the log.
-fn address(line: &str, field: &str) -> SocketAddr {
+pub(super) fn address(line: &str, field: &str) -> SocketAddr {
     let line: serde_json::Value = serde_json::from_str(line).expect("a JSON line");
     line["fields"][field].as_str().and_then(|a| a.parse().ok()).expect("an address")
 }
@@ -117,20 +121,23 @@ impl Coordinator {
         let text = format!(
             "name = \"c1\"\nlisten = \"{listen}\"\napi_listen = \"{api}\"\n\
              [tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
-             [repository]\nurl = \"file://{}\"\n{key}\n\
+             [repository]\nurl = \"file://{}\"\n{key}\n{}\n\
+             [telemetry]\nlisten = \"127.0.0.1:0\"\n\
              [log]\nformat = \"json\"\nfilter = \"info,tidemark_coordinator=debug\"\n{}\n",
             tls.ca,
             tls.cert,
             tls.key,
             repository_dir(dir).display(),
+            spec.repository,
             spec.sections,
         );
         let config = dir.join("coordinator.toml");
         std::fs::write(&config, text).expect("configuration");
         let args = ["serve", "--config", config.to_str().expect("UTF-8")];
-        let mut process = Process::start("tidemark", &args, &dir.join("coordinator.log"), &spec.env);
+        let mut process = Process::start("tidemark", &args, &spec.env, &dir.join("coordinator.log"));
         let line = process.logged("coordinator is up").await;
         let (agent_address, api_address) = (address(&line, "agent_address"), address(&line, "api_address"));
-        Self { process, agent_address, api_address, spec, tls }
+        let telemetry = address(&process.logged("telemetry is served").await, "address");
+        Self { process, agent_address, api_address, telemetry, spec, tls }
     }
 }

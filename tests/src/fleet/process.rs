@@ -30,15 +30,15 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a binary of this workspace; its output goes to `log`, appended; `env` is added to its environment.
-    pub fn start(name: &str, args: &[&str], log: &Path, env: &[(String, String)]) -> Self {
+    /// Starts a binary of this workspace with `env` beside its environment; its output goes to `log`, appended.
+    pub fn start(name: &str, args: &[&str], env: &[(String, String)], log: &Path) -> Self {
         let file = File::options().create(true).append(true).open(log).expect("log file");
         let mut command = Command::new(binary(name));
         let _ = command
             .args(args)
             .env_remove("TIDEMARK_MASTER_KEY")
             .env_remove("TIDEMARK_LOG")
-            .envs(env.iter().map(|(name, value)| (name, value)))
+            .envs(env.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("log file"))
             .stderr(file);

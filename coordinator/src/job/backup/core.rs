@@ -147,6 +147,8 @@ pub struct Core {
     cut: Option<Cut>,
     /// Why the present attempt (or the job) does not stand; the first cause wins.
     trouble: Option<Error>,
+    /// Why the last attempt at a cut did not hold.
+    void: String,
     cancelled: bool,
     outcome: Option<Result<()>>,
 }
@@ -165,6 +167,7 @@ impl Core {
             at: Timestamp::ZERO,
             cut: None,
             trouble: None,
+            void: String::new(),
             cancelled: false,
             outcome: None,
         }
@@ -181,6 +184,11 @@ impl Core {
     /// The cut, once it holds.
     pub fn cut(&self) -> Option<&Cut> {
         self.cut.as_ref()
+    }
+
+    /// Why the last attempt at a cut did not hold; empty for none.
+    pub fn void_cut(&self) -> &str {
+        &self.void
     }
 
     /// Whether somebody wanted the job to end.
@@ -201,7 +209,7 @@ impl Core {
             Phase::Uploading => "sending parts",
             Phase::Storing => "storing",
             Phase::Committing => "committing",
-            Phase::Over => "ended",
+            Phase::Over => "telling the nodes how it ended",
         }
     }
 
@@ -329,6 +337,7 @@ impl Core {
                 if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Retry) && self.next_budget().is_some() =>
             {
                 self.phase = Phase::Waiting;
+                self.void = e.report();
                 vec![Action::Wait(BETWEEN_ATTEMPTS)]
             }
             Some(e) => {

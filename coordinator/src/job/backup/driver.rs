@@ -15,6 +15,7 @@ use tidemark_proto::wire::control::{Done, Hold, Release, Seal, Settle, Upload, U
 use tidemark_proto::{ClusterName, Error, ErrorKind, Incarnation, NodeName, Result, Timestamp};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::core::{Action, Core, Cut, Event, Settings};
 use super::manifest::{Committed, Draft};
@@ -25,6 +26,7 @@ use crate::fleet::Member;
 use crate::ingest::{IngestJob, IngestNode};
 use crate::job::Job;
 use crate::repository::{JobRecorder, Ledger, Record};
+use crate::telemetry;
 
 /// Time for a step of the cut beside its budget.
 const CUT_DEADLINE: Duration = Duration::from_secs(5);
@@ -155,10 +157,14 @@ impl Driver {
         let mut tasks = JoinSet::new();
         let mut todo = core.step(Event::Start, self.context.clock.now());
         loop {
-            self.job.update(|i| core.phase_name().clone_into(&mut i.phase));
+            self.job.phase(core.phase_name());
             for action in std::mem::take(&mut todo) {
+                if let Action::Wait(_) = action {
+                    self.cut_is_void(core.void_cut());
+                }
                 match action {
                     Action::CutDone(cut) => {
+                        self.cut_holds(&cut);
                         if let Err(e) = self.begin_ingest(&cut).await {
                             // As if the first node could not send: the core ends the job by its rules.
                             let _ = send.send(Event::Uploaded(0, Err(e))).await;
@@ -174,12 +180,13 @@ impl Driver {
                     }
                     other => {
                         let (driver, send, cut) = (self.clone(), send.clone(), core.cut().cloned());
-                        let _ = tasks.spawn(async move {
+                        let work = async move {
                             if let Some(event) = driver.act(other, cut).await {
                                 // The receiver lives as long as the job.
                                 let _ = send.send(event).await;
                             }
-                        });
+                        };
+                        let _ = tasks.spawn(work.in_current_span());
                     }
                 }
             }
@@ -230,6 +237,21 @@ impl Driver {
             Action::Commit => Event::Committed(self.commit(&cut?).await),
             Action::CutDone(_) | Action::Settle(_) => return None,
         })
+    }
+
+    fn cut_holds(&self, cut: &Cut) {
+        let (cluster, held) = (&self.request.cluster, cut.nodes.iter().map(|n| n.released.held_micros));
+        telemetry::cut_attempted(cluster, true);
+        held.clone().for_each(|micros| telemetry::writes_held(cluster, micros));
+        let longest = held.max().unwrap_or(0) as f64 / 1e3;
+        let told = format!("at {}, attempt {}, writes held for at most {longest:.1} ms", cut.at, cut.attempt);
+        self.job.log.note("cut", "", told);
+    }
+
+    fn cut_is_void(&self, why: &str) {
+        telemetry::cut_attempted(&self.request.cluster, false);
+        tracing::info!(reason = why, "the cut does not hold: trying again");
+        self.job.log.note("retry", "", format!("the cut does not hold, trying again: {why}"));
     }
 
     fn member(&self, n: usize) -> Member {
@@ -337,6 +359,11 @@ impl Driver {
                 }
                 Err(e) if e.kind() == ErrorKind::Retry && attempt < UPLOAD_ATTEMPTS => {
                     tracing::warn!(node = name, attempt, error = %e.report(), "upload broke: asking for what is missing");
+                    self.job.log.note(
+                        "retry",
+                        name,
+                        format!("upload broke, asking for what is missing: {}", e.report()),
+                    );
                     tokio::time::sleep(UPLOAD_RETRY_WAIT).await;
                 }
                 Err(e) => return Err(e),
@@ -386,6 +413,7 @@ impl Driver {
         crash::point("backup.stored");
         let committed = draft.commit(ingest.take_received(), &mut ledger).await?;
         crash::point("backup.committed");
+        telemetry::note_ledger(&self.request.cluster, &ledger);
         let _ = self.committed.set(committed);
         Ok(())
     }

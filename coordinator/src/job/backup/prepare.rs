@@ -82,7 +82,10 @@ pub async fn record_failure(
         true => Err(Error::conflict("the ledger knows how this job ended")),
         false => Ok(()),
     };
-    let Err(e) = ledger.append(context.epoch, context.now_millis(), &body, unsettled).await else { return true };
+    let Err(e) = ledger.append(context.epoch, context.now_millis(), &body, unsettled).await else {
+        crate::telemetry::note_ledger(ledger.cluster(), ledger);
+        return true;
+    };
     if ledger.is_settled(job) {
         return !ledger.all_backups().any(|b| b.job == job);
     }

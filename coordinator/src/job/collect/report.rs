@@ -30,6 +30,8 @@ pub struct CollectReport {
     pub manifest_bytes: u64,
     /// Job records that go.
     pub job_records: u64,
+    /// Objects with events of jobs that are kept no longer.
+    pub event_objects: u64,
     /// Unfinished files of dead writers that went (a folder as repository only).
     pub staged_files: u64,
     /// Bytes of packs that stay.
@@ -60,6 +62,7 @@ impl CollectReport {
             manifest_objects: garbage.roots.len() as u64,
             manifest_bytes: garbage.roots.values().sum(),
             job_records: garbage.records.len() as u64,
+            event_objects: garbage.events.len() as u64,
             staged_files: 0,
             kept_bytes: kept.values().copied().sum(),
             dead_bytes: kept.iter().map(dead).sum(),

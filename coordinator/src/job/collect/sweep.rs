@@ -51,6 +51,7 @@ impl Listing {
             packs: self.packs.iter().filter(|(id, _)| pack(id)).map(|(id, size)| (*id, *size)).collect(),
             roots: self.roots.iter().filter(|(h, _)| root(h)).map(|(h, size)| (*h, *size)).collect(),
             records: self.jobs.iter().filter(|(j, _)| record(j)).flat_map(|(_, r)| r.clone()).collect(),
+            events: Vec::new(),
         }
     }
 }
@@ -62,12 +63,14 @@ pub(super) struct Garbage {
     pub(super) roots: BTreeMap<Hash, u64>,
     /// Records of jobs that the ledger knows the end of. Hints: no entry names them, so none is condemned.
     pub(super) records: Vec<(String, u64)>,
+    /// Events of jobs that are kept no longer.
+    pub(super) events: Vec<String>,
 }
 
 impl Garbage {
     /// Number of objects.
     pub(super) fn objects(&self) -> u64 {
-        (self.packs.len() + self.roots.len() + self.records.len()) as u64
+        (self.packs.len() + self.roots.len() + self.records.len() + self.events.len()) as u64
     }
 
     /// Deletes all of it, packs last: a root whose packs are gone would look like damage. Answers how many unfinished
@@ -79,7 +82,7 @@ impl Garbage {
         drawn: &Names,
         job: &Job,
     ) -> Result<u64> {
-        let records = self.records.iter().map(|(path, _)| path.clone());
+        let records = self.records.iter().map(|(path, _)| path.clone()).chain(self.events.clone());
         let roots = self.roots.keys().map(|hash| paths::root(cluster, hash));
         let packs = self.packs.keys().map(|id| paths::pack(cluster, id));
         delete_all(store, records.chain(roots).collect(), job).await?;

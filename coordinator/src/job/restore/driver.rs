@@ -18,6 +18,8 @@ use tidemark_proto::wire::control::{
 };
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet, Timestamp};
 
+use tracing::Instrument;
+
 use super::plan::{PlanNode, RestorePlan, RestoreRequest, Sources, plan};
 use super::ready::ready;
 use super::share::Batch;
@@ -174,9 +176,9 @@ impl Driver {
         let job = jobs.begin(JobKind::Backup, &self.target, false, self.context.now_millis())?;
         let request = BackupRequest { cluster: self.target.clone(), full: false, manual: false };
         let backup = tokio::select! {
-            done = backup::run(self.context.clone(), job.clone(), request) => done,
+            done = backup::run(self.context.clone(), job.clone(), request).instrument(job.span()) => done,
             () = self.job.cancel.cancelled() => {
-                job.cancel.cancel();
+                job.cancel();
                 Err(Error::cancelled("the restore was cancelled"))
             }
         };
@@ -300,6 +302,8 @@ impl Driver {
                 // `Conflict`: the agent was started anew and has not opened its staging area again.
                 Err(e) if matches!(e.kind(), ErrorKind::Retry | ErrorKind::Conflict) && attempt < LOAD_ATTEMPTS => {
                     tracing::warn!(attempt, error = %e.report(), "load broke: going on with what is missing");
+                    let told = format!("load broke, going on with what is missing: {}", e.report());
+                    self.job.log.note("retry", self.plan.targets[node].node.as_str(), told);
                     tokio::time::sleep(RETRY_WAIT).await;
                     let member = self.member(node);
                     self.context.fleet.wait_for(&[member], self.context.config.backup.patience()).await?;

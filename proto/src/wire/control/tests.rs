@@ -118,6 +118,18 @@ fn golden_bytes_of_restore() {
 }
 
 #[test]
+fn golden_bytes_of_diagnosis() {
+    check(FILE, "diagnose", &Diagnose {});
+    let diagnosed = Diagnosed {
+        build: "tidemark-agent 0.1.0".into(),
+        config: "cluster = \"orders\"\n".into(),
+        metrics: "tidemark_agent_connected 1\n".into(),
+        log: "a line\n".into(),
+    };
+    check(FILE, "diagnosed", &diagnosed);
+}
+
+#[test]
 fn secret_keys_are_not_shown() {
     let run = RunSource { number: 1, blocks: 1, run_tag: [0; 16], key: SecretKey([0xab; 32]), encrypt: 1 };
     let shown = format!("{run:?}");

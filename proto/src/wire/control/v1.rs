@@ -343,6 +343,23 @@ pub struct Progress {
     pub parts: u32,
 }
 
+/// What does a report of a fault need to know of this agent? Changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Diagnose {}
+
+/// What an agent tells for the report of a fault. Nothing of it is secret.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Diagnosed {
+    /// Its build.
+    pub build: String,
+    /// Its configuration as TOML; files of keys are named, their content is not told.
+    pub config: String,
+    /// Its metrics in the text format of Prometheus.
+    pub metrics: String,
+    /// Its last log lines.
+    pub log: String,
+}
+
 /// The command failed.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Failure {
