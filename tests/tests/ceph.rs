@@ -31,8 +31,9 @@ impl Gateway {
     fn start() -> Self {
         let dir = tempfile::tempdir().expect("folder");
         // Held all at once, so that they differ.
-        let ports: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-        let ports: Vec<u16> = ports.iter().map(|l| l.local_addr().expect("address").port()).collect();
+        let held: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+        let ports: Vec<u16> = held.iter().map(|l| l.local_addr().expect("address").port()).collect();
+        drop(held);
         let mut up = Command::new(script());
         let _ = up.arg("up").arg(dir.path()).args(ports.iter().map(u16::to_string));
         let _ = run(&mut up);
