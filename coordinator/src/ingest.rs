@@ -7,7 +7,7 @@
 mod grants;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use tidemark_proto::stored::manifest::{Extent, PartEntry, RunEntry};
 use tidemark_proto::wire::bulk::{
     FRAME_BLOCK, FRAME_INDEX, Grant, MAX_BLOCK_FRAME, MAX_INDEX_FRAME, PartDone, PartOffer, Stored,
 };
-use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
+use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, SlotSet, Timestamp};
 use tokio::sync::{oneshot, watch};
 
 use crate::fleet::Member;
@@ -116,6 +116,7 @@ impl Ingest {
             nodes,
             packs: PackSet::new(self.repository.store(), cluster, &scope),
             scope,
+            broken: OnceLock::new(),
             recorder: tokio::sync::Mutex::new(recorder),
             state: Mutex::new(Parts::stored(stored, cut)),
             under_way: watch::Sender::new(0),
@@ -144,6 +145,7 @@ impl Ingest {
         writer: &mut FrameWriter,
     ) -> Result<()> {
         let job = self.job(&offer.job)?;
+        job.check_broken()?;
         let source = job.admit(cluster, node, &offer)?;
         let permit = self.grants.take().await?;
         let began = Instant::now();
@@ -181,7 +183,7 @@ impl Ingest {
         drop(under_way);
         if crowded {
             // Each waiting part holds a stream open: before a node runs out of streams, packs are closed early.
-            job.packs.flush().await?;
+            job.kept(job.packs.flush().await)?;
         }
         job.acknowledge_durable().await?;
         let gone = writer.stopped();
@@ -206,6 +208,8 @@ pub struct IngestJob {
     nodes: HashMap<NodeName, IngestNode>,
     packs: PackSet,
     scope: Arc<Scope>,
+    /// Why a pack could not be stored. Parts in it were received, so this is the end of the job.
+    broken: OnceLock<(ErrorKind, String)>,
     recorder: tokio::sync::Mutex<JobRecorder>,
     state: Mutex<Parts>,
     /// Parts that were granted and are not noted yet.
@@ -279,7 +283,7 @@ impl IngestJob {
                     let index = reader.read_body(header, MAX_INDEX_FRAME).await?;
                     pace.passed(index.len()).await;
                     self.append(kind, run, &mut gathered).await?;
-                    run.index = self.packs.append(kind, &[index]).await?;
+                    run.index = self.kept(self.packs.append(kind, &[index]).await)?;
                     bytes = 0;
                 }
                 PartDone::KIND => {
@@ -300,7 +304,7 @@ impl IngestJob {
         if gathered.is_empty() {
             return Ok(());
         }
-        let extent = self.packs.append(kind, gathered).await?;
+        let extent = self.kept(self.packs.append(kind, gathered).await)?;
         gathered.clear();
         match run.extents.last_mut() {
             Some(last) if last.pack == extent.pack && last.offset + last.len == extent.offset => {
@@ -403,8 +407,31 @@ impl IngestJob {
     pub async fn flush(&self) -> Result<()> {
         // The sender lives in this job.
         let _ = self.under_way.subscribe().wait_for(|n| *n == 0).await;
-        self.packs.flush().await?;
-        self.acknowledge_durable().await
+        self.kept(self.packs.flush().await)?;
+        self.acknowledge_durable().await?;
+        self.check_broken()?;
+        let waiting = self.state.lock().expect("parts").waiting.len();
+        if waiting > 0 {
+            return Err(Error::bug(format!(
+                "{waiting} parts were received, but no pack that holds them was stored"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Takes note of a pack that could not be stored: other parts may lie in it, whose streams know nothing of it.
+    fn kept<T>(&self, stored: Result<T>) -> Result<T> {
+        stored.inspect_err(|e| {
+            let _ = self.broken.set((e.kind(), e.report()));
+        })
+    }
+
+    /// Fails once a pack could not be stored.
+    fn check_broken(&self) -> Result<()> {
+        let Some((kind, why)) = self.broken.get() else { return Ok(()) };
+        // To send the part again would not help: the pack is gone with the parts of others.
+        let kind = if *kind == ErrorKind::Retry { ErrorKind::Conflict } else { *kind };
+        Err(Error::new(kind, format!("a pack of this backup could not be stored: {why}")))
     }
 
     /// Parts of a node that have been received.
