@@ -95,8 +95,9 @@ async fn backup_restore_and_collection_on_a_real_s3_server() {
     assert_eq!(records_at(&fleet.router("copy", 2).await, None).await, expected);
     // Straight from the bucket, with nothing but the key.
     let mut direct = Command::new(binary("tidemark"));
-    let _ =
-        direct.args(["repo", "backups", "--repository", &url, "--key-file"]).arg(fleet.dir().join("master.key"));
+    let _ = direct
+        .args(["repo", "backups", "--repository", &url, "--cluster", "orders", "--key-file"])
+        .arg(fleet.dir().join("master.key"));
     let _ = direct.args(gateway.options().iter().map(|(name, value)| format!("--option={name}={value}")));
     let listed = tokio::task::block_in_place(|| run(direct.envs(gateway.env())));
     assert!(String::from_utf8_lossy(&listed.stdout).contains(&delta.item.id[..8]), "{listed:?}");

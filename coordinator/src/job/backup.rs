@@ -2,6 +2,7 @@
 
 pub mod core;
 mod driver;
+mod finish;
 mod manifest;
 mod parents;
 mod prepare;

@@ -8,25 +8,26 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode,
-    PutMultipartOptions, PutOptions, RetryConfig,
+    GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
 };
-use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+use tidemark_proto::{Error, ErrorKind, Result};
 use url::Url;
 
+use super::cloud;
+use super::folder;
 use super::health::{self, Health};
 
 /// Time for one request, its body included, unless the configuration says otherwise.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for which the client library itself tries a request again that a store refused for now (it throttles, it is
 /// started anew): slower, not failed. Pieces of packs have no other attempts than these.
-const THROTTLE_PATIENCE: Duration = Duration::from_secs(300);
+pub(super) const THROTTLE_PATIENCE: Duration = Duration::from_secs(300);
 /// Attempts of the client library within that time.
-const CLIENT_ATTEMPTS: usize = 60;
+pub(super) const CLIENT_ATTEMPTS: usize = 60;
 /// Reads of a range that came back short before it counts as missing.
 const SHORT_READS: u32 = 3;
 /// Time to connect.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Attempts at a request before its error is reported.
 pub(super) const ATTEMPTS: u32 = 6;
 /// Wait before the second attempt; doubles, with full jitter.
@@ -91,12 +92,12 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens a store by its URL; makes the folder of a `file://` one. Errors are `Config`.
     pub fn open(config: &StoreConfig) -> Result<Self> {
-        Self::open_with(config, open_folder)
+        Self::open_with(config, folder::open)
     }
 
     /// Opens a store that is there and makes nothing. `NotFound` for a folder that is not there, else `Config`.
     pub fn open_existing(config: &StoreConfig) -> Result<Self> {
-        Self::open_with(config, open_existing_folder)
+        Self::open_with(config, folder::open_existing)
     }
 
     fn open_with(
@@ -309,30 +310,11 @@ impl Store {
         }
     }
 
-    /// Removes files that a dead writer left unfinished in a folder (`name#number` beside the object they were to become)
-    /// and whose name `wanted` takes; answers how many. Other stores keep unfinished uploads where we cannot list them:
-    /// give the bucket a rule that ends incomplete multipart uploads after some days.
+    /// Removes files that a dead writer left unfinished in a folder and whose name `wanted` takes; answers how many. Other
+    /// stores keep unfinished uploads where we cannot list them: give the bucket a rule that ends incomplete multipart
+    /// uploads after some days.
     pub fn delete_staged(&self, wanted: impl Fn(&str) -> bool) -> Result<u64> {
-        let Some(root) = &self.folder else { return Ok(0) };
-        let (mut gone, mut todo) = (0, vec![root.clone()]);
-        while let Some(dir) = todo.pop() {
-            let Ok(entries) = std::fs::read_dir(&dir) else { continue };
-            for entry in entries.flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    todo.push(path);
-                    continue;
-                }
-                let name = path.strip_prefix(root).map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
-                let staged = name.rsplit_once('#').is_some_and(|(_, n)| n.bytes().all(|b| b.is_ascii_digit()));
-                if staged && wanted(&name) {
-                    std::fs::remove_file(&path)
-                        .or_kind(ErrorKind::Retry, format_args!("remove {}", path.display()))?;
-                    gone += 1;
-                }
-            }
-        }
-        Ok(gone)
+        self.folder.as_ref().map_or(Ok(0), |root| folder::delete_staged(root, wanted))
     }
 
     /// Begins an object that is written in several pieces of at least 5 MiB (but the last).
@@ -352,27 +334,6 @@ fn shown(mut shown: Url) -> String {
     let _ = shown.set_password(None);
     shown.set_query(None);
     shown.into()
-}
-
-fn folder_of(url: &Url) -> Result<std::path::PathBuf> {
-    url.to_file_path().map_err(|()| Error::config("repository URL: file:// needs an absolute path: file:///path"))
-}
-
-fn open_folder(url: &Url) -> Result<object_store::local::LocalFileSystem> {
-    let path = folder_of(url)?;
-    std::fs::create_dir_all(&path)
-        .map_err(|e| Error::config(format!("repository folder {}", path.display())).with_source(e))?;
-    open_existing_folder(url)
-}
-
-fn open_existing_folder(url: &Url) -> Result<object_store::local::LocalFileSystem> {
-    let path = folder_of(url)?;
-    if !path.is_dir() {
-        return Err(Error::not_found(format!("there is no folder {}", path.display())));
-    }
-    let store = object_store::local::LocalFileSystem::new_with_prefix(&path)
-        .map_err(|e| Error::config(format!("repository folder {}", path.display())).with_source(e))?;
-    Ok(store.with_fsync(true))
 }
 
 fn too_large(path: &Path, size: u64) -> object_store::Error {
@@ -405,59 +366,4 @@ fn is_out_of_room(error: &(dyn std::error::Error + 'static)) -> bool {
         next = e.source();
     }
     false
-}
-
-mod cloud {
-    //! Clients of the cloud stores: environment first, then the URL, then options of the configuration.
-
-    use super::{
-        BACKOFF_FIRST, BACKOFF_MAX, BTreeMap, BackoffConfig, CLIENT_ATTEMPTS, CONNECT_TIMEOUT, ClientOptions,
-        Duration, RetryConfig, THROTTLE_PATIENCE, Url,
-    };
-    use object_store::Result;
-    use object_store::aws::{AmazonS3, AmazonS3Builder};
-    use object_store::azure::{MicrosoftAzure, MicrosoftAzureBuilder};
-    use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
-
-    fn retry() -> RetryConfig {
-        let backoff = BackoffConfig { init_backoff: BACKOFF_FIRST, max_backoff: BACKOFF_MAX, base: 2. };
-        RetryConfig { backoff, max_retries: CLIENT_ATTEMPTS, retry_timeout: THROTTLE_PATIENCE }
-    }
-
-    fn client(timeout: Duration) -> ClientOptions {
-        ClientOptions::new().with_timeout(timeout).with_connect_timeout(CONNECT_TIMEOUT)
-    }
-
-    macro_rules! build {
-        ($builder:ident, $url:expr, $options:expr, $timeout:expr) => {{
-            let mut builder = $builder::from_env()
-                .with_client_options(client($timeout))
-                .with_retry(retry())
-                .with_url($url.as_str());
-            for (name, value) in $options {
-                builder = builder.with_config(name.to_ascii_lowercase().parse()?, value);
-            }
-            builder.build()
-        }};
-    }
-
-    pub(super) fn s3(url: &Url, options: &BTreeMap<String, String>, timeout: Duration) -> Result<AmazonS3> {
-        build!(AmazonS3Builder, url, options, timeout)
-    }
-
-    pub(super) fn gcs(
-        url: &Url,
-        options: &BTreeMap<String, String>,
-        timeout: Duration,
-    ) -> Result<GoogleCloudStorage> {
-        build!(GoogleCloudStorageBuilder, url, options, timeout)
-    }
-
-    pub(super) fn azure(
-        url: &Url,
-        options: &BTreeMap<String, String>,
-        timeout: Duration,
-    ) -> Result<MicrosoftAzure> {
-        build!(MicrosoftAzureBuilder, url, options, timeout)
-    }
 }
