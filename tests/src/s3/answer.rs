@@ -74,17 +74,16 @@ pub(super) fn listing(objects: &BTreeMap<String, Bytes>, query: &HashMap<String,
     let word = |name: &str| query.get(name).map(String::as_str).unwrap_or_default();
     let (prefix, delimiter) = (word("prefix"), word("delimiter"));
     let after = word("continuation-token").max(word("start-after"));
-    let (mut contents, mut folders, mut next) = (String::new(), BTreeSet::new(), String::new());
-    let mut listed = 0;
-    for (key, body) in objects.iter().filter(|(k, _)| k.starts_with(prefix) && k.as_str() > after) {
-        if listed == PAGE {
-            next = format!(
-                "<IsTruncated>true</IsTruncated><NextContinuationToken>{after}</NextContinuationToken>",
-                after = last(objects, prefix, after, PAGE)
-            );
-            break;
+    let found: Vec<_> = objects.iter().filter(|(k, _)| k.starts_with(prefix) && k.as_str() > after).collect();
+    let next = match found.get(PAGE) {
+        Some(_) => {
+            let last = found[PAGE - 1].0;
+            format!("<IsTruncated>true</IsTruncated><NextContinuationToken>{last}</NextContinuationToken>")
         }
-        listed += 1;
+        None => String::new(),
+    };
+    let (mut contents, mut folders) = (String::new(), BTreeSet::new());
+    for (key, body) in found.into_iter().take(PAGE) {
         match key[prefix.len()..].split_once(delimiter).filter(|_| !delimiter.is_empty()) {
             Some((folder, _)) => drop(folders.insert(format!("{prefix}{folder}{delimiter}"))),
             None => contents.push_str(&format!(
@@ -96,12 +95,6 @@ pub(super) fn listing(objects: &BTreeMap<String, Bytes>, query: &HashMap<String,
     let folders: String =
         folders.iter().map(|f| format!("<CommonPrefixes><Prefix>{f}</Prefix></CommonPrefixes>")).collect();
     xml(&format!("<ListBucketResult>{next}{contents}{folders}</ListBucketResult>"))
-}
-
-/// The last key of a page.
-fn last(objects: &BTreeMap<String, Bytes>, prefix: &str, after: &str, page: usize) -> String {
-    let mut keys = objects.keys().filter(|k| k.starts_with(prefix) && k.as_str() > after);
-    keys.nth(page - 1).cloned().unwrap_or_default()
 }
 
 fn streamed(parts: axum::http::response::Parts, body: Body) -> Response {
