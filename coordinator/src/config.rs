@@ -65,6 +65,9 @@ pub struct RepositoryConfig {
     /// Options of the store's client.
     #[serde(default)]
     pub options: StoreOptions,
+    /// Time for one request to the store in seconds, its body included; 0 takes the default of 60.
+    #[serde(default)]
+    pub request_timeout_seconds: u64,
     /// File of the master key. Without one the environment is asked.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
@@ -78,7 +81,11 @@ fn shown<S: Serializer>(url: &str, serializer: S) -> std::result::Result<S::Ok, 
 impl RepositoryConfig {
     /// The store's part.
     pub fn store(&self) -> StoreConfig {
-        StoreConfig { url: self.url.clone(), options: self.options.clone() }
+        StoreConfig {
+            url: self.url.clone(),
+            request_timeout_seconds: self.request_timeout_seconds,
+            options: self.options.clone(),
+        }
     }
 
     /// The master key, if there is one.

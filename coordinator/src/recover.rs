@@ -50,7 +50,11 @@ pub async fn take_over(context: &Shared) -> Result<Vec<Left>> {
 }
 
 async fn open_jobs(context: &Shared, cluster: &ClusterName) -> Result<Vec<Left>> {
-    let ledger = context.ledger(cluster).await?;
+    // Only a history that is there is fenced: a cluster that was restored to, and never backed up, gets none by this.
+    let ledger = match Ledger::load(&context.repository, cluster).await? {
+        ledger if ledger.entries().is_empty() => ledger,
+        _ => context.ledger(cluster).await?,
+    };
     let listed = context.repository.store().list(&paths::jobs_dir(cluster)).await?;
     let mut ids: Vec<JobId> = listed.iter().filter_map(|(path, _)| paths::job_of(path)).collect();
     ids.dedup();

@@ -4,8 +4,10 @@
 //! that keeps it whole: packs, then the job record that lists them, then pages, then the root, and the ledger entry
 //! last. A crash before the ledger entry leaves objects that nothing names: garbage, never damage.
 
+mod cloud;
 mod drawn;
 mod events;
+mod folder;
 mod health;
 mod keyring;
 mod ledger;

@@ -71,7 +71,7 @@ impl Archive {
         let _ = ledger.append(2, 1, &Body::Policy(policy), |_| Ok(())).await.expect("entry");
         let full: Slotted = (0..KEYS).map(|n| record(n, "full")).collect();
         let mut maker = Maker { repository, ledger, parts: Vec::new(), parent: Hash::ZERO };
-        let first = maker.backup(1, &full, &BTreeMap::new(), PackKind::Base(0)).await;
+        let first = Box::pin(maker.backup(1, &full, &BTreeMap::new(), PackKind::Base(0))).await;
         // Every region changes, and some records go.
         let changes: BTreeMap<_, _> = (0..KEYS)
             .filter(|n| n % 3 == 0)
@@ -84,7 +84,7 @@ impl Archive {
                 None => state.remove(place),
             };
         }
-        let second = maker.backup(2, &state, &changes, PackKind::Delta).await;
+        let second = Box::pin(maker.backup(2, &state, &changes, PackKind::Delta)).await;
         let mut objects = BTreeMap::new();
         for (key, _) in store.list("").await.expect("list") {
             let body = store.get(&key).await.expect("object");

@@ -26,5 +26,7 @@ mod salvage;
 mod shape;
 #[path = "flow/steps.rs"]
 mod steps;
+#[path = "flow/store.rs"]
+mod store;
 #[path = "flow/telemetry.rs"]
 mod telemetry;

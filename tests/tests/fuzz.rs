@@ -60,6 +60,8 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         "restore-begun",
         "restore-switching",
         "restore-ended",
+        "job-events",
+        "limits",
     ];
     for (name, bytes) in golden("proto/golden/stored-v1.txt") {
         let wrapped = bytes.starts_with(b"TIDE");

@@ -170,6 +170,7 @@ async fn a_million_parts_take_little_memory() {
     let repository = Repository::init(store, Some(&MasterKey::generate()), 1).await.expect("repository");
     let begin = Instant::now();
     let told = |what: &str| eprintln!("{what}: {:.1} s, peak {} MiB", begin.elapsed().as_secs_f64(), peak());
+    let _ = repository.take_epoch("c1", 1).await.expect("epoch");
     let hash = write(&repository).await;
     told("written");
 

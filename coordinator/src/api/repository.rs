@@ -36,7 +36,7 @@ pub(super) async fn repository(State(context): State<Shared>) -> Result<Reply<Re
         created_millis: repository.created_millis(),
         encrypted: repository.keys().encrypts(),
         key_id: repository.keys().current(),
-        clusters: repository.clusters().await?.iter().map(ToString::to_string).collect(),
+        clusters: repository.protected_clusters().await?.iter().map(ToString::to_string).collect(),
     }))
 }
 
@@ -46,7 +46,7 @@ pub(super) async fn check_repository(
     State(context): State<Shared>,
 ) -> Result<(StatusCode, Reply<Vec<JobInfo>>), ApiError> {
     let mut started = Vec::new();
-    for cluster in context.repository.clusters().await? {
+    for cluster in context.repository.protected_clusters().await? {
         let (run, name) = (context.repository.clone(), cluster.clone());
         let seen = context.history.of(&cluster);
         started.push(super::jobs::start(&context, JobKind::Check, &cluster, false, move |job| {

@@ -87,7 +87,7 @@ struct Site {
 impl Site {
     fn store(&self) -> StoreConfig {
         let options = StoreOptions(self.options.iter().cloned().collect());
-        StoreConfig { url: self.repository.clone(), options }
+        StoreConfig { url: self.repository.clone(), options, ..StoreConfig::default() }
     }
 }
 

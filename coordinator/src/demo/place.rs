@@ -14,7 +14,7 @@ use url::Url;
 
 use super::CLUSTER;
 use crate::pki::{Authority, Issued, LEAF_DAYS, Leaf};
-use crate::repository::{MasterKey, Repository, Store, StoreConfig, StoreOptions};
+use crate::repository::{MasterKey, Repository, Store, StoreConfig};
 
 /// Days that the authority of a demo is good for.
 const AUTHORITY_DAYS: u32 = LEAF_DAYS + 1;
@@ -77,7 +77,7 @@ impl Place {
         for sub in [&folder, &root.join("logs")] {
             fs::create_dir(sub).or_kind(ErrorKind::Full, format_args!("{}: cannot be made", sub.display()))?;
         }
-        let store = StoreConfig { url: repository.to_string(), options: StoreOptions::default() };
+        let store = StoreConfig { url: repository.to_string(), ..StoreConfig::default() };
         let _ = Repository::init(Store::open(&store)?, Some(&master), SystemClock.millis()).await?;
         let credentials = Credentials::load(paths(&operator_files))?;
         half.0 = None;

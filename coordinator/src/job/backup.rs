@@ -3,6 +3,7 @@
 pub mod core;
 mod driver;
 pub mod entry;
+mod finish;
 mod manifest;
 mod parents;
 mod prepare;

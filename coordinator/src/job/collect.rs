@@ -48,11 +48,11 @@ pub async fn run(context: Shared, job: Arc<Job>, cluster: ClusterName, dry_run: 
 }
 
 async fn collect(context: &Shared, job: &Job, cluster: &ClusterName, dry_run: bool) -> Result<CollectReport> {
-    // A dry run leaves no trace, not even a fence.
-    let mut ledger = match dry_run {
-        true => Ledger::load(&context.repository, cluster).await?,
-        false => context.ledger(cluster).await?,
-    };
+    let mut ledger = Ledger::load(&context.repository, cluster).await?;
+    // A dry run leaves no trace, not even a fence; and a cluster that was only restored to has nothing to condemn.
+    if !dry_run && !ledger.entries().is_empty() {
+        ledger = context.ledger(cluster).await?;
+    }
     for attempt in 1.. {
         job.phase("listing objects");
         let listing = sweep::Listing::read(&context.repository, cluster).await?;
@@ -60,6 +60,8 @@ async fn collect(context: &Shared, job: &Job, cluster: &ClusterName, dry_run: bo
         // and is garbage or in the ledger.
         let drawn = context.repository.drawn();
         ledger.refresh().await?;
+        // A history that lost its end would make garbage of the backups that stood there.
+        context.history.check(cluster, &ledger).map_err(|e| e.context("nothing is collected"))?;
         job.phase("reading manifests");
         let live = live::Live::read(context, cluster, &ledger, &drawn, &listing).await?;
         let mut garbage = listing.garbage(&live, &drawn);

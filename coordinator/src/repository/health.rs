@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use metrics::{counter, histogram};
 use tidemark_proto::{Error, ErrorKind, Result};
 
-use super::store::REQUEST_TIMEOUT;
 use crate::metric_names::{STORE_ATTEMPTS, STORE_SECONDS, outcome};
 
 /// What the last requests came to.
@@ -18,19 +17,19 @@ pub struct Health {
 
 /// No answer came in time. Marked, so that it is counted as such.
 #[derive(Debug)]
-struct TimedOut;
+struct TimedOut(Duration);
 
 impl std::fmt::Display for TimedOut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "no answer within {} s", REQUEST_TIMEOUT.as_secs())
+        write!(f, "no answer within {} s", self.0.as_secs())
     }
 }
 
 impl StdError for TimedOut {}
 
 /// The error of a request that took too long.
-pub(super) fn timed_out(key: &str) -> Error {
-    Error::retry(format!("object store: {key}")).with_source(TimedOut)
+pub(super) fn timed_out(key: &str, limit: Duration) -> Error {
+    Error::retry(format!("object store: {key}")).with_source(TimedOut(limit))
 }
 
 /// Words by which stores ask for fewer requests. The client library passes their answer on as text alone.
@@ -88,8 +87,8 @@ mod tests {
         };
         for (result, last, expected) in [
             (Ok(()), false, outcome::OK),
-            (Err(timed_out("k")), false, outcome::TIMEOUT),
-            (Err(timed_out("k")), true, outcome::TIMEOUT),
+            (Err(timed_out("k", Duration::from_secs(60))), false, outcome::TIMEOUT),
+            (Err(timed_out("k", Duration::from_secs(60))), true, outcome::TIMEOUT),
             (error(ErrorKind::Retry, "reset"), false, outcome::RETRY),
             (error(ErrorKind::Retry, "reset"), true, outcome::FAILED),
             (error(ErrorKind::Retry, "status 503 Service Unavailable"), false, outcome::THROTTLED),

@@ -8,16 +8,24 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode,
-    PutMultipartOptions, PutOptions, RetryConfig,
+    GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
 };
-use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+use tidemark_proto::{Error, ErrorKind, Result};
 use url::Url;
 
+use super::cloud;
+use super::folder;
 use super::health::{self, Health};
 
-/// Time for one request, its body included.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for one request, its body included, unless the configuration says otherwise.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for which the client library itself tries a request again that a store refused for now (it throttles, it is
+/// started anew): slower, not failed. Pieces of packs have no other attempts than these.
+pub(super) const THROTTLE_PATIENCE: Duration = Duration::from_secs(300);
+/// Attempts of the client library within that time.
+pub(super) const CLIENT_ATTEMPTS: usize = 60;
+/// Reads of a range that came back short before it counts as missing.
+const SHORT_READS: u32 = 3;
 /// Time to connect.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Attempts at a request before its error is reported.
@@ -35,6 +43,9 @@ pub(super) const MAX_WHOLE_OBJECT: u64 = 64 << 20;
 pub struct StoreConfig {
     /// `file:///path`, `memory:///`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
     pub url: String,
+    /// Time for one request in seconds, its body included; 0 takes the default.
+    #[serde(default)]
+    pub request_timeout_seconds: u64,
     /// Options of the store's client by their names in the `object_store` crate, e.g. `aws_endpoint`, `aws_region`.
     /// Credentials are better left to the environment.
     #[serde(default)]
@@ -67,6 +78,8 @@ pub struct Store {
     url: String,
     /// The folder of a `file://` store.
     folder: Option<std::path::PathBuf>,
+    /// Time for one attempt, what the client library tries again included.
+    patience: Duration,
     health: Arc<Health>,
 }
 
@@ -79,12 +92,12 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens a store by its URL; makes the folder of a `file://` one. Errors are `Config`.
     pub fn open(config: &StoreConfig) -> Result<Self> {
-        Self::open_with(config, open_folder)
+        Self::open_with(config, folder::open)
     }
 
     /// Opens a store that is there and makes nothing. `NotFound` for a folder that is not there, else `Config`.
     pub fn open_existing(config: &StoreConfig) -> Result<Self> {
-        Self::open_with(config, open_existing_folder)
+        Self::open_with(config, folder::open_existing)
     }
 
     fn open_with(
@@ -96,13 +109,17 @@ impl Store {
         })?;
         let shown = shown(url.clone());
         let wrong = |e: object_store::Error| Error::config(format!("repository {shown}")).with_source(e);
+        let timeout = match config.request_timeout_seconds {
+            0 => REQUEST_TIMEOUT,
+            seconds => Duration::from_secs(seconds),
+        };
         let (inner, path): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
             "file" => (Arc::new(open_folder(&url)?), ""),
             "memory" => (Arc::new(object_store::memory::InMemory::new()), url.path()),
-            "s3" | "s3a" => (Arc::new(cloud::s3(&url, &config.options.0).map_err(wrong)?), url.path()),
-            "gs" => (Arc::new(cloud::gcs(&url, &config.options.0).map_err(wrong)?), url.path()),
+            "s3" | "s3a" => (Arc::new(cloud::s3(&url, &config.options.0, timeout).map_err(wrong)?), url.path()),
+            "gs" => (Arc::new(cloud::gcs(&url, &config.options.0, timeout).map_err(wrong)?), url.path()),
             "az" | "azure" | "abfs" | "abfss" => {
-                (Arc::new(cloud::azure(&url, &config.options.0).map_err(wrong)?), url.path())
+                (Arc::new(cloud::azure(&url, &config.options.0, timeout).map_err(wrong)?), url.path())
             }
             other => {
                 return Err(Error::config(format!(
@@ -112,8 +129,9 @@ impl Store {
         };
         let prefix =
             Path::from_url_path(path).map_err(|e| Error::config(format!("repository {shown}")).with_source(e))?;
+        let patience = timeout + THROTTLE_PATIENCE;
         let folder = url.to_file_path().ok().filter(|_| url.scheme() == "file");
-        Ok(Self { inner, prefix, url: shown, folder, health: Arc::default() })
+        Ok(Self { inner, prefix, url: shown, folder, patience, health: Arc::default() })
     }
 
     /// The URL, without user, password and query.
@@ -141,16 +159,17 @@ impl Store {
         key: &str,
         mut op: impl FnMut() -> F,
     ) -> Result<T> {
-        let mut wait = BACKOFF_FIRST;
+        let (mut wait, first) = (BACKOFF_FIRST, std::time::Instant::now());
         for attempt in 1.. {
             let began = std::time::Instant::now();
-            let result = match tokio::time::timeout(REQUEST_TIMEOUT, op()).await {
+            let result = match tokio::time::timeout(self.patience, op()).await {
                 Ok(done) => done.map_err(|e| error_of(key, e)),
-                Err(_) => Err(health::timed_out(key)),
+                Err(_) => Err(health::timed_out(key, self.patience)),
             };
-            self.health.note(&result, began.elapsed(), attempt == ATTEMPTS);
+            let last = attempt == ATTEMPTS || first.elapsed() >= THROTTLE_PATIENCE;
+            self.health.note(&result, began.elapsed(), last);
             match result {
-                Err(e) if e.kind() == ErrorKind::Retry && attempt < ATTEMPTS => {
+                Err(e) if e.kind() == ErrorKind::Retry && !last => {
                     tracing::warn!(key, attempt, error = %e.report(), "object store: trying again");
                     tokio::time::sleep(wait.mul_f64(rand::random::<f64>())).await;
                     wait = (wait * 2).min(BACKOFF_MAX);
@@ -220,23 +239,27 @@ impl Store {
         }
         let path = self.path(key);
         let range = Some(GetRange::Bounded(offset..offset + len));
-        let bytes = self
-            .retry(key, || async {
-                let options = GetOptions { range: range.clone(), ..GetOptions::default() };
-                match self.inner.get_opts(&path, options).await {
-                    Ok(got) => got.bytes().await,
-                    // Stores say in many ways that an object ends before the range; trying again will not lengthen it.
-                    Err(e) => match self.inner.head(&path).await {
-                        Ok(about) if about.size <= offset => Ok(Bytes::new()),
-                        _ => Err(e),
-                    },
-                }
-            })
-            .await?;
-        if bytes.len() as u64 != len {
-            return Err(Error::damaged(format!("{key}: {} bytes at {offset} where {len} should be", bytes.len())));
+        let mut short = 0;
+        for _ in 0..SHORT_READS {
+            let bytes = self.retry(key, || self.try_range(&path, range.clone(), offset)).await?;
+            if bytes.len() as u64 == len {
+                return Ok(bytes);
+            }
+            // An answer may have been cut on its way; an object that was cut short stays so.
+            short = bytes.len();
         }
-        Ok(bytes)
+        Err(Error::damaged(format!("{key}: {short} bytes at {offset} where {len} should be")))
+    }
+
+    async fn try_range(&self, path: &Path, range: Option<GetRange>, offset: u64) -> object_store::Result<Bytes> {
+        match self.inner.get_opts(path, GetOptions { range, ..GetOptions::default() }).await {
+            Ok(got) => got.bytes().await,
+            // Stores say in many ways that an object ends before the range; trying again will not lengthen it.
+            Err(e) => match self.inner.head(path).await {
+                Ok(about) if about.size <= offset => Ok(Bytes::new()),
+                _ => Err(e),
+            },
+        }
     }
 
     /// Size of an object in bytes.
@@ -287,30 +310,11 @@ impl Store {
         }
     }
 
-    /// Removes files that a dead writer left unfinished in a folder (`name#number` beside the object they were to become)
-    /// and whose name `wanted` takes; answers how many. Other stores keep unfinished uploads where we cannot list them:
-    /// give the bucket a rule that ends incomplete multipart uploads after some days.
+    /// Removes files that a dead writer left unfinished in a folder and whose name `wanted` takes; answers how many. Other
+    /// stores keep unfinished uploads where we cannot list them: give the bucket a rule that ends incomplete multipart
+    /// uploads after some days.
     pub fn delete_staged(&self, wanted: impl Fn(&str) -> bool) -> Result<u64> {
-        let Some(root) = &self.folder else { return Ok(0) };
-        let (mut gone, mut todo) = (0, vec![root.clone()]);
-        while let Some(dir) = todo.pop() {
-            let Ok(entries) = std::fs::read_dir(&dir) else { continue };
-            for entry in entries.flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    todo.push(path);
-                    continue;
-                }
-                let name = path.strip_prefix(root).map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
-                let staged = name.rsplit_once('#').is_some_and(|(_, n)| n.bytes().all(|b| b.is_ascii_digit()));
-                if staged && wanted(&name) {
-                    std::fs::remove_file(&path)
-                        .or_kind(ErrorKind::Retry, format_args!("remove {}", path.display()))?;
-                    gone += 1;
-                }
-            }
-        }
-        Ok(gone)
+        self.folder.as_ref().map_or(Ok(0), |root| folder::delete_staged(root, wanted))
     }
 
     /// Begins an object that is written in several pieces of at least 5 MiB (but the last).
@@ -330,27 +334,6 @@ fn shown(mut shown: Url) -> String {
     let _ = shown.set_password(None);
     shown.set_query(None);
     shown.into()
-}
-
-fn folder_of(url: &Url) -> Result<std::path::PathBuf> {
-    url.to_file_path().map_err(|()| Error::config("repository URL: file:// needs an absolute path: file:///path"))
-}
-
-fn open_folder(url: &Url) -> Result<object_store::local::LocalFileSystem> {
-    let path = folder_of(url)?;
-    std::fs::create_dir_all(&path)
-        .map_err(|e| Error::config(format!("repository folder {}", path.display())).with_source(e))?;
-    open_existing_folder(url)
-}
-
-fn open_existing_folder(url: &Url) -> Result<object_store::local::LocalFileSystem> {
-    let path = folder_of(url)?;
-    if !path.is_dir() {
-        return Err(Error::not_found(format!("there is no folder {}", path.display())));
-    }
-    let store = object_store::local::LocalFileSystem::new_with_prefix(&path)
-        .map_err(|e| Error::config(format!("repository folder {}", path.display())).with_source(e))?;
-    Ok(store.with_fsync(true))
 }
 
 fn too_large(path: &Path, size: u64) -> object_store::Error {
@@ -383,50 +366,4 @@ fn is_out_of_room(error: &(dyn std::error::Error + 'static)) -> bool {
         next = e.source();
     }
     false
-}
-
-mod cloud {
-    //! Clients of the cloud stores: environment first, then the URL, then options of the configuration.
-
-    use super::{
-        BACKOFF_FIRST, BACKOFF_MAX, BTreeMap, BackoffConfig, CONNECT_TIMEOUT, ClientOptions, REQUEST_TIMEOUT,
-        RetryConfig, Url,
-    };
-    use object_store::Result;
-    use object_store::aws::{AmazonS3, AmazonS3Builder};
-    use object_store::azure::{MicrosoftAzure, MicrosoftAzureBuilder};
-    use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
-
-    /// Pieces of multipart uploads cannot be tried again from outside, so the client does that itself.
-    fn retry() -> RetryConfig {
-        let backoff = BackoffConfig { init_backoff: BACKOFF_FIRST, max_backoff: BACKOFF_MAX, base: 2. };
-        RetryConfig { backoff, max_retries: 4, retry_timeout: REQUEST_TIMEOUT * 2 }
-    }
-
-    fn client() -> ClientOptions {
-        ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT)
-    }
-
-    macro_rules! build {
-        ($builder:ident, $url:expr, $options:expr) => {{
-            let mut builder =
-                $builder::from_env().with_client_options(client()).with_retry(retry()).with_url($url.as_str());
-            for (name, value) in $options {
-                builder = builder.with_config(name.to_ascii_lowercase().parse()?, value);
-            }
-            builder.build()
-        }};
-    }
-
-    pub(super) fn s3(url: &Url, options: &BTreeMap<String, String>) -> Result<AmazonS3> {
-        build!(AmazonS3Builder, url, options)
-    }
-
-    pub(super) fn gcs(url: &Url, options: &BTreeMap<String, String>) -> Result<GoogleCloudStorage> {
-        build!(GoogleCloudStorageBuilder, url, options)
-    }
-
-    pub(super) fn azure(url: &Url, options: &BTreeMap<String, String>) -> Result<MicrosoftAzure> {
-        build!(MicrosoftAzureBuilder, url, options)
-    }
 }

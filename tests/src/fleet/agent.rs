@@ -34,6 +34,10 @@ pub struct AgentSpec {
     pub delta: String,
     /// A full run is closed at about this many bytes; 0 takes the default.
     pub part_bytes: u64,
+    /// Folder of the store's data, if another than in the fleet's folder.
+    pub data_dir: Option<std::path::PathBuf>,
+    /// Folder of the agent's state, if another than in the fleet's folder.
+    pub state_dir: Option<std::path::PathBuf>,
     /// Lines for the end of the configuration: whole sections.
     pub sections: String,
     /// Environment.
@@ -52,6 +56,8 @@ impl AgentSpec {
             engine: EngineKind::Embedded,
             delta: "auto".into(),
             part_bytes: 0,
+            data_dir: None,
+            state_dir: None,
             sections: String::new(),
             env: Vec::new(),
             tls: None,
@@ -84,7 +90,10 @@ impl AgentProcess {
             if spec.part_bytes > 0 { format!("part_bytes = {}", spec.part_bytes) } else { String::new() };
         let engine = match spec.engine {
             EngineKind::Embedded => {
-                format!("kind = \"embedded\"\ndata_dir = {:?}", dir.join(format!("{name}.data")))
+                format!(
+                    "kind = \"embedded\"\ndata_dir = {:?}",
+                    spec.data_dir.clone().unwrap_or_else(|| dir.join(format!("{name}.data")))
+                )
             }
             EngineKind::Memory => "kind = \"memory\"".to_owned(),
         };
@@ -97,7 +106,7 @@ impl AgentProcess {
              [telemetry]\nlisten = \"127.0.0.1:0\"\n{}\n",
             spec.cluster,
             spec.node,
-            dir.join(format!("{name}.state")),
+            spec.state_dir.clone().unwrap_or_else(|| dir.join(format!("{name}.state"))),
             spec.delta,
             tls.ca,
             tls.cert,

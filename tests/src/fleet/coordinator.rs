@@ -19,6 +19,16 @@ pub struct CoordinatorSpec {
     pub env: Vec<(String, String)>,
     /// Lines of the section of the repository.
     pub repository: String,
+    /// URL of the repository; empty takes a folder of the fleet.
+    pub url: String,
+    /// Options of the store's client.
+    pub options: Vec<(String, String)>,
+}
+
+impl CoordinatorSpec {
+    fn url(&self, dir: &Path) -> String {
+        if self.url.is_empty() { format!("file://{}", repository_dir(dir).display()) } else { self.url.clone() }
+    }
 }
 
 /// A running coordinator.
@@ -41,21 +51,26 @@ pub(super) fn repository_dir(dir: &Path) -> PathBuf {
     dir.join("repository")
 }
 
-fn tidemark(args: &[&str]) {
-    let done = Command::new(binary("tidemark")).args(args).output().expect("tidemark");
+fn tidemark(args: &[&str], env: &[(String, String)]) {
+    let env = env.iter().map(|(name, value)| (name, value));
+    let done = Command::new(binary("tidemark")).args(args).envs(env).output().expect("tidemark");
     assert!(done.status.success(), "tidemark {args:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-fn init_repository(dir: &Path, plain: bool) {
-    let (repository, key) = (repository_dir(dir), dir.join("master.key"));
-    std::fs::create_dir(&repository).expect("folder");
-    let url = format!("file://{}", repository.display());
-    if plain {
-        return tidemark(&["repo", "init", "--repository", &url, "--insecure-no-encryption"]);
+fn init_repository(dir: &Path, spec: &CoordinatorSpec) {
+    let (url, key) = (spec.url(dir), dir.join("master.key"));
+    let options: Vec<String> =
+        spec.options.iter().map(|(name, value)| format!("--option={name}={value}")).collect();
+    let mut args = vec!["repo", "init", "--repository", &url];
+    args.extend(options.iter().map(String::as_str));
+    if spec.plain {
+        args.push("--insecure-no-encryption");
+        return tidemark(&args, &spec.env);
     }
     let key = key.to_str().expect("UTF-8");
-    tidemark(&["repo", "keygen", "--out", key]);
-    tidemark(&["repo", "init", "--repository", &url, "--key-file", key]);
+    tidemark(&["repo", "keygen", "--out", key], &[]);
+    args.extend(["--key-file", key]);
+    tidemark(&args, &spec.env);
 }
 
 /// The address after `field` in a line of the log.
@@ -66,7 +81,7 @@ pub(super) fn address(line: &str, field: &str) -> SocketAddr {
 
 impl Coordinator {
     pub(super) async fn start(dir: &Path, spec: CoordinatorSpec, tls: PkiPaths) -> Self {
-        init_repository(dir, spec.plain);
+        init_repository(dir, &spec);
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         Self::run(dir, spec, tls, any, any).await
     }
@@ -118,16 +133,18 @@ impl Coordinator {
 
     async fn run(dir: &Path, spec: CoordinatorSpec, tls: PkiPaths, listen: SocketAddr, api: SocketAddr) -> Self {
         let key = if spec.plain { String::new() } else { format!("key_file = {:?}", dir.join("master.key")) };
+        let options: String = spec.options.iter().map(|(name, value)| format!("{name} = {value:?}\n")).collect();
+        let options = if options.is_empty() { options } else { format!("[repository.options]\n{options}") };
         let text = format!(
             "name = \"c1\"\nlisten = \"{listen}\"\napi_listen = \"{api}\"\n\
              [tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
-             [repository]\nurl = \"file://{}\"\n{key}\n{}\n\
+             [repository]\nurl = {:?}\n{key}\n{}\n{options}\n\
              [telemetry]\nlisten = \"127.0.0.1:0\"\n\
              [log]\nformat = \"json\"\nfilter = \"info,tidemark_coordinator=debug\"\n{}\n",
             tls.ca,
             tls.cert,
             tls.key,
-            repository_dir(dir).display(),
+            spec.url(dir),
             spec.repository,
             spec.sections,
         );

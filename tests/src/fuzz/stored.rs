@@ -7,7 +7,9 @@ use tidemark_coordinator::job::backup::tiling;
 use tidemark_coordinator::repository::{decode_page, decode_root};
 use tidemark_proto::frame::from_archive;
 use tidemark_proto::stored::envelope::{self as e, ObjectKind};
+use tidemark_proto::stored::events::JobEvents;
 use tidemark_proto::stored::ledger::{Body, Entry};
+use tidemark_proto::stored::limits::Limits;
 use tidemark_proto::stored::run::{Index, SEAL_BLOCK, SEAL_INDEX, SEAL_OBJECT};
 use tidemark_proto::stored::{job, repository as r};
 use tidemark_proto::wire::control::SecretKey;
@@ -18,7 +20,7 @@ const MAX_VALUE: usize = 8 << 20;
 /// Largest object that is opened.
 const MAX_OBJECT: usize = 16 << 20;
 
-const KINDS: [ObjectKind; 8] = [
+const KINDS: [ObjectKind; 10] = [
     ObjectKind::Repository,
     ObjectKind::Key,
     ObjectKind::Epoch,
@@ -27,6 +29,8 @@ const KINDS: [ObjectKind; 8] = [
     ObjectKind::Page,
     ObjectKind::Pack,
     ObjectKind::JobRecord,
+    ObjectKind::JobEvents,
+    ObjectKind::Limits,
 ];
 
 fn sealer() -> Sealer {
@@ -47,7 +51,7 @@ pub fn envelope(bytes: &[u8]) {
 /// Bodies of the small objects: the first byte chooses which.
 pub fn small(bytes: &[u8]) {
     let Some((which, body)) = bytes.split_first() else { return };
-    match which % 9 {
+    match which % 11 {
         0 => drop(from_archive::<r::Description>(body)),
         1 => drop(from_archive::<r::WrappedKey>(body)),
         2 => drop(from_archive::<r::Epoch>(body)),
@@ -56,7 +60,9 @@ pub fn small(bytes: &[u8]) {
         5 => drop(from_archive::<job::BackupCut>(body)),
         6 => drop(from_archive::<job::RestoreBegun>(body)),
         7 => drop(from_archive::<job::RestoreSwitching>(body)),
-        _ => drop(from_archive::<job::RestoreEnded>(body)),
+        8 => drop(from_archive::<job::RestoreEnded>(body)),
+        9 => drop(from_archive::<JobEvents>(body)),
+        _ => drop(from_archive::<Limits>(body)),
     }
 }
 

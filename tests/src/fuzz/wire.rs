@@ -67,6 +67,8 @@ pub fn control(bytes: &[u8]) {
         c::UploadRest,
         c::ListJobs,
         c::OpenJobs,
+        c::Diagnose,
+        c::Diagnosed,
     );
     if let Some((_, body)) = bytes.split_first_chunk::<HEADER_LEN>()
         && let Ok(description) = c::Description::from_body(body)

@@ -104,7 +104,7 @@ impl World<'_> {
             },
             Op::Append => Done::Committed(self.append(number)),
             Op::Fail(code, reason) => {
-                self.fail(number, code, reason);
+                let _ = self.fail(number, code, reason);
                 Done::FailureWritten
             }
         };
@@ -197,7 +197,7 @@ impl World<'_> {
         let Some(record) = left.cut else {
             let error = Error::cancelled("the coordinator stopped before the cut of this backup: take it again");
             self.stats.note("jobs found before their cut");
-            self.fail(number, error.kind().code(), error.report());
+            let _ = self.fail(number, error.kind().code(), error.report());
             return Err(error);
         };
         self.stats.note("jobs resumed after their cut");
@@ -268,8 +268,8 @@ impl World<'_> {
         let policy = Policy { engine: "embedded".into(), slots_per_region: self.plan.slots_per_region, nodes };
         let ledger = self.processes[number].run.as_mut().and_then(|r| r.ledger.as_mut()).expect("with its job");
         if ledger.policy().is_none_or(|p| *p != policy) {
-            let append = ledger.append(epoch, now, &Body::Policy(policy), |_| Ok(()));
-            let _ = self.runtime.block_on(append)?;
+            let body = Body::Policy(policy);
+            let _ = self.runtime.block_on(ledger.append(epoch, now, &body, |_| Ok(())))?;
         }
         Ok(())
     }

@@ -246,8 +246,8 @@ impl<'r> World<'r> {
             }
             Ev::NodeStarts(node) => self.node_starts(node),
             Ev::Replaced { node, life } if self.lives(node, life) => {
-                let incarnation = self.plan.rng.random();
-                self.turn(node).replace(incarnation, self.now);
+                let (incarnation, now) = (self.plan.rng.random(), self.now);
+                self.turn(node).replace(incarnation, now);
             }
             Ev::Gives { from, to, gap } => self.gives(from, to, gap),
             Ev::Adopts { to, slots, ids } => self.adopts(to, slots, ids),

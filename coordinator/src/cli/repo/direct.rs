@@ -77,7 +77,7 @@ impl Place {
         let repository = Repository::open(Store::open_existing(&self.site.store())?, master.as_ref()).await?;
         let cluster = match &self.cluster {
             Some(cluster) => cluster.clone(),
-            None => only(repository.clusters().await?.iter().map(ToString::to_string).collect())?,
+            None => only(repository.protected_clusters().await?.iter().map(ToString::to_string).collect())?,
         };
         Ok((repository, cluster))
     }

@@ -9,16 +9,16 @@ use tidemark_proto::frame::Message;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::job::{BackupBegun, BackupCut};
-use tidemark_proto::stored::ledger::{Body, Policy};
+use tidemark_proto::stored::ledger::Policy;
 use tidemark_proto::stored::manifest::PartEntry;
-use tidemark_proto::wire::control::{Done, Hold, Release, Seal, Settle, Upload, UploadRest, Uploaded};
+use tidemark_proto::wire::control::{Hold, Release, Seal, Upload, UploadRest, Uploaded};
 use tidemark_proto::{ClusterName, Error, ErrorKind, Incarnation, NodeName, Result, Timestamp};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use super::core::{Action, Core, Cut, Event, Settings};
-use super::manifest::{Committed, Draft};
+use super::manifest::Committed;
 use super::parents::Parent;
 use super::prepare::{Prepared, prepare, record_failure};
 use crate::context::Shared;
@@ -49,21 +49,21 @@ pub struct BackupRequest {
 }
 
 pub(super) struct Driver {
-    context: Shared,
-    job: Arc<Job>,
-    id: JobId,
-    request: BackupRequest,
-    nodes: Vec<NodeName>,
-    policy: Policy,
-    parent: Option<Parent>,
-    ledger: Mutex<Ledger>,
-    ingest: std::sync::OnceLock<Arc<IngestJob>>,
-    read_bytes: std::sync::atomic::AtomicU64,
-    committed: std::sync::OnceLock<Committed>,
+    pub(super) context: Shared,
+    pub(super) job: Arc<Job>,
+    pub(super) id: JobId,
+    pub(super) request: BackupRequest,
+    pub(super) nodes: Vec<NodeName>,
+    pub(super) policy: Policy,
+    pub(super) parent: Option<Parent>,
+    pub(super) ledger: Mutex<Ledger>,
+    pub(super) ingest: std::sync::OnceLock<Arc<IngestJob>>,
+    pub(super) read_bytes: std::sync::atomic::AtomicU64,
+    pub(super) committed: std::sync::OnceLock<Committed>,
     /// Taken when the ingest begins.
-    recorder: Mutex<Option<JobRecorder>>,
+    pub(super) recorder: Mutex<Option<JobRecorder>>,
     /// Parts that an earlier coordinator stored for this job.
-    stored: std::sync::Mutex<Vec<PartEntry>>,
+    pub(super) stored: std::sync::Mutex<Vec<PartEntry>>,
 }
 
 /// Runs a backup job to its end; the answer is what the job came to.
@@ -254,11 +254,11 @@ impl Driver {
         self.job.log.note("retry", "", format!("the cut does not hold, trying again: {why}"));
     }
 
-    fn member(&self, n: usize) -> Member {
+    pub(super) fn member(&self, n: usize) -> Member {
         Member { cluster: self.request.cluster.clone(), node: self.nodes[n].clone() }
     }
 
-    async fn ask<Q: Message, R: Message>(
+    pub(super) async fn ask<Q: Message, R: Message>(
         &self,
         n: usize,
         attempt: u32,
@@ -271,7 +271,7 @@ impl Driver {
             .await
     }
 
-    fn parent_hash(&self) -> Hash {
+    pub(super) fn parent_hash(&self) -> Hash {
         self.parent.as_ref().map_or(Hash::ZERO, |p| p.hash)
     }
 
@@ -313,19 +313,6 @@ impl Driver {
         let total = self.parent.as_ref().map_or(0, |p| p.root.totals.parts);
         self.job.update(|i| i.progress.total_parts = total);
         Ok(())
-    }
-
-    fn engine_versions(&self) -> Vec<String> {
-        let known: HashMap<_, _> = self.context.fleet.members(Some(&self.request.cluster)).into_iter().collect();
-        let version = |name: &NodeName| {
-            let member = Member { cluster: self.request.cluster.clone(), node: name.clone() };
-            known
-                .get(&member)
-                .and_then(|c| c.description.as_ref())
-                .map(|d| d.engine_version.clone())
-                .unwrap_or_default()
-        };
-        self.nodes.iter().map(version).collect()
     }
 
     async fn upload(&self, n: usize, cut: &Cut) -> Result<()> {
@@ -386,57 +373,5 @@ impl Driver {
         }
         let upload = UploadRest { upload: upload.clone(), rest };
         fleet.command(member, head, &upload, UPLOAD_DEADLINE, report).await
-    }
-
-    async fn commit(&self, cut: &Cut) -> Result<()> {
-        let ingest = self.ingest.get().ok_or_else(|| Error::bug("committing before the cut"))?;
-        let mut ledger = self.ledger.lock().await;
-        if ledger.policy().is_none_or(|p| *p != self.policy) {
-            let body = Body::Policy(self.policy.clone());
-            let _ = ledger.append(self.context.epoch, self.context.now_millis(), &body, |_| Ok(())).await?;
-        }
-        let draft = Draft {
-            context: &self.context,
-            cluster: &self.request.cluster,
-            job: self.id,
-            engine: self.policy.engine.clone(),
-            engine_versions: self.engine_versions(),
-            nodes: &self.nodes,
-            cut,
-            started_millis: self.job.info().started_millis,
-            manual: self.request.manual,
-            parent: self.parent_hash(),
-            slots_per_region: self.policy.slots_per_region,
-            read_bytes: self.read_bytes.load(std::sync::atomic::Ordering::Relaxed),
-            scope: ingest.scope(),
-        };
-        crash::point("backup.stored");
-        let committed = draft.commit(ingest.take_received(), &mut ledger).await?;
-        crash::point("backup.committed");
-        telemetry::note_ledger(&self.request.cluster, &ledger);
-        let _ = self.committed.set(committed);
-        Ok(())
-    }
-
-    /// Tells every node how the job ended. One that is away drops its pins by their lease.
-    async fn settle(&self, committed: bool, cut: Option<&Cut>) {
-        let (ledger_number, ledger_hash) = self.ledger.lock().await.tail();
-        self.context.history.see(&self.request.cluster, ledger_number, ledger_hash, "this coordinator");
-        let settle = |n: usize| {
-            let parts = self.committed.get().and_then(|c| c.parts.get(&(n as u16)).cloned()).unwrap_or_default();
-            let at = cut.map_or(Timestamp::ZERO, |c| c.at);
-            let settle = Settle { committed: u8::from(committed), at, ledger_number, ledger_hash, parts };
-            async move {
-                if let Err(e) = self.ask::<_, Done>(n, 0, &settle, CUT_DEADLINE).await {
-                    tracing::warn!(error = %e.report(), "a node was not told how the backup ended");
-                }
-            }
-        };
-        let _ = futures::future::join_all((0..self.nodes.len()).map(settle)).await;
-    }
-
-    fn summary(&self) -> serde_json::Value {
-        let Some(done) = self.committed.get() else { return serde_json::Value::Null };
-        crate::catalog::backup_value(&done.root, &done.hash)
     }
 }
