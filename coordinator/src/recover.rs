@@ -33,7 +33,7 @@ enum What {
     Backup(LeftBackup),
     BeforeCut(BackupBegun),
     Restore(RestoreBegun, JobRecorder),
-    Switch(RestoreSwitching, JobRecorder),
+    Switch(RestoreBegun, RestoreSwitching, JobRecorder),
 }
 
 /// Takes over every cluster: fences its ledger, and adopts the jobs that are open. A cluster whose history cannot be read
@@ -89,7 +89,7 @@ fn adopt(context: &Shared, cluster: &ClusterName, id: JobId, records: Vec<Record
     }
     let recorder = || JobRecorder::new(&context.repository, cluster, id, context.epoch, revision);
     let (kind, started, what) = match (begun, cut, restore, switching) {
-        (_, _, Some(r), Some(s)) => (JobKind::Restore, r.started_millis, What::Switch(s, recorder())),
+        (_, _, Some(r), Some(s)) => (JobKind::Restore, r.started_millis, What::Switch(r, s, recorder())),
         (_, _, Some(r), None) => (JobKind::Restore, r.started_millis, What::Restore(r, recorder())),
         (Some(b), Some(cut), ..) => {
             let request = BackupRequest { cluster: cluster.clone(), full: false, manual: b.manual != 0 };
@@ -126,7 +126,9 @@ async fn run(context: Shared, job: Arc<Job>, what: What) -> Result<serde_json::V
             let restore = restore::resume(context.clone(), job, begun, recorder);
             hold::reading(&context, &source, backup, reader, restore).await
         }
-        What::Switch(switching, recorder) => restore::resume_switch(context, job, switching, recorder).await,
+        What::Switch(begun, switching, recorder) => {
+            restore::resume_switch(context, job, (begun, switching), recorder).await
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::job::{RestoreEnded, RestoreSwitching, SwitchTarget};
+use tidemark_proto::stored::job::{RestoreBegun, RestoreEnded, RestoreSwitching, SwitchTarget};
 use tidemark_proto::wire::control::{
     Done, ListJobs, OpenJobs, RestoreAbort, RestoreBegin, RestoreFinish, RestoreFinished, RestoreReady,
     RestoreVerified, RestoreVerify,
@@ -92,11 +92,11 @@ pub(super) async fn switch_all(
     done.into_iter().collect::<Result<_>>().map_err(|e| e.context(told))
 }
 
-/// Goes on with a switch that another coordinator began.
+/// Goes on with a switch that another coordinator began. A salvage is never told of as complete.
 pub async fn resume_switch(
     context: Shared,
     job: std::sync::Arc<Job>,
-    switching: RestoreSwitching,
+    (begun, switching): (RestoreBegun, RestoreSwitching),
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
     job.phase("switching");
@@ -111,6 +111,8 @@ pub async fn resume_switch(
         "records": finished.iter().map(|f| f.digest.count).sum::<u64>(),
         "nodes": nodes.collect::<Vec<_>>(),
         "resumed": true,
+        // What a salvage left out was known to the coordinator that began it: its log and the plan tell of it.
+        "complete": begun.salvage == 0,
     }))
 }
 
