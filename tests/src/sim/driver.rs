@@ -239,6 +239,7 @@ impl World<'_> {
                 backlog.into_iter().for_each(|event| self.feed(number, event));
             }
             Done::Stored(result) => self.feed(number, Event::Stored(result)),
+            Done::PolicyWritten => self.request(number, Op::Append),
             Done::Committed(result) => self.feed(number, Event::Committed(result)),
             Done::FailureWritten => {
                 let outcome = self.run_of(number).and_then(|r| r.outcome.take());

@@ -74,6 +74,8 @@ pub(super) enum Done {
     Began(Result<Box<Core>>),
     CutRecorded(Result<()>),
     Stored(Result<()>),
+    /// The policy stands; the backup itself comes next.
+    PolicyWritten,
     Committed(Result<()>),
     FailureWritten,
 }
@@ -96,10 +98,7 @@ impl World<'_> {
             Op::Flush => return drop(self.flush(number)),
             Op::Store => Done::Stored(self.flush(number)),
             Op::Policy => match self.policy(number) {
-                Ok(()) => {
-                    let delay = self.latency();
-                    return self.after(delay, Ev::Io { process: number, run, op: Op::Append });
-                }
+                Ok(()) => Done::PolicyWritten,
                 Err(e) => Done::Committed(Err(e)),
             },
             Op::Append => Done::Committed(self.append(number)),

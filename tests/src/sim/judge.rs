@@ -10,11 +10,13 @@ use tidemark_proto::{Error, SlotSet, Timestamp};
 
 use super::durable::Manifest;
 use super::net::Call;
-use super::plan::MS;
+use super::plan::{LARGE, MS};
 use super::world::World;
 
-/// How far two clocks may drift between a reading and its check, beside what the network takes, in milliseconds.
-const DRIFT: u64 = 100;
+/// How far two clocks may drift from each other in a run, in milliseconds.
+const DRIFT: u64 = 500;
+/// An answer to a hold is awaited for so long at most, in milliseconds: its clock may have been read at any time of that.
+const LONGEST_ANSWER: u64 = 6_500;
 
 /// When a node answered in an attempt, in true time; of an attempt that is asked twice, the last time.
 #[derive(Debug, Default, Clone, Copy)]
@@ -53,7 +55,27 @@ impl World<'_> {
         if let Some(why) = self.why_void(job, cut, &nodes) {
             self.broken(|| format!("the cut of job {job} at {} was accepted, but {why}", cut.at));
         }
+        if let Some((name, offset)) = self.clock_off(number, &nodes) {
+            self.broken(|| format!("job {job} took a cut with {name}, whose clock is {offset} ms off"));
+        }
+        let ran_out = |n: &usize| {
+            let readings = self.readings[&(job, cut.attempt, *n)];
+            self.nodes[*n].ran_out.iter().any(|t| Some(*t) > readings.held && Some(*t) <= readings.released)
+        };
+        if nodes.iter().any(ran_out) {
+            self.stats.note("cuts that hold although a hold ran out");
+        }
         self.accepted.push((job, cut.clone()));
+    }
+
+    /// A node that a coordinator which never slept had to refuse.
+    fn clock_off(&self, number: usize, nodes: &[usize]) -> Option<(String, u64)> {
+        if self.processes[number].slept {
+            return None;
+        }
+        let most = self.plan.max_clock_offset + DRIFT + LONGEST_ANSWER;
+        let mut offsets = nodes.iter().map(|n| &self.nodes[*n].name).map(|name| (name, self.offset_of(number, name)));
+        offsets.find(|(_, offset)| *offset > most).map(|(name, offset)| (name.clone(), offset))
     }
 
     fn why_void(&self, job: JobId, cut: &Cut, nodes: &[usize]) -> Option<String> {
@@ -116,6 +138,8 @@ impl World<'_> {
             ("did not end within", "void: a commit took too long"),
             ("connected again", "void: a node restarted"),
             ("no word", "void: no word of a node"),
+            ("ahead of this clock", "void: two clocks are too far apart"),
+            ("has taken over", "void: another coordinator has taken over"),
             ("restoring", "void: a node was restoring"),
         ];
         let cause = causes.iter().find(|(words, _)| why.contains(words));
@@ -137,7 +161,7 @@ impl World<'_> {
             self.stats.note("failed: a clock is off");
             let name = rest.split(' ').next().unwrap_or_default();
             let offset = self.offset_of(number, name);
-            if offset + DRIFT + SLOWEST < self.plan.max_clock_offset {
+            if offset + DRIFT < self.plan.max_clock_offset {
                 self.broken(|| format!("{name} was refused for its clock, which is only {offset} ms off"));
             }
         }
@@ -152,6 +176,9 @@ impl World<'_> {
     /// A coordinator says that a backup stands: so says the ledger, and no node was there whose clock is off.
     fn judge_success(&mut self, ended: &Ended) {
         self.stats.note("jobs that made a backup");
+        if self.nodes.len() == usize::from(LARGE) {
+            self.stats.note("backups of a hundred nodes");
+        }
         if ended.resumed {
             self.stats.note("resumed jobs that made a backup");
         }
@@ -263,6 +290,3 @@ impl World<'_> {
         waits.map(|w| format!("a write after all the faults was not acknowledged: {w:?}"))
     }
 }
-
-/// What the slowest message takes, in milliseconds.
-const SLOWEST: u64 = 6_500;

@@ -7,7 +7,7 @@ use rand::RngExt;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
 use tidemark_proto::slot::RegionMap;
-use tidemark_proto::wire::control::{Description, Held, Released, Sealed};
+use tidemark_proto::wire::control::{Description, Held, Position, Released, Sealed};
 use tidemark_proto::{Error, Incarnation, Result, SlotSet, Timestamp};
 
 use super::durable::PartData;
@@ -134,11 +134,11 @@ impl World<'_> {
                 }
             },
             What::Seal(at) => match self.turn(node).seal(call.job, *at) {
-                Ok(()) => {
-                    let (life, incarnation) = (self.nodes[node].life, self.nodes[node].incarnation);
+                Ok(position) => {
+                    let (life, read) = (self.nodes[node].life, (self.nodes[node].incarnation, position));
                     self.reading(&call).sealed = Some(now);
                     let takes = self.between(PIN);
-                    self.after(takes, Ev::Pinned { node, life, call, incarnation });
+                    self.after(takes, Ev::Pinned { node, life, call, read });
                 }
                 Err(e) => self.reply(node, &call, Answer::Sealed(Err(e))),
             },
@@ -237,14 +237,14 @@ impl World<'_> {
         self.go_on(node);
     }
 
-    pub(super) fn pinned(&mut self, node: usize, call: Call, incarnation: Incarnation) {
+    pub(super) fn pinned(&mut self, node: usize, call: &Call, read: (Incarnation, Position)) {
         let What::Seal(at) = call.what else { return };
         let store = self.turn(node);
-        if store.incarnation == incarnation {
+        if store.incarnation == read.0 {
             let _ = store.pins.insert(call.job, at);
         }
-        let sealed = store.pinned(call.job, incarnation).map(|position| Sealed { position });
-        self.reply(node, &call, Answer::Sealed(sealed));
+        let sealed = store.pinned(call.job, read).map(|position| Sealed { position });
+        self.reply(node, call, Answer::Sealed(sealed));
     }
 
     fn upload(&mut self, node: usize, call: Call, at: Timestamp, slots: &SlotSet, stored: &BTreeSet<u16>) {

@@ -104,6 +104,8 @@ pub(super) struct Node {
     /// Counts starts: what belongs to an earlier life is void.
     pub(super) life: u32,
     pub(super) restoring: bool,
+    /// Only tells of its position.
+    plain: bool,
     // Durable.
     pub(super) incarnation: Incarnation,
     position: u64,
@@ -124,12 +126,14 @@ pub(super) struct Node {
     pub(super) published: Vec<u64>,
     pub(super) replaced: Vec<u64>,
     pub(super) owners_changed: Vec<u64>,
+    /// When a hold ended by its budget.
+    pub(super) ran_out: Vec<u64>,
     /// Time that writes were held, by job.
     pub(super) held: BTreeMap<JobId, u64>,
 }
 
 impl Node {
-    pub(super) fn new(number: u16, slots: SlotSet, (offset, drift): (i64, i64)) -> Self {
+    pub(super) fn new(number: u16, slots: SlotSet, (offset, drift): (i64, i64), plain: bool) -> Self {
         let wall = Wall::new(offset, drift);
         Self {
             name: format!("n{number:03}"),
@@ -138,6 +142,7 @@ impl Node {
             up: true,
             life: 0,
             restoring: false,
+            plain,
             incarnation: Incarnation::from_u128(1 + u128::from(number)),
             position: 0,
             highest: Timestamp::ZERO,
@@ -155,6 +160,7 @@ impl Node {
             published: Vec::new(),
             replaced: Vec::new(),
             owners_changed: Vec::new(),
+            ran_out: Vec::new(),
             held: BTreeMap::new(),
         }
     }
@@ -250,9 +256,15 @@ impl Node {
         }
     }
 
-    /// The second reading up to the pin; see `cut::seal`.
-    pub(super) fn seal(&mut self, job: JobId, at: Timestamp) -> Result<()> {
+    /// The second reading up to the pin; see `cut::seal`. A plain store only binds its clock and reads, a commit under way
+    /// included: it may have drawn a timestamp below `at`.
+    pub(super) fn seal(&mut self, job: JobId, at: Timestamp) -> Result<Position> {
         self.check_open()?;
+        if self.plain {
+            self.hlc.observe(at)?;
+            let offset = self.position + self.busy.as_ref().map_or(0, |group| group.commits);
+            return Ok(Position { offset, ..self.place() });
+        }
         let now = Reading { job, incarnation: self.incarnation, position: self.position };
         match &self.reading {
             Some(r) if r.job == job => {
@@ -269,11 +281,14 @@ impl Node {
         if at < self.safe {
             return Err(Error::not_found("too old"));
         }
-        Ok(())
+        Ok(self.place())
     }
 
     /// The pin of a seal is durable.
-    pub(super) fn pinned(&mut self, job: JobId, incarnation: Incarnation) -> Result<Position> {
+    pub(super) fn pinned(&mut self, job: JobId, (incarnation, read): (Incarnation, Position)) -> Result<Position> {
+        if self.plain {
+            return Ok(read);
+        }
         let reading = self.reading.as_ref().filter(|r| r.job == job).map(|r| r.position);
         let offset = reading.ok_or_else(|| Error::conflict("another hold replaced this one: the cut is void"))?;
         Ok(Position { history: incarnation.to_string(), offset })
@@ -293,6 +308,7 @@ impl Node {
             return None;
         }
         if self.hold.as_ref().is_some_and(|h| h.deadline <= now) {
+            self.ran_out.push(now);
             self.end_hold(now);
         }
         if let Some(hold) = &self.hold {

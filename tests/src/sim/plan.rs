@@ -14,9 +14,12 @@ pub(super) const SEC: u64 = 1000 * MS;
 /// Seeds with this remainder by [`LARGE_EVERY`] run a hundred nodes.
 const LARGE_EVERY: u64 = 25;
 /// Nodes of a large fleet.
-const LARGE: u16 = 100;
+pub(super) const LARGE: u16 = 100;
 /// Backups asked for in one run.
 const MAX_JOBS: u64 = 3;
+
+/// Instead of the number of a step: the step at which a backup is about to enter the ledger.
+pub(super) const AT_COMMIT: u64 = 0;
 
 /// A fault that a run has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +52,8 @@ pub(super) struct Plan {
     pub(super) coordinators: Vec<i64>,
     pub(super) max_clock_offset: u64,
     pub(super) budget: u64,
+    /// Nodes whose store only tells of its position: whether it moved is for the core to see.
+    pub(super) plain: bool,
     pub(super) first_without_pause: bool,
     /// Latency of a message: at least and at most, and one in so many takes a hundred times longer.
     pub(super) latency: (u64, u64),
@@ -93,6 +98,7 @@ impl Plan {
             coordinators,
             max_clock_offset,
             budget: [0, 5, 50, 200, 200, 400, 1000][rng.random_range(0..7usize)] * MS,
+            plain: rng.random(),
             first_without_pause: rng.random(),
             latency,
             slow_one_in: [0, 0, 200, 30][rng.random_range(0..4usize)],
@@ -121,6 +127,7 @@ impl Plan {
             let rng = &mut self.rng;
             let node = rng.random_range(0..self.nodes);
             let (command, step) = (rng.random_range(1..12), rng.random_range(1..12 + 6 * n));
+            let step = if rng.random_ratio(1, 5) { AT_COMMIT } else { step };
             let brief = rng.random_range(MS..3 * SEC);
             let long = if rng.random_ratio(1, 4) { rng.random_range(SEC..90 * SEC) } else { brief };
             let over = rng.random::<bool>().then(|| rng.random_range(0..long));

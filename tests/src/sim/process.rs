@@ -13,7 +13,7 @@ use tidemark_proto::id::JobId;
 use super::durable::{Done, Left, Op, PartData};
 use super::net::{Answer, Call};
 use super::node::Wall;
-use super::plan::{Fault, MS};
+use super::plan::{AT_COMMIT, Fault, MS};
 use super::world::{Ev, World, tell};
 
 /// Somebody who finds no coordinator asks again after so long.
@@ -72,6 +72,7 @@ pub(super) struct Process {
     pub(super) alive: bool,
     pub(super) fenced: bool,
     asleep_until: u64,
+    pub(super) slept: bool,
     steps: u64,
     pub(super) run: Option<Run>,
     pub(super) left: VecDeque<Left>,
@@ -108,6 +109,7 @@ impl World<'_> {
             alive: true,
             fenced: false,
             asleep_until: 0,
+            slept: false,
             steps: 0,
             run: None,
             left: VecDeque::new(),
@@ -153,14 +155,19 @@ impl World<'_> {
         }
         process.steps += 1;
         let step = process.steps;
-        let due = |f: &Fault| matches!(f, Fault::Crash(s, _) | Fault::Suspend(s, ..) | Fault::Cancel(s) if *s == step);
+        let commits = matches!(event, ToProcess::IoDone { done: Done::PolicyWritten, .. });
+        let due = |f: &Fault| match f {
+            Fault::Crash(s, _) | Fault::Suspend(s, ..) | Fault::Cancel(s) => *s == step || *s == AT_COMMIT && commits,
+            _ => false,
+        };
         if let Some(i) = self.plan.faults.iter().position(due) {
             match self.plan.faults.swap_remove(i) {
                 Fault::Crash(_, back) => return self.crash_process(number, back),
                 Fault::Suspend(_, lasts, over) => {
                     tell!(self, "coordinator {number} sleeps for {} ms", lasts / MS);
                     self.stats.note("coordinators that slept");
-                    self.processes[number].asleep_until = now + lasts;
+                    let process = &mut self.processes[number];
+                    (process.asleep_until, process.slept) = (now + lasts, true);
                     if let Some(delay) = over {
                         self.start_process_in(delay);
                     }

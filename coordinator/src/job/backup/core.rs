@@ -57,6 +57,8 @@ pub struct Core {
     nodes: Vec<Node>,
     attempt: u32,
     spent: Duration,
+    /// When the nodes were asked what the present phase asks: an answer's clock was read after that.
+    asked: Timestamp,
     at: Timestamp,
     cut: Option<Cut>,
     /// Why the present attempt (or the job) does not stand; the first cause wins.
@@ -78,6 +80,7 @@ impl Core {
             nodes,
             attempt: 0,
             spent: Duration::ZERO,
+            asked: Timestamp::ZERO,
             at: Timestamp::ZERO,
             cut: None,
             trouble: None,
@@ -131,7 +134,7 @@ impl Core {
     pub fn step(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
         match (self.phase, event) {
             (_, Event::Cancel) => return self.cancel(),
-            (Phase::Idle, Event::Start) => return self.begin(),
+            (Phase::Idle, Event::Start) => return self.begin(now),
             (Phase::Describing, Event::Described(n, result)) => {
                 let result = result.and_then(|d| self.admit(n, d, now));
                 self.take(n, result);
@@ -149,7 +152,7 @@ impl Core {
                 let result = result.and_then(|r| self.check_released(n, r));
                 self.take(n, result);
             }
-            (Phase::Waiting, Event::Waited) => return self.hold(),
+            (Phase::Waiting, Event::Waited) => return self.hold(now),
             (Phase::Uploading, Event::Uploaded(n, result)) => self.take(n, result),
             (Phase::Storing, Event::Stored(result)) => return self.then(result, Phase::Committing, Action::Commit),
             (Phase::Committing, Event::Committed(result)) => return self.finish(result),
@@ -174,12 +177,15 @@ impl Core {
         (0..self.nodes.len()).map(action).collect()
     }
 
-    fn begin(&mut self) -> Vec<Action> {
+    fn begin(&mut self, now: Timestamp) -> Vec<Action> {
         if self.nodes.is_empty() {
             return self.finish(Err(Error::conflict("no node of the cluster is connected")));
         }
         match self.cut.clone() {
-            None => self.everyone(Phase::Describing, Action::Describe),
+            None => {
+                self.asked = now;
+                self.everyone(Phase::Describing, Action::Describe)
+            }
             Some(cut) => self.upload(cut),
         }
     }
@@ -213,7 +219,7 @@ impl Core {
             Phase::Describing => match self.trouble.take() {
                 Some(e) => self.finish(Err(e)),
                 None => match self.check_owners(|n| n.description.as_ref().map(|d| &d.ownership.slots)) {
-                    Ok(()) => self.hold(),
+                    Ok(()) => self.hold(now),
                     Err(e) => self.finish(Err(e)),
                 },
             },
@@ -303,13 +309,14 @@ impl Core {
         Some(wanted.min(left)).filter(|b| *b >= LEAST_BUDGET)
     }
 
-    fn hold(&mut self) -> Vec<Action> {
+    fn hold(&mut self, now: Timestamp) -> Vec<Action> {
         let Some(budget) = self.next_budget() else {
             let budget = self.settings.budget.as_millis();
             return self
                 .finish(Err(Error::config(format!("a pause budget of {budget} ms allows no attempt at a cut"))));
         };
         self.attempt += 1;
+        self.asked = now;
         self.spent += budget;
         for node in &mut self.nodes {
             (node.held, node.sealed, node.released) = (None, None, None);

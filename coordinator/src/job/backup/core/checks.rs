@@ -20,8 +20,11 @@ impl Core {
         Ok(())
     }
 
+    /// A clock that was read between the question and now. The answer may have lain here for long, when the network or
+    /// this process stood still: only what lies outside of the two is the node's fault.
     pub(super) fn check_clock(&self, n: usize, clock_millis: u64, now: Timestamp) -> Result<()> {
-        let offset = clock_millis.abs_diff(now.millis());
+        let behind = self.asked.millis().saturating_sub(clock_millis);
+        let offset = behind.max(clock_millis.saturating_sub(now.millis()));
         if u128::from(offset) > self.settings.max_clock_offset.as_millis() {
             let most = self.settings.max_clock_offset.as_millis();
             return Err(Error::config(format!(

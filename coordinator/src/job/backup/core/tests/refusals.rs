@@ -35,6 +35,29 @@ fn refused(
 }
 
 #[test]
+fn an_answer_that_lay_here_while_the_coordinator_slept_blames_no_clock() {
+    let all = SlotSet::all();
+    let read = |after_the_question: i64| Description {
+        clock_millis: NOW.millis().strict_add_signed(after_the_question),
+        ..description(0, &all)
+    };
+    let outcome = |clock: i64| {
+        let mut core = Core::new(settings(1));
+        let _ = core.step(Event::Start, NOW);
+        let woken = Timestamp::new(NOW.millis() + 90_000, 0);
+        let held = core.step(Event::Described(0, Ok(read(clock))), woken);
+        core.take_outcome().map_or(Ok(held), |outcome| outcome.map(|()| Vec::new()))
+    };
+    // Read right after the question, at any time since, or by a clock that is off by no more than the limit.
+    for clock in [-60_000, 0, 45_000, 90_000, 150_000] {
+        assert!(matches!(outcome(clock).unwrap()[..], [Action::Hold(0, 1, _)]), "{clock}");
+    }
+    for clock in [-60_001, 150_001] {
+        assert_eq!(outcome(clock).unwrap_err().kind(), ErrorKind::Config, "{clock}");
+    }
+}
+
+#[test]
 fn a_wrong_clock_is_refused_by_name() {
     for clock in [NOW.millis() - 60_001, NOW.millis() + 60_001] {
         let (error, bench) = refused(
