@@ -8,6 +8,36 @@ use tidemark_tests::sim::{Stats, run};
 const SEEDS: u64 = 10_000;
 /// Threads that share them, each with runs of its own.
 const THREADS: u64 = 2;
+/// Seeds that are run twice: a seed that does not replay is of no use.
+const TWICE: u64 = 100;
+/// What must happen in the seeds of one pass, each at least [`LEAST`] times: promises that were never tried were not kept.
+const MUST_HAPPEN: &[&str] = &[
+    "answers that came twice",
+    "backups",
+    "backups of a hundred nodes",
+    "cancels",
+    "commands of a fenced coordinator refused",
+    "commits refused to a fenced coordinator",
+    "coordinators that slept",
+    "crashes of coordinators",
+    "crashes of nodes",
+    "cuts that hold although a hold ran out",
+    "failed: a clock is off",
+    "fleets of a hundred nodes",
+    "holds that ran out",
+    "messages lost",
+    "moves of slots",
+    "partitions",
+    "resumed jobs that made a backup",
+    "uploads that broke",
+    "void: a node restarted",
+    "void: an owner changed",
+    "void: moved before the seal",
+    "void: moved between the readings",
+    "void: the data was replaced",
+    "void: two clocks are too far apart",
+];
+const LEAST: u64 = 50;
 
 fn one(seed: u64, runtime: &tokio::runtime::Runtime, trace: bool) -> Result<Stats, String> {
     let run = std::panic::AssertUnwindSafe(|| run(seed, runtime, trace));
@@ -19,7 +49,9 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 fn replay(seed: u64) -> String {
-    format!("replay with TIDEMARK_SIM_SEED={seed} cargo nextest run -p tidemark-tests --no-capture sim")
+    format!(
+        "replay with TIDEMARK_SIM_SEED={seed} cargo nextest run -p tidemark-tests --test sim --no-capture ten_thousand"
+    )
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -59,4 +91,15 @@ fn ten_thousand_fleets_keep_the_promises() {
         }
     });
     println!("{stats}");
+    if seeds >= SEEDS {
+        let rare: Vec<_> = MUST_HAPPEN.iter().filter(|what| stats.of(what) < LEAST).collect();
+        assert!(rare.is_empty(), "hardly ever happened: {rare:?}");
+    }
+}
+
+#[test]
+fn a_seed_is_one_run() {
+    for seed in 0..TWICE {
+        assert_eq!(one(seed, &runtime(), false), one(seed, &runtime(), false), "seed {seed}");
+    }
 }

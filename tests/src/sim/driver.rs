@@ -92,7 +92,12 @@ impl World<'_> {
         }
     }
 
-    fn again(&mut self, number: usize, (job, attempt, node): (tidemark_proto::id::JobId, u32, usize), answer: Answer) {
+    fn again(
+        &mut self,
+        number: usize,
+        (job, attempt, node): (tidemark_proto::id::JobId, u32, usize),
+        answer: Answer,
+    ) {
         let Some(run) = self.run_of(number).filter(|r| r.job == job && r.core.is_some()) else { return };
         let Some(n) = run.nodes.iter().position(|i| *i == node) else { return };
         let event = match answer {

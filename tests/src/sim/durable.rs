@@ -203,8 +203,7 @@ impl World<'_> {
         let cut = cut_of(&record);
         let index = |name: &str| self.nodes.iter().position(|n| n.name == name).expect("a node of the world");
         run.nodes = record.nodes.iter().map(|n| index(n.node.as_str())).collect();
-        run.recorder =
-            Some(JobRecorder::new(&self.repository, &self.cluster, left.job, epoch, left.revision));
+        run.recorder = Some(JobRecorder::new(&self.repository, &self.cluster, left.job, epoch, left.revision));
         for entry in &left.stored {
             let place = (entry.node, entry.region);
             let part = self.packs.get(&(left.job, place.0, place.1)).expect("recorded parts are durable").clone();
@@ -301,7 +300,7 @@ impl World<'_> {
             self.stats.note("commits refused to a fenced coordinator");
         }
         match self.fail(number, e.kind().code(), e.report()) {
-            Some(FailureEntry::Settled(true)) => Ok(()),
+            Some(FailureEntry::Settled(Some(stands))) if stands == root => Ok(()),
             _ => Err(e),
         }
     }

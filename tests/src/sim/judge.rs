@@ -74,7 +74,8 @@ impl World<'_> {
             return None;
         }
         let most = self.plan.max_clock_offset + DRIFT + LONGEST_ANSWER;
-        let mut offsets = nodes.iter().map(|n| &self.nodes[*n].name).map(|name| (name, self.offset_of(number, name)));
+        let mut offsets =
+            nodes.iter().map(|n| &self.nodes[*n].name).map(|name| (name, self.offset_of(number, name)));
         offsets.find(|(_, offset)| *offset > most).map(|(name, offset)| (name.clone(), offset))
     }
 
@@ -254,7 +255,10 @@ impl World<'_> {
         for part in &manifest.parts {
             let name = &self.nodes[usize::from(part.node)].name;
             if part.at != cut || part.job != job || !covered.intersect(&part.slots).is_empty() {
-                return Some(format!("part {} of {name} is of {}, or its slots are there twice", part.region, part.at));
+                return Some(format!(
+                    "part {} of {name} is of {}, or its slots are there twice",
+                    part.region, part.at
+                ));
             }
             covered = covered.union(&part.slots);
             let state = self.nodes[usize::from(part.node)].state(cut, &part.slots);
@@ -271,8 +275,10 @@ impl World<'_> {
         let acknowledged = |w: &super::client::Written| w.acknowledged.is_some_and(|at| at < last_sent);
         let lost = (0..).zip(&self.writes).find(|(id, w): &(u32, _)| acknowledged(w) && !held.contains(id));
         lost.map(|(id, w)| {
-            format!("backup {job} at {cut} lacks write {id} ({w:?}), but holds one sent at {last_sent} ({} nodes)",
-                manifest.nodes.len())
+            format!(
+                "backup {job} at {cut} lacks write {id} ({w:?}), but holds one sent at {last_sent} ({} nodes)",
+                manifest.nodes.len()
+            )
         })
     }
 

@@ -42,7 +42,11 @@ pub(super) enum What {
     Hold(u64),
     Seal(Timestamp),
     Release,
-    Upload { at: Timestamp, slots: SlotSet, stored: BTreeSet<u16> },
+    Upload {
+        at: Timestamp,
+        slots: SlotSet,
+        stored: BTreeSet<u16>,
+    },
     Settle,
 }
 

@@ -275,7 +275,9 @@ impl Node {
             _ => return Err(Error::conflict("the job holds no reading of this store: hold first")),
         }
         if at < self.highest {
-            return Err(Error::request("a cut below the last commit: draw its timestamp after all nodes have held"));
+            return Err(Error::request(
+                "a cut below the last commit: draw its timestamp after all nodes have held",
+            ));
         }
         self.hlc.observe(at)?;
         if at < self.safe {
@@ -317,8 +319,7 @@ impl Node {
         if self.queue.is_empty() {
             return None;
         }
-        let mut group =
-            Group { records: Vec::new(), answers: Vec::new(), highest: self.highest, commits: 0 };
+        let mut group = Group { records: Vec::new(), answers: Vec::new(), highest: self.highest, commits: 0 };
         for pending in self.queue.drain(..) {
             let drawn = self.hlc.observe(pending.after).map(|()| self.hlc.now());
             if let Ok(at) = &drawn {
@@ -335,7 +336,8 @@ impl Node {
     /// The group is on disk: it becomes visible.
     pub(super) fn publish(&mut self, now: u64) -> Option<Group> {
         let group = self.busy.take()?;
-        let stored = |(at, slot, id): &(Timestamp, u16, u32)| Stored { at: *at, slot: *slot, id: *id, published: now };
+        let stored =
+            |(at, slot, id): &(Timestamp, u16, u32)| Stored { at: *at, slot: *slot, id: *id, published: now };
         self.records.extend(group.records.iter().map(stored));
         if group.commits > 0 {
             self.published.push(now);

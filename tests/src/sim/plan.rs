@@ -90,7 +90,8 @@ impl Plan {
         }
         let coordinators = (0..8).map(|_| rng.random_range(-spread / 8..=spread / 8)).collect();
         let latency = [(100, 300), (200, 5 * MS), (MS, 60 * MS)][rng.random_range(0..3usize)];
-        let think = [(200, 2 * MS), (MS, 20 * MS), (20 * MS, 200 * MS), (SEC, 5 * SEC)][rng.random_range(0..4usize)];
+        let think =
+            [(200, 2 * MS), (MS, 20 * MS), (20 * MS, 200 * MS), (SEC, 5 * SEC)][rng.random_range(0..4usize)];
         let mut plan = Self {
             nodes,
             slots_per_region: if large { 1024 } else { [512, 2048, 4096][rng.random_range(0..3usize)] },

@@ -23,15 +23,28 @@ const ASK_AGAIN: u64 = 100 * MS;
 pub(super) enum ToProcess {
     Reply(u64, Answer),
     /// An answer once more, which may be of an earlier attempt.
-    Again { job: JobId, attempt: u32, node: usize, answer: Answer },
+    Again {
+        job: JobId,
+        attempt: u32,
+        node: usize,
+        answer: Answer,
+    },
     /// A command got no answer in its time.
     Deadline(u64),
     /// The node of a command has connected anew.
     ConnectedAgain(u64),
     Part(u64, Arc<PartData>),
     Waited(u64),
-    NextUpload { run: u64, n: usize, attempt: u32, waited: u64 },
-    IoDone { run: u64, done: Done },
+    NextUpload {
+        run: u64,
+        n: usize,
+        attempt: u32,
+        waited: u64,
+    },
+    IoDone {
+        run: u64,
+        done: Done,
+    },
     Asked,
 }
 
@@ -157,7 +170,9 @@ impl World<'_> {
         let step = process.steps;
         let commits = matches!(event, ToProcess::IoDone { done: Done::PolicyWritten, .. });
         let due = |f: &Fault| match f {
-            Fault::Crash(s, _) | Fault::Suspend(s, ..) | Fault::Cancel(s) => *s == step || *s == AT_COMMIT && commits,
+            Fault::Crash(s, _) | Fault::Suspend(s, ..) | Fault::Cancel(s) => {
+                *s == step || *s == AT_COMMIT && commits
+            }
             _ => false,
         };
         if let Some(i) = self.plan.faults.iter().position(due) {
@@ -174,7 +189,9 @@ impl World<'_> {
                     return self.at(now + lasts, Ev::To(number, event));
                 }
                 _ => {
-                    if let Some(run) = self.processes[number].run.as_mut().filter(|r| r.core.is_some() && !r.cancelled) {
+                    if let Some(run) =
+                        self.processes[number].run.as_mut().filter(|r| r.core.is_some() && !r.cancelled)
+                    {
                         run.cancelled = true;
                         tell!(self, "somebody cancels the job of coordinator {number}");
                         self.stats.note("cancels");

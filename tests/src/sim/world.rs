@@ -30,29 +30,83 @@ const LONGEST: u64 = 3600 * SEC;
 pub(super) enum Ev {
     /// A client goes on.
     Think(usize),
-    WriteArrives { node: usize, client: usize, id: u32, slot: u16, after: Timestamp },
-    AckArrives { client: usize, id: u32, at: Option<Timestamp> },
-    GivesUp { client: usize, id: u32 },
+    WriteArrives {
+        node: usize,
+        client: usize,
+        id: u32,
+        slot: u16,
+        after: Timestamp,
+    },
+    AckArrives {
+        client: usize,
+        id: u32,
+        at: Option<Timestamp>,
+    },
+    GivesUp {
+        client: usize,
+        id: u32,
+    },
     /// A group of writes is on disk.
-    Synced { node: usize, life: u32 },
+    Synced {
+        node: usize,
+        life: u32,
+    },
     /// A hold may have run out.
-    GateOpens { node: usize, life: u32 },
+    GateOpens {
+        node: usize,
+        life: u32,
+    },
     /// A hold waited for a group until now.
-    HoldLate { node: usize, life: u32, call: u64 },
+    HoldLate {
+        node: usize,
+        life: u32,
+        call: u64,
+    },
     /// The pin of a seal is on disk.
-    Pinned { node: usize, life: u32, call: Call, read: (Incarnation, Position) },
-    PartSent { node: usize, life: u32, call: u64, part: Arc<PartData>, process: usize },
-    UploadSent { node: usize, life: u32, call: Call, whole: bool },
+    Pinned {
+        node: usize,
+        life: u32,
+        call: Call,
+        read: (Incarnation, Position),
+    },
+    PartSent {
+        node: usize,
+        life: u32,
+        call: u64,
+        part: Arc<PartData>,
+        process: usize,
+    },
+    UploadSent {
+        node: usize,
+        life: u32,
+        call: Call,
+        whole: bool,
+    },
     NodeStarts(usize),
-    Replaced { node: usize, life: u32 },
+    Replaced {
+        node: usize,
+        life: u32,
+    },
     /// A node gives slots away.
-    Gives { from: usize, to: usize, gap: u64 },
+    Gives {
+        from: usize,
+        to: usize,
+        gap: u64,
+    },
     /// A node takes over slots with their records.
-    Adopts { to: usize, slots: SlotSet, ids: Vec<(u16, u32)> },
+    Adopts {
+        to: usize,
+        slots: SlotSet,
+        ids: Vec<(u16, u32)>,
+    },
     Command(Call),
     To(usize, ToProcess),
     /// A request to the repository is carried out.
-    Io { process: usize, run: u64, op: Op },
+    Io {
+        process: usize,
+        run: u64,
+        op: Op,
+    },
     StartProcess,
     /// Somebody asks for a backup.
     Ask,
@@ -110,8 +164,9 @@ impl<'r> World<'r> {
         let plan = Plan::draw(seed);
         let store = Store::open(&StoreConfig { url: "memory:///".into(), ..StoreConfig::default() });
         let repository = runtime.block_on(Repository::init(store.expect("memory"), None, 1)).expect("repository");
-        let nodes: Vec<Node> =
-            (0..plan.nodes).map(|i| Node::new(i, even_share(i, plan.nodes), plan.clocks[usize::from(i)], plan.plain)).collect();
+        let nodes: Vec<Node> = (0..plan.nodes)
+            .map(|i| Node::new(i, even_share(i, plan.nodes), plan.clocks[usize::from(i)], plan.plain))
+            .collect();
         let n = nodes.len();
         let mut world = Self {
             now: 0,
@@ -204,6 +259,8 @@ impl<'r> World<'r> {
         self.calm_down();
         self.drain()?;
         self.judge_the_end();
+        self.stats.add("events", self.serial);
+        self.stats.add("seconds of virtual time", self.now / SEC);
         match self.broken {
             Some(what) => Err(what),
             None => Ok(self.stats),

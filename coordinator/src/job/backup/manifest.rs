@@ -64,9 +64,10 @@ impl Draft<'_> {
         let appended = append_backup(ledger, (context.epoch, context.now_millis()), backup, &packs).await;
         if let Err(e) = appended {
             // The entry may have been put all the same. Writing the failure decides: it takes the number, or finds that
-            // the backup stands.
+            // the backup stands. One that another coordinator made of this job has another root, and its parts other
+            // places: nothing that is known here may be told of it.
             let job = (self.job, self.started_millis);
-            if record_failure(context, ledger, job, self.manual, &e).await {
+            if record_failure(context, ledger, job, self.manual, &e).await != Some(hash) {
                 return Err(e);
             }
             tracing::warn!(job = %self.job, error = %e.report(), "the backup's entry stands although its write failed");

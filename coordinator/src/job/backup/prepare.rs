@@ -1,5 +1,6 @@
 //! Before and after a backup job: what it works with, and the record of its failure.
 
+use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::{Failed, Policy};
 use tidemark_proto::{Error, NodeName, Result};
@@ -69,25 +70,25 @@ pub(super) async fn prepare(
 }
 
 /// Writes the failure of a job (its id and start, milliseconds since 1970) into the ledger, so that history tells of it.
-/// Answers false when the ledger says that the job made a backup after all: a write that looked lost had won.
+/// Answers the root of the backup that the job made after all, when the ledger knows of one; see [`FailureEntry::Settled`].
 pub async fn record_failure(
     context: &Context,
     ledger: &mut Ledger,
     (job, started_millis): (JobId, u64),
     manual: bool,
     error: &Error,
-) -> bool {
+) -> Option<Hash> {
     let code = error.kind().code();
     let failed = Failed { job, started_millis, code, reason: error.report(), manual: u8::from(manual) };
     match append_failure(ledger, (context.epoch, context.now_millis()), failed).await {
         FailureEntry::Written => {
             crate::telemetry::note_ledger(ledger.cluster(), ledger);
-            true
+            None
         }
-        FailureEntry::Settled(made) => !made,
+        FailureEntry::Settled(root) => root,
         FailureEntry::Lost(e) => {
             tracing::error!(error = %e.report(), "the failure of a backup could not be recorded");
-            true
+            None
         }
     }
 }
