@@ -284,7 +284,7 @@ impl World<'_> {
 
     fn why_holds_are_wrong(&self) -> Option<String> {
         for node in &self.nodes {
-            let over = node.held.iter().find(|(_, held)| **held > self.plan.budget);
+            let over = node.held.iter().find(|(_, held)| **held > self.plan.budget + MS);
             if let Some((job, held)) = over {
                 return Some(format!("job {job} held writes of {} for {held} us", node.name));
             }

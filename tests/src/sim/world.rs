@@ -25,6 +25,8 @@ use super::stats::Stats;
 
 /// A run that is not over after so much virtual time hangs.
 const LONGEST: u64 = 3600 * SEC;
+/// Nor one of so many events.
+const MOST_EVENTS: u64 = 2_000_000;
 
 /// Something that happens at its time.
 pub(super) enum Ev {
@@ -276,8 +278,8 @@ impl<'r> World<'r> {
             if let Some(what) = self.broken.take() {
                 return Err(what);
             }
-            if self.now > LONGEST {
-                return Err(format!("the run hangs: {} s of virtual time have passed", self.now / SEC));
+            if self.now > LONGEST || serial > MOST_EVENTS {
+                return Err(format!("the run hangs: {serial} events, {} s of virtual time", self.now / SEC));
             }
         }
         Ok(())
