@@ -49,7 +49,7 @@ impl World<'_> {
         }
         let slot = self.plan.rng.random_range(0..SLOT_COUNT);
         if !self.send_write(client, slot, false) {
-            return self.think_again(client);
+            self.think_again(client);
         }
     }
 

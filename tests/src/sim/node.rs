@@ -46,6 +46,9 @@ impl WallClock for Wall {
     }
 }
 
+/// A client by its number, and its write.
+pub(super) type Waiting = (usize, u32);
+
 /// A write of a client, or a batch of records that moved here.
 #[derive(Debug, Clone)]
 pub(super) struct Pending {
@@ -53,7 +56,7 @@ pub(super) struct Pending {
     pub(super) ids: Vec<(u16, u32)>,
     pub(super) after: Timestamp,
     /// Whom to tell; `None` for records that moved.
-    pub(super) client: Option<(usize, u32)>,
+    pub(super) client: Option<Waiting>,
 }
 
 /// A record that is there.
@@ -84,7 +87,7 @@ struct Reading {
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) records: Vec<(Timestamp, u16, u32)>,
-    pub(super) answers: Vec<(Option<(usize, u32)>, Result<Timestamp>)>,
+    pub(super) answers: Vec<(Option<Waiting>, Result<Timestamp>)>,
     highest: Timestamp,
     commits: u64,
 }

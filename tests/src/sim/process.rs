@@ -155,7 +155,7 @@ impl World<'_> {
         self.after(0, Ev::To(process, ToProcess::Asked));
     }
 
-    pub(super) fn to_process(&mut self, number: usize, event: ToProcess) {
+    pub(super) fn reaches_process(&mut self, number: usize, event: ToProcess) {
         let now = self.now;
         let process = &mut self.processes[number];
         process.wall.turn(now);

@@ -297,11 +297,12 @@ impl<'r> World<'r> {
             Ev::Pinned { node, life, call, read } if self.lives(node, life) => {
                 self.pinned(node, &call, read);
             }
-            Ev::PartSent { node, life, call, part, process } if self.lives(node, life) => {
-                if !self.is_cut_off(node) {
-                    let delay = self.latency();
-                    self.after(delay, Ev::To(process, ToProcess::Part(call, part)));
-                }
+            // One that is lost on its way is lost without a word: that the backup has a hole is for the tiling to find.
+            Ev::PartSent { node, life, call, part, process }
+                if self.lives(node, life) && !self.is_cut_off(node) =>
+            {
+                let delay = self.latency();
+                self.after(delay, Ev::To(process, ToProcess::Part(call, part)));
             }
             Ev::UploadSent { node, life, call, whole } if self.lives(node, life) => {
                 let silent = || tidemark_proto::Error::retry("the stream of a part broke");
@@ -316,7 +317,7 @@ impl<'r> World<'r> {
             Ev::Gives { from, to, gap } => self.gives(from, to, gap),
             Ev::Adopts { to, slots, ids } => self.adopts(to, slots, ids),
             Ev::Command(call) => self.command(call),
-            Ev::To(process, event) => self.to_process(process, event),
+            Ev::To(process, event) => self.reaches_process(process, event),
             Ev::Io { process, run, op } => self.io(process, run, op),
             Ev::StartProcess => self.start_process(),
             Ev::Ask => self.ask(),
