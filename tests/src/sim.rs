@@ -17,6 +17,7 @@ mod node;
 mod plan;
 mod process;
 mod stats;
+mod wall;
 mod world;
 
 pub use stats::Stats;

@@ -12,8 +12,8 @@ use tidemark_proto::id::JobId;
 
 use super::durable::{Done, Left, Op, PartData};
 use super::net::{Answer, Call};
-use super::node::Wall;
 use super::plan::{AT_COMMIT, Fault, MS};
+use super::wall::Wall;
 use super::world::{Ev, World, tell};
 
 /// Somebody who finds no coordinator asks again after so long.
