@@ -139,7 +139,7 @@ impl World<'_> {
             ("did not end within", "void: a commit took too long"),
             ("connected again", "void: a node restarted"),
             ("no word", "void: no word of a node"),
-            ("ahead of this clock", "void: two clocks are too far apart"),
+            ("behind the cut, which", "void: two clocks are too far apart"),
             ("has taken over", "void: another coordinator has taken over"),
             ("restoring", "void: a node was restoring"),
         ];

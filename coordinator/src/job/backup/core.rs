@@ -227,6 +227,10 @@ impl Core {
                 let reported = self.nodes.iter().filter_map(|n| n.held.as_ref()).map(|h| h.max_timestamp);
                 self.at = reported.chain([now, self.settings.last_cut]).max().unwrap_or(now).next();
                 let (attempt, at) = (self.attempt, self.at);
+                if let Err(e) = self.check_spread() {
+                    self.trouble = Some(e);
+                    return self.everyone(Phase::Releasing, |n| Action::Release(n, attempt));
+                }
                 self.everyone(Phase::Sealing, |n| Action::Seal(n, attempt, at))
             }
             Phase::Holding | Phase::Sealing => {

@@ -48,6 +48,22 @@ impl Core {
         Ok(())
     }
 
+    /// Two clocks may each be near the coordinator's and far from each other: the slower one's node would refuse the cut.
+    pub(super) fn check_spread(&self) -> Result<()> {
+        let most = self.settings.max_clock_offset.as_millis() as u64;
+        for (name, node) in self.settings.nodes.iter().zip(&self.nodes) {
+            let clock = node.held.as_ref().map_or(self.at.millis(), |h| h.clock_millis);
+            let behind = self.at.millis().saturating_sub(clock);
+            if behind > most {
+                return Err(Error::config(format!(
+                    "node {name} is {behind} ms behind the cut, which is above every timestamp that any node \
+                     issued (at most {most}): set the clocks of the nodes"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn check_sealed(&mut self, n: usize, sealed: Sealed) -> Result<()> {
         let name = &self.settings.nodes[n];
         if self.nodes[n].held.as_ref().is_none_or(|h| h.position != sealed.position) {

@@ -191,3 +191,20 @@ fn slots_out_of_order_are_refused_by_name() {
     );
     assert!(error.kind() == ErrorKind::Damaged && error.message().contains("node-1"), "{error}");
 }
+
+#[test]
+fn two_clocks_too_far_apart_are_told_of_before_any_seal() {
+    let ahead = Timestamp::new(NOW.millis() + 50_000, 0);
+    let (error, bench) = refused(
+        |n, d| d.clock_millis = NOW.millis() - if n == 1 { 20_000 } else { 0 },
+        |n, h| {
+            h.clock_millis = NOW.millis() - if n == 1 { 20_000 } else { 0 };
+            h.max_timestamp = h.max_timestamp.max(if n == 2 { ahead } else { Timestamp::ZERO });
+        },
+        |_, _| (),
+    );
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.report().contains("node node-1 is 70000 ms behind the cut"), "{}", error.report());
+    assert_eq!(bench.count(|a| matches!(a, Action::Seal(..))), 0);
+    assert_eq!(bench.count(|a| matches!(a, Action::Release(..))), 3);
+}
