@@ -6,4 +6,5 @@ pub mod fleet;
 pub mod fuzz;
 pub mod memory_kv;
 pub mod nodes;
+pub mod redis;
 pub mod s3;
