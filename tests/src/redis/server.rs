@@ -113,13 +113,20 @@ impl Server {
 const FILE: &str = "dump.rdb";
 
 fn spawn(flavor: Flavor, dir: &Path, options: &[&str]) -> Child {
-    let mut command = Command::new(flavor.program());
     let fixed =
         ["--port", "0", "--unixsocket", "socket", "--logfile", "log", "--daemonize", "no", "--dbfilename", FILE];
     let loose = ["--enable-debug-command", "local", "--appendonly", "no", "--repl-diskless-sync-delay", "0"];
-    command.current_dir(dir).args(fixed).args(loose).args(["--save", ""]).args(options);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().unwrap_or_else(|e| panic!("{}: {e}", flavor.program()))
+    let started = Command::new(flavor.program())
+        .current_dir(dir)
+        .args(fixed)
+        .args(loose)
+        .args(["--save", ""])
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    started.unwrap_or_else(|e| panic!("{}: {e}", flavor.program()))
 }
 
 impl Drop for Server {
