@@ -11,6 +11,7 @@ pub mod log;
 pub mod metric_names;
 pub mod pki;
 pub mod rate;
+pub mod rdb;
 pub mod run;
 pub mod scrub;
 pub mod seal;
