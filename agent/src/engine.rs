@@ -6,6 +6,7 @@
 
 pub mod embedded;
 pub mod memory;
+pub mod redis;
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -74,6 +75,18 @@ pub type ChangeVisitor<'v> = dyn FnMut(ChangeRef<'_>) -> Result<ControlFlow<()>>
 pub trait Engine: Send + Sync + 'static {
     /// What the node is and how it stands. Fields that the agent itself knows (addresses, ledger) are left empty.
     fn describe(&self) -> Result<Description>;
+
+    /// Makes ready for the cut of `job`, where that takes time: takes the base and keeps the log from there on. Called again
+    /// while the base stands it returns at once; a base that was lost is taken again. `cancel` ends it; `progress` hears
+    /// of the bytes received.
+    fn prepare(
+        &self,
+        _job: JobId,
+        _cancel: &(dyn Fn() -> bool + Sync),
+        _progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
+        Ok(())
+    }
 
     /// Stops acknowledging writes for at most `budget` and answers where the store stands. A budget of zero only
     /// reads. A second hold replaces the first.
