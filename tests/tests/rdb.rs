@@ -16,9 +16,9 @@ use std::collections::BTreeMap;
 use fill::{Profile, fill};
 use model::{Build, Contents, Record, ask, contents};
 use tidemark_common::rdb::{Class, Family, RdbWriter, convert, decode, decode_slice, loads, meaning_of, payload};
-use tidemark_tests::redis::{Client, Flavor, Reply, Server};
+use tidemark_tests::redis::{Client, Cluster, Flavor, Reply, Server};
 
-/// Time to live of most keys of a file that is compared: long enough not to pass.
+/// RDB version of the oldest server that payloads are converted for.
 const LAST_VERSION_OF_REDIS_7_0: u16 = 10;
 
 fn filled(flavor: Flavor, profile: Profile) -> Server {
@@ -262,5 +262,25 @@ fn classes_are_those_of_the_command() {
         let class = record.head().class().expect("known");
         assert_eq!(client.call(&[&b"TYPE"[..], &record.key]).text(), class.name());
         assert_ne!(class, Class::Module);
+    }
+}
+
+#[test]
+fn files_of_a_cluster_hold_each_key_once() {
+    for flavor in Flavor::installed() {
+        let cluster = Cluster::start(flavor, 3, &[]);
+        assert_eq!(cluster.ports().len(), cluster.clients().len());
+        let keys: Vec<String> = (0..200).map(|i| format!("key:{i}")).collect();
+        for key in &keys {
+            let _ok = cluster.owner(key.as_bytes()).client().run(&format!("SET {key} 1"));
+        }
+        let files: Vec<_> = cluster.nodes.iter().map(|(_, node)| contents(&node.save()).0).collect();
+        assert!(files.iter().all(|file| file.records.len() > 20), "keys on every node");
+        let mut found: Vec<_> =
+            files.into_iter().flat_map(|f| f.records).map(|r| String::from_utf8(r.key).expect("key")).collect();
+        found.sort();
+        let mut keys = keys;
+        keys.sort();
+        assert_eq!(found, keys);
     }
 }

@@ -256,7 +256,6 @@ impl<R: Read, S: RdbSink> Reader<'_, R, S> {
     }
 }
 
-/// The newest version whose types are all known.
 impl Trailer {
     /// Whether the version is newer than those this build was made for; what was read of it was understood all the same.
     pub fn is_newer(&self) -> bool {
