@@ -149,7 +149,9 @@ fn unknown_types_and_opcodes_are_named_with_version_and_server() {
         let text = error.report();
         assert!(text.contains(word) && text.contains("version 16") && text.contains("Redis 8.8.0"), "{text}");
     }
-    for other in [&b"REDIS0080"[..], b"VALKEY011", b"REDISabcd", b"PACK00000", b"REDIS-001", b"REDIS0000"] {
+    for other in
+        [&b"REDIS0080"[..], b"VALKEY011", b"REDISabcd", b"PACK00000", b"REDIS-001", b"REDIS0000", b"REDIS0004"]
+    {
         assert!(read(&mut [other, b"\xff\0\0\0\0\0\0\0\0"].concat().as_slice(), &mut Nowhere).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! Data of every type, the same whatever the settings they are made under.
 
-use tidemark_tests::redis::Client;
+use tidemark_tests::redis::{Client, Reply};
 
 /// Settings that decide which encodings the server uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,12 +179,18 @@ pub(crate) fn fill(client: &mut Client) {
     for part in c.chunks(500) {
         for (reply, command) in client.pipeline(part).into_iter().zip(part) {
             let shown = String::from_utf8_lossy(&command[0]);
-            assert!(!matches!(reply, tidemark_tests::redis::Reply::Error(_)), "{shown}: {reply:?}");
+            assert!(!matches!(reply, Reply::Error(_)), "{shown}: {reply:?}");
         }
     }
     let _ok = client.call(&[&b"SET"[..], b"big:noise", &noise(10 << 20, 77)]);
     let _ok = client.call(&[&b"SET"[..], b"big:pattern", &b"0123456789abcdef".repeat(640 << 10)]);
     let _ok = client.call(&[&b"RPUSH"[..], b"big:list", &noise(10 << 20, 78), b"small", &vec![b'x'; 10 << 20]]);
+    let _n = client.run("HSET hash:ttl a 1 b 2 c 3 d 4");
+    for (field, at) in [("a", "4102444800123"), ("b", "4102444800000"), ("d", "9999999999999")] {
+        // From Redis 7.4 on.
+        let reply = client.ask(&["HPEXPIREAT", "hash:ttl", at, "FIELDS", "1", field]).expect("reply");
+        assert!(!matches!(&reply, Reply::Error(e) if !e.contains("unknown command")), "{reply:?}");
+    }
     // Around the lengths at which an item of a listpack needs one byte more to say how long it is.
     for len in 2_097_144..2_097_149 {
         let _ok = client.call(&[&b"HSET"[..], b"hash:borders", len.to_string().as_bytes(), &noise(len, 4)]);
