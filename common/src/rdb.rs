@@ -2,8 +2,8 @@
 //!
 //! - [`read`] walks a file or stream once and pushes what it finds into an [`RdbSink`]: the raw bytes of each value, exactly
 //!   as they stand there, and a 128-bit hash of what the value *means*, which no encoding changes ([`meaning`]).
-//! - [`decode`] and [`decode_slice`] take such raw bytes apart again, into a [`ValueVisitor`].
-//! - [`payload`] turns them into what `RESTORE` takes, [`convert`] into an older layout, [`writer`] into a file again.
+//! - [`decode()`] and [`decode_slice`] take such raw bytes apart again, into a [`ValueVisitor`].
+//! - [`payload`] turns them into what `RESTORE` takes, [`mod@convert`] into an older layout, [`writer`] into a file again.
 //!
 //! One walker serves them all. It reads bytes through a small window and hands strings on in pieces, so that memory stays
 //! flat however large a value is: nothing is allocated from a length that the data merely claims. It does no asynchronous

@@ -139,7 +139,7 @@ fn rdb_seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         (4, b"\x01\x01f\x80\0\0\0\x01v"),
         (5, b"\x01\x01a\0\0\0\0\0\0\xf0\x3f"),
         (7, b"\x81\x01\x02\x03\x04\x05\x06\x07\x08\x02\x05\x04\0\0\0\0\0\0\0\0\x05\x02hi\x00"),
-        (9, b"\x0c\x01\x01k\x01\x02vxx\x01a\x00\x00\xff"),
+        (9, b"\x0d\x01\x01k\x01\x02vxx\x01a\x00\x00\xff"),
         (10, ziplist),
         (11, b"\x0c\x02\0\0\0\x02\0\0\0\x01\0\xff\xff"),
         (13, ziplist),
@@ -254,6 +254,18 @@ fn seeds_stand_in_the_corpora() {
         all += files.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
     }
     assert!(all < MOST_CORPUS, "corpora of {all} bytes");
+}
+
+/// A seed that is refused at its first byte would lead a fuzzer nowhere.
+#[test]
+fn seeds_of_values_are_valid() {
+    use tidemark_common::rdb::{Family, meaning_of};
+    for (_, name, bytes) in rdb_seeds().into_iter().filter(|(_, name, _)| name.starts_with("value-")) {
+        let (type_byte, family) =
+            if bytes[0] < 128 { (bytes[0] - 4, Family::Redis) } else { (bytes[0] - 128, Family::Valkey) };
+        let found = meaning_of(type_byte, family, &bytes[1..]);
+        assert!(found.is_ok_and(|summary| summary.elements > 0), "{name}");
+    }
 }
 
 /// A target that nobody fuzzes, or a fuzzer of nothing.

@@ -16,9 +16,9 @@ use std::collections::BTreeMap;
 use fill::{Profile, fill};
 use model::{Build, Contents, Record, ask, contents};
 use tidemark_common::rdb::{Class, Family, RdbWriter, convert, decode, decode_slice, loads, meaning_of, payload};
-use tidemark_tests::redis::{Client, Flavor, Reply, Server};
+use tidemark_tests::redis::{Client, Cluster, Flavor, Reply, Server};
 
-/// Time to live of most keys of a file that is compared: long enough not to pass.
+/// RDB version of the oldest server that payloads are converted for.
 const LAST_VERSION_OF_REDIS_7_0: u16 = 10;
 
 fn filled(flavor: Flavor, profile: Profile) -> Server {
@@ -103,8 +103,9 @@ fn values_are_what_servers_answer_and_mean_the_same_in_every_encoding() {
             }
         }
     }
-    for needed in [0, 2, 4, 5, 11, 16, 17, 18, 19] {
-        assert!(types.contains_key(&needed), "type {needed} was never met: {types:?}");
+    eprintln!("values by type: {types:?}");
+    for needed in [&[0][..], &[2], &[4], &[5], &[11], &[16], &[17], &[18], &[19, 21]] {
+        assert!(needed.iter().any(|t| types.contains_key(t)), "type {needed:?} was never met: {types:?}");
     }
     let distinct: std::collections::BTreeSet<_> = meanings.values().collect();
     // Four strings of these data are equal to others.
@@ -205,9 +206,15 @@ fn servers_load_what_the_writer_writes() {
 fn servers_restore_our_payloads_even_older_ones() {
     for flavor in Flavor::installed() {
         let source = filled(flavor, Profile::Packed);
-        let (before, _) = contents(&source.save());
+        let (mut before, _) = contents(&source.save());
         let target = Server::start(Flavor::Redis, &[]);
         let mut client = target.client();
+        let too_new =
+            |r: &Record| convert::type_for(LAST_VERSION_OF_REDIS_7_0, Family::Redis, r.type_byte).is_none();
+        // Servers of today have one kind of value that Redis 7.0 has not.
+        assert!(before.records.iter().filter(|r| too_new(r)).all(|r| r.key.starts_with(b"hash:ttl")));
+        let skipped = before.records.iter().any(too_new);
+        before.records.retain(|r| !too_new(r));
         for record in &before.records {
             let version = LAST_VERSION_OF_REDIS_7_0;
             let to = convert::type_for(version, Family::Redis, record.type_byte).expect("a type that 7.0 loads");
@@ -226,7 +233,7 @@ fn servers_restore_our_payloads_even_older_ones() {
             each.collect::<BTreeMap<_, _>>()
         };
         assert!(meanings(&before) == meanings(&after), "{flavor:?}: what was restored means something else");
-        if flavor == Flavor::Redis {
+        if flavor == Flavor::Redis && !skipped {
             assert_eq!(source.digest(), target.digest());
         }
     }
@@ -262,5 +269,25 @@ fn classes_are_those_of_the_command() {
         let class = record.head().class().expect("known");
         assert_eq!(client.call(&[&b"TYPE"[..], &record.key]).text(), class.name());
         assert_ne!(class, Class::Module);
+    }
+}
+
+#[test]
+fn files_of_a_cluster_hold_each_key_once() {
+    for flavor in Flavor::installed() {
+        let cluster = Cluster::start(flavor, 3, &[]);
+        assert_eq!(cluster.ports().len(), cluster.clients().len());
+        let keys: Vec<String> = (0..200).map(|i| format!("key:{i}")).collect();
+        for key in &keys {
+            let _ok = cluster.owner(key.as_bytes()).client().run(&format!("SET {key} 1"));
+        }
+        let files: Vec<_> = cluster.nodes.iter().map(|(_, node)| contents(&node.save()).0).collect();
+        assert!(files.iter().all(|file| file.records.len() > 20), "keys on every node");
+        let mut found: Vec<_> =
+            files.into_iter().flat_map(|f| f.records).map(|r| String::from_utf8(r.key).expect("key")).collect();
+        found.sort();
+        let mut keys = keys;
+        keys.sort();
+        assert_eq!(found, keys);
     }
 }

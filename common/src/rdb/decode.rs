@@ -21,7 +21,7 @@ pub fn decode(type_byte: u8, family: Family, raw: &mut impl Read, visitor: &mut 
     if input.at_end()? { Ok(()) } else { Err(damaged("bytes after the end of a value")) }
 }
 
-/// As [`decode`], of bytes in memory: nothing is copied.
+/// As [`decode()`], of bytes in memory: nothing is copied.
 pub fn decode_slice(type_byte: u8, family: Family, mut raw: &[u8], visitor: &mut impl ValueVisitor) -> Result<()> {
     walk(type_byte, family, &mut raw, &mut Scratch::default(), visitor)?;
     if raw.peek(1)?.is_empty() { Ok(()) } else { Err(damaged("bytes after the end of a value")) }

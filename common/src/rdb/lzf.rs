@@ -12,6 +12,10 @@ const HISTORY: usize = 8 << 10;
 const MOST_OUT: usize = 7 + 255 + 2;
 /// Most bytes that one step takes.
 const MOST_IN: usize = 33;
+/// Most bytes of a literal run.
+const MOST_LITERAL: usize = 32;
+/// Most bytes of a back reference that counts as short: nearly all are.
+const SHORT: usize = 16;
 /// Bytes of the buffer: history and what was made from it.
 const ROOM: usize = 64 << 10;
 
@@ -94,7 +98,12 @@ fn step(input: &[u8], window: &mut [u8], end: usize) -> Result<(usize, usize)> {
     let (&control, rest) = input.split_first().ok_or_else(short)?;
     if control < 32 {
         let len = usize::from(control) + 1;
-        window[end..end + len].copy_from_slice(rest.get(..len).ok_or_else(short)?);
+        // Copies of a fixed length cost less than of the right one; what is too much is written over by the next step.
+        if let Some(whole) = rest.first_chunk::<MOST_LITERAL>() {
+            window[end..end + MOST_LITERAL].copy_from_slice(whole);
+        } else {
+            window[end..end + len].copy_from_slice(rest.get(..len).ok_or_else(short)?);
+        }
         return Ok((1 + len, len));
     }
     let (mut len, mut took) = (usize::from(control >> 5), 2);
@@ -107,7 +116,11 @@ fn step(input: &[u8], window: &mut [u8], end: usize) -> Result<(usize, usize)> {
     let (len, back) = (len + 2, (usize::from(control & 31) << 8 | usize::from(low)) + 1);
     let from =
         end.checked_sub(back).ok_or_else(|| damaged("a compressed string that refers to before its start"))?;
-    if back >= len {
+    if let Some(&run) = window[from..end].first_chunk::<SHORT>()
+        && len <= SHORT
+    {
+        window[end..end + SHORT].copy_from_slice(&run);
+    } else if back >= len {
         window.copy_within(from..from + len, end);
     } else {
         // The run overlaps what it makes: byte by byte repeats it.

@@ -10,7 +10,7 @@ use super::length::{length, text};
 use super::lzf::Scratch;
 use super::meaning::{Meaning, ValueSummary};
 use super::sink::{RdbSink, RecordHead, SlotImport, SlotInfo};
-use super::types::{self, FIRST_WITH_CHECKSUM, Family, VALKEY_FIRST, class_of, opcode};
+use super::types::{self, Family, OLDEST, VALKEY_FIRST, class_of, opcode};
 use super::walk::{skip_module, unknown, walk};
 use super::{MAX_TEXT, damaged};
 
@@ -146,7 +146,12 @@ impl<R: Read, S: RdbSink> Reader<'_, R, S> {
         };
         let number = digits.iter().all(u8::is_ascii_digit).then_some(digits);
         let version = number.and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| d.parse::<u16>().ok());
-        self.version = version.filter(|v| *v > 0).ok_or_else(|| damaged("its version is no number"))?;
+        self.version = version.ok_or_else(|| damaged("its version is no number"))?;
+        if self.version < OLDEST {
+            return Err(Error::unsupported(
+                "RDB from before Redis 2.6 is not read: load it into Redis and save it again",
+            ));
+        }
         if (self.version >= VALKEY_FIRST) != (self.family == Family::Valkey) {
             return Err(Error::unsupported(format!(
                 "version {} of {:?} is of no known server",
@@ -242,21 +247,17 @@ impl<R: Read, S: RdbSink> Reader<'_, R, S> {
 
     fn trailer(&mut self) -> Result<Trailer> {
         let (family, version) = (self.family, self.version);
-        let mut checksum = None;
-        if version >= FIRST_WITH_CHECKSUM {
-            let computed = self.input.checksum();
-            let stored = u64::from_le_bytes(self.input.array()?);
-            checksum = (stored != 0).then_some(stored);
-            if checksum.is_some_and(|stored| stored != computed) {
-                return Err(damaged("its checksum is another"));
-            }
+        let computed = self.input.checksum();
+        let stored = u64::from_le_bytes(self.input.array()?);
+        let checksum = (stored != 0).then_some(stored);
+        if checksum.is_some_and(|stored| stored != computed) {
+            return Err(damaged("its checksum is another"));
         }
         let (bytes, unread) = (self.input.position(), self.input.unread().to_vec());
         Ok(Trailer { family, version, checksum, checked: checksum.is_some(), bytes, unread })
     }
 }
 
-/// The newest version whose types are all known.
 impl Trailer {
     /// Whether the version is newer than those this build was made for; what was read of it was understood all the same.
     pub fn is_newer(&self) -> bool {

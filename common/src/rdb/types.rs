@@ -25,8 +25,9 @@ pub const SHARED_LAST: u16 = 11;
 pub const REDIS_KNOWN: u16 = 12;
 /// The newest version of Valkey's format whose types are all known here.
 pub const VALKEY_KNOWN: u16 = 80;
-/// The first version whose files end with a checksum.
-pub const FIRST_WITH_CHECKSUM: u16 = 5;
+/// The oldest version that is read: the first whose files end with a checksum (Redis 2.6). A wrong bit in the version of
+/// a newer file must not make it one without.
+pub const OLDEST: u16 = 5;
 
 /// What a value is to its users. The numbers go into the hash of its meaning and never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -96,7 +96,7 @@ impl<W: Write> RdbWriter<W> {
     }
 
     /// Begins a record; [`Self::value`] takes its raw value piece by piece, then [`Self::end`]. A type that the version of
-    /// the file does not have is an error (see [`super::convert`]).
+    /// the file does not have is an error (see [`mod@super::convert`]).
     pub fn begin(&mut self, head: &RecordHead<'_>) -> Result<()> {
         self.between()?;
         let shared = head.family == self.family || loads(super::types::SHARED_LAST, head.family, head.type_byte);

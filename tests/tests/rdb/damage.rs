@@ -1,5 +1,7 @@
 //! Damaged files: always an error, never a panic, never memory for what is only claimed.
 
+use std::io::Read;
+
 use proptest::prelude::*;
 use tidemark_common::rdb::{Class, Family, Meaning, RdbSink, RecordHead, ValueSummary, decode_slice, read};
 use tidemark_common::{ErrorKind, Result};
@@ -67,6 +69,52 @@ fn every_flipped_bit_and_every_cut_is_an_error() {
     assert!((1..MOST_MEMORY).contains(&peak_rss_mib(std::process::id())));
 }
 
+/// Values far larger than what may be in memory: plain, compressed, and as members.
+#[test]
+fn memory_stays_flat() {
+    const LARGE: u64 = 400 << 20;
+    let length = |len: u64| [&[0x81][..], &len.to_be_bytes()].concat();
+    let head = [&b"REDIS0011\x00\x01k"[..], &length(LARGE)].concat();
+    // One byte, then runs of 264 that repeat it.
+    let run = [0xe0, 0xff, 0x00];
+    let runs = LARGE / 264;
+    let packed = [&[2, 1, b's', 1, 0xc3][..], &length(2 + 3 * runs), &length(1 + 264 * runs), &[0, b'a']].concat();
+    let list = [&[1, 1, b'l', 1][..], &length(LARGE / 4)].concat();
+    let zeros = std::io::repeat(0);
+    let mut file = (&head[..])
+        .chain(zeros.take(LARGE))
+        .chain(&packed[..])
+        .chain(Repeat { bytes: &run, times: runs, at: 0 })
+        .chain(&list[..])
+        .chain(std::io::repeat(7).take(LARGE / 4))
+        .chain(&[255, 0, 0, 0, 0, 0, 0, 0, 0][..]);
+    let before = peak_rss_mib(std::process::id());
+    let trailer = read(&mut file, &mut Nowhere).expect("read");
+    let peak = peak_rss_mib(std::process::id());
+    assert!(trailer.bytes > LARGE && peak > 0 && peak < before + 16, "{before} MiB, then {peak} MiB");
+}
+
+/// The same bytes again and again.
+struct Repeat<'a> {
+    bytes: &'a [u8],
+    times: u64,
+    at: usize,
+}
+
+impl Read for Repeat<'_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let mut count = 0;
+        while count < into.len() && self.times > 0 {
+            into[count] = self.bytes[self.at];
+            (count, self.at) = (count + 1, self.at + 1);
+            if self.at == self.bytes.len() {
+                (self.at, self.times) = (0, self.times - 1);
+            }
+        }
+        Ok(count)
+    }
+}
+
 /// Without a checksum a wrong bit may go unseen, but it may not do harm.
 #[test]
 fn without_a_checksum_damage_does_no_harm() {
@@ -101,7 +149,9 @@ fn unknown_types_and_opcodes_are_named_with_version_and_server() {
         let text = error.report();
         assert!(text.contains(word) && text.contains("version 16") && text.contains("Redis 8.8.0"), "{text}");
     }
-    for other in [&b"REDIS0080"[..], b"VALKEY011", b"REDISabcd", b"PACK00000", b"REDIS-001", b"REDIS0000"] {
+    for other in
+        [&b"REDIS0080"[..], b"VALKEY011", b"REDISabcd", b"PACK00000", b"REDIS-001", b"REDIS0000", b"REDIS0004"]
+    {
         assert!(read(&mut [other, b"\xff\0\0\0\0\0\0\0\0"].concat().as_slice(), &mut Nowhere).is_err());
     }
 }

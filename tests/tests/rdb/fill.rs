@@ -1,6 +1,6 @@
 //! Data of every type, the same whatever the settings they are made under.
 
-use tidemark_tests::redis::Client;
+use tidemark_tests::redis::{Client, Reply};
 
 /// Settings that decide which encodings the server uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl Profile {
             Self::Default => &[],
             Self::Packed => &[
                 ("hash-max-listpack-entries", "1000000"),
-                ("hash-max-listpack-value", "100000"),
+                ("hash-max-listpack-value", "3000000"),
                 ("zset-max-listpack-entries", "1000000"),
                 ("zset-max-listpack-value", "100000"),
                 ("set-max-intset-entries", "1000000"),
@@ -97,9 +97,11 @@ fn push(out: &mut Vec<Vec<Vec<u8>>>, words: &[&[u8]]) {
 
 /// Strings of many lengths, around the borders of every encoding of a length.
 fn texts() -> Vec<Vec<u8>> {
-    let lengths = [0, 1, 5, 20, 21, 44, 45, 63, 64, 65, 126, 127, 128, 129, 4095, 4096, 16_383, 16_384, 70_000];
+    let small = [0, 1, 5, 20, 21, 44, 45, 63, 64, 65, 125, 126, 127, 128, 129];
+    let large = [4095, 4096, 16_377, 16_378, 16_379, 16_383, 16_384, 70_000];
+    let lengths = small.into_iter().chain(large);
     let mut out: Vec<Vec<u8>> = Vec::new();
-    for (i, len) in lengths.into_iter().enumerate() {
+    for (i, len) in lengths.enumerate() {
         out.push(noise(len, i as u64));
         out.push(b"tidemark, tidemark; ".iter().copied().cycle().take(len).collect());
     }
@@ -177,12 +179,22 @@ pub(crate) fn fill(client: &mut Client) {
     for part in c.chunks(500) {
         for (reply, command) in client.pipeline(part).into_iter().zip(part) {
             let shown = String::from_utf8_lossy(&command[0]);
-            assert!(!matches!(reply, tidemark_tests::redis::Reply::Error(_)), "{shown}: {reply:?}");
+            assert!(!matches!(reply, Reply::Error(_)), "{shown}: {reply:?}");
         }
     }
     let _ok = client.call(&[&b"SET"[..], b"big:noise", &noise(10 << 20, 77)]);
     let _ok = client.call(&[&b"SET"[..], b"big:pattern", &b"0123456789abcdef".repeat(640 << 10)]);
     let _ok = client.call(&[&b"RPUSH"[..], b"big:list", &noise(10 << 20, 78), b"small", &vec![b'x'; 10 << 20]]);
+    let _n = client.run("HSET hash:ttl a 1 b 2 c 3 d 4");
+    for (field, at) in [("a", "4102444800123"), ("b", "4102444800000"), ("d", "9999999999999")] {
+        // From Redis 7.4 on.
+        let reply = client.ask(&["HPEXPIREAT", "hash:ttl", at, "FIELDS", "1", field]).expect("reply");
+        assert!(!matches!(&reply, Reply::Error(e) if !e.contains("unknown command")), "{reply:?}");
+    }
+    // Around the lengths at which an item of a listpack needs one byte more to say how long it is.
+    for len in 2_097_144..2_097_149 {
+        let _ok = client.call(&[&b"HSET"[..], b"hash:borders", len.to_string().as_bytes(), &noise(len, 4)]);
+    }
     let _ok = client.call(&[&b"HSET"[..], b"big:hash", b"f", &vec![b'y'; 10 << 20], &noise(1 << 20, 3), b""]);
 }
 

@@ -172,7 +172,13 @@ pub(crate) fn ask(client: &mut Client, key: &[u8]) -> Model {
         }
         "hash" => {
             let all = pairs(client.call(&[&b"HGETALL"[..], key]));
-            Model::Hash(all.into_iter().map(|(f, v)| (f, (v, None))).collect())
+            let expiring = key.starts_with(b"hash:ttl");
+            let mut expire = |field: &[u8]| {
+                let asked = client.ask(&[&b"HPEXPIRETIME"[..], key, b"FIELDS", b"1", field]).expect("reply");
+                if let Reply::Array(times) = asked { Some(times[0].integer()).filter(|at| *at > 0) } else { None }
+            };
+            let all = all.into_iter().map(|(f, v)| (f.clone(), (v, if expiring { expire(&f) } else { None })));
+            Model::Hash(all.collect())
         }
         "stream" => stream(client, key),
         other => panic!("type {other}"),
