@@ -76,15 +76,21 @@ pub trait Engine: Send + Sync + 'static {
     /// What the node is and how it stands. Fields that the agent itself knows (addresses, ledger) are left empty.
     fn describe(&self) -> Result<Description>;
 
-    /// Makes ready for the cut of `job`, where that takes time: takes the base and keeps the log from there on. Called again
-    /// while the base stands it returns at once; a base that was lost is taken again. `cancel` ends it; `progress` hears
-    /// of the bytes received.
+    /// Makes the store ready for a cut of `job`, which may take long: an engine whose snapshot is costly takes its base here
+    /// and keeps the log from it on, so that [`Engine::hold`] and [`Engine::seal`] only read positions. Done at once where
+    /// the base of `job` stands; one that was lost is taken again, and one of another job is dropped. The base counts as
+    /// the pin [`job_pin`] of its job: [`Engine::pins`] tells of it (at timestamp zero before the seal), [`Engine::unpin`]
+    /// drops base and log. Such an engine answers a hold without a base with `Conflict`.
+    ///
+    /// `cancel` is asked at least once a second: `true` ends the call with `Cancelled`. `progress` is told the bytes of
+    /// base received by this call so far.
     fn prepare(
         &self,
-        _job: JobId,
-        _cancel: &(dyn Fn() -> bool + Sync),
-        _progress: &(dyn Fn(u64) + Sync),
+        job: JobId,
+        cancel: &(dyn Fn() -> bool + Sync),
+        progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
+        let _ = (job, cancel, progress);
         Ok(())
     }
 

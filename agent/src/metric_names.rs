@@ -24,6 +24,8 @@ pub const LIMITED_SECONDS: &str = "tidemark_agent_limited_seconds_total";
 pub mod stage {
     /// Keys and values read from the store for a backup.
     pub const READ: &str = "read";
+    /// Bytes of a base taken from the store before a cut.
+    pub const BASE: &str = "base";
     /// Blocks, compressed and sealed.
     pub const SEALED: &str = "sealed";
     /// Sealed blocks handed to the transport.

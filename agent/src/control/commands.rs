@@ -1,6 +1,7 @@
 //! One function for each command of [`tidemark_proto::wire::control`].
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tidemark_common::crash;
@@ -8,15 +9,18 @@ use tidemark_common::transport::FrameReader;
 use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
-    CommandHead, Describe, Description, Diagnose, Done, Hold, ListJobs, OpenJobs, Release, Released, RestoreAbort,
-    RestoreBegin, RestoreFinish, RestoreParts, RestoreVerify, Seal, Settle, Upload, UploadRest,
+    CommandHead, Describe, Description, Diagnose, Done, Hold, ListJobs, OpenJobs, Prepare, Prepared, Release,
+    Released, RestoreAbort, RestoreBegin, RestoreFinish, RestoreParts, RestoreVerify, Seal, Settle, Upload,
+    UploadRest,
 };
 use tidemark_proto::{Error, Result};
+use tokio_util::sync::CancellationToken;
 
 use super::{Reply, body};
 use crate::agent::Agent;
-use crate::engine::job_of_pin;
+use crate::engine::{Engine, job_of_pin};
 use crate::metric_names::stage;
+use crate::snapshot::Counters;
 use crate::{blocking, restore, telemetry, upload};
 
 /// The span of a command; what belongs to no job has none.
@@ -26,6 +30,7 @@ pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
     }
     let command = match header.kind {
         Describe::KIND => "describe",
+        Prepare::KIND => "prepare",
         Hold::KIND => "hold",
         Seal::KIND => "seal",
         Release::KIND => "release",
@@ -53,6 +58,11 @@ pub(super) async fn dispatch(
         Describe::KIND => {
             let Describe {} = body(reader, header).await?;
             reply.finish(describe(agent.clone())).await
+        }
+        Prepare::KIND => {
+            let Prepare {} = body(reader, header).await?;
+            let (counters, cancel) = (reply.counters_of(stage::BASE), reply.cancel());
+            reply.finish(blocking(move || prepare(&*engine, job, &counters, &cancel))).await
         }
         Hold::KIND => {
             let Hold { budget_micros } = body(reader, header).await?;
@@ -127,6 +137,17 @@ async fn send(agent: &Arc<Agent>, head: CommandHead, command: UploadRest, reply:
     }
     let (counters, cancel) = (reply.counters_of(stage::READ), reply.cancel());
     reply.finish(upload::run(agent.clone(), head, command, counters, cancel)).await
+}
+
+/// Takes the base; a command that its coordinator ended is given up at the engine's next look.
+fn prepare(engine: &dyn Engine, job: JobId, counters: &Counters, cancel: &CancellationToken) -> Result<Prepared> {
+    // Told anew from nothing where the engine begins anew: what counts is the most.
+    let progress = |bytes| {
+        let _ = counters.bytes.fetch_max(bytes, Ordering::Relaxed);
+    };
+    engine.prepare(job, &|| cancel.is_cancelled(), &progress)?;
+    crash::point("agent.prepared");
+    Ok(Prepared { bytes: counters.bytes.load(Ordering::Relaxed) })
 }
 
 /// What jobs left here that only their end takes away.

@@ -228,6 +228,8 @@ impl Engine for Redis {
         cancel: &(dyn Fn() -> bool + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
+        // A cluster has one backup at a time: what another one left here is of no use any more.
+        self.jobs.lock().expect("jobs").retain(|other, _| *other == job);
         let shared = self.job_or_new(job);
         let mut this = shared.lock().expect("job");
         if this.link.as_ref().is_some_and(|link| link.base_if_whole().is_some()) {

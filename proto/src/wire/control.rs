@@ -39,6 +39,8 @@ crate::messages! {
     44 => v1::UploadRest, v 1;
     45 => v1::ListJobs, v 1;
     46 => v1::OpenJobs, v 1;
+    47 => v1::Prepare, v 1;
+    48 => v1::Prepared, v 1;
     50 => v1::Diagnose, v 1;
     51 => v1::Diagnosed, v 1;
 }

@@ -67,6 +67,8 @@ pub fn control(bytes: &[u8]) {
         c::UploadRest,
         c::ListJobs,
         c::OpenJobs,
+        c::Prepare,
+        c::Prepared,
         c::Diagnose,
         c::Diagnosed,
     );

@@ -191,6 +191,18 @@ pub struct OpenJobs {
     pub restores: Vec<JobId>,
 }
 
+/// Take the base of a backup, before its cut, and keep the log from there on. Answered with [`Prepared`]; a base of the same
+/// job that stands is enough. Progress tells the bytes of base received.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Prepare {}
+
+/// The base stands, and the log goes on from it.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Prepared {
+    /// Bytes of base received for this command; 0 when the base stood already.
+    pub bytes: u64,
+}
+
 /// All parts are stored.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Uploaded {
