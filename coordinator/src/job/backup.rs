@@ -5,13 +5,17 @@ mod driver;
 pub mod entry;
 mod finish;
 mod manifest;
+mod members;
 mod parents;
 mod prepare;
 mod resume;
+mod rounds;
 pub mod tiling;
 
 pub use driver::{BackupRequest, CUT_DEADLINE, UPLOAD_ATTEMPTS, UPLOAD_DEADLINE, UPLOAD_RETRY_WAIT, run};
 pub use manifest::node_entries;
+pub use members::REPLICA;
 pub use parents::{PartKey, most_runs};
 pub use prepare::record_failure;
 pub use resume::{LeftBackup, cut_of, resume};
+pub use rounds::BASE_DEADLINE;

@@ -83,6 +83,7 @@ impl Model {
             Action::Commit => assert!(self.stored),
             Action::Settle(committed) => self.settled = Some(*committed),
             Action::Describe(_) | Action::Wait(_) => {}
+            other => panic!("{other:?} in a fleet without bases"),
         }
         if !matches!(action, Action::CutDone(_) | Action::Settle(_)) {
             self.open.push(action.clone());
