@@ -11,11 +11,13 @@ mod prepare;
 mod resume;
 mod rounds;
 pub mod tiling;
+mod upload;
 
-pub use driver::{BackupRequest, CUT_DEADLINE, UPLOAD_ATTEMPTS, UPLOAD_DEADLINE, UPLOAD_RETRY_WAIT, run};
+pub use driver::{BackupRequest, CUT_DEADLINE, run};
 pub use manifest::node_entries;
 pub use members::REPLICA;
 pub use parents::{PartKey, most_runs};
 pub use prepare::record_failure;
 pub use resume::{LeftBackup, cut_of, resume};
 pub use rounds::BASE_DEADLINE;
+pub use upload::{UPLOAD_ATTEMPTS, UPLOAD_DEADLINE, UPLOAD_RETRY_WAIT};
