@@ -12,6 +12,10 @@ use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
 use crate::data::{BUDGET, LEAST_BUDGET};
 
+mod redis;
+
+pub use redis::{RedisConfig, ServerTls};
+
 /// The whole file. Nothing in it is secret: keys are named by their files.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,15 +117,19 @@ pub enum EngineConfig {
         #[serde(default)]
         advertise: String,
     },
+    /// A server of Redis or Valkey.
+    Redis(RedisConfig),
 }
 
 impl EngineConfig {
-    /// Slots, listen address, advertised address.
-    pub fn common(&self) -> (&SlotSet, &str, &str) {
+    /// Address at which the agent serves clients of the store, and the one that they are told; `None` where the store
+    /// is a server of its own.
+    pub fn served(&self) -> Option<(&str, &str)> {
         match self {
-            Self::Embedded { slots, listen, advertise, .. } | Self::Memory { slots, listen, advertise } => {
-                (slots, listen, advertise)
+            Self::Embedded { listen, advertise, .. } | Self::Memory { listen, advertise, .. } => {
+                Some((listen, advertise))
             }
+            Self::Redis(_) => None,
         }
     }
 }
@@ -172,6 +180,9 @@ impl AgentConfig {
             return Err(Error::config("coordinators: name at least one address, e.g. [\"coordinator:7400\"]"));
         }
         self.telemetry.check()?;
+        if let EngineConfig::Redis(redis) = &self.engine {
+            redis.check()?;
+        }
         let least = LEAST_BUDGET as u64 >> 20;
         if !(least..=MAX_BUDGET_MIB).contains(&self.memory.requests_mib) {
             return Err(Error::config(format!("memory.requests_mib: {least} to {MAX_BUDGET_MIB} MiB")));

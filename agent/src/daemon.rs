@@ -2,11 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use quinn::Endpoint;
 use tidemark_common::announce::{AgentPorts, announce};
-use tidemark_common::clock::Hlc;
 use tidemark_common::identity::{Expected, Identity};
 use tidemark_common::log::LogRing;
 use tidemark_common::pki::Credentials;
@@ -23,38 +21,9 @@ use crate::agent::Agent;
 use crate::bulk::BulkDialer;
 use crate::config::{AgentConfig, DeltaMethod, EngineConfig};
 use crate::data::DataListener;
-use crate::engine::Engine;
-use crate::engine::embedded::{Embedded, Options};
-use crate::engine::memory::Memory;
 use crate::indexes::IndexStore;
-use crate::kv::KvStore;
 use crate::state::AgentState;
-use crate::{blocking, control};
-
-/// A store of ours, as both sides need it.
-struct Store {
-    engine: Arc<dyn Engine>,
-    kv: Arc<dyn KvStore>,
-    close: Box<dyn FnOnce() + Send>,
-}
-
-fn open_store(config: &EngineConfig) -> Result<Store> {
-    let clock = Hlc::system();
-    match config {
-        EngineConfig::Embedded { data_dir, slots, retention_seconds, cache_mib, .. } => {
-            let mut options = Options::new(slots.clone(), clock);
-            options.retention = Duration::from_secs(*retention_seconds);
-            options.cache_bytes = cache_mib << 20;
-            let store = Embedded::open(data_dir, options)?;
-            let (engine, kv) = (store.clone(), store.clone());
-            Ok(Store { engine, kv, close: Box::new(move || store.close()) })
-        }
-        EngineConfig::Memory { slots, .. } => {
-            let store = Arc::new(Memory::new(slots.clone(), clock));
-            Ok(Store { engine: store.clone(), kv: store, close: Box::new(|| ()) })
-        }
-    }
-}
+use crate::{blocking, control, store};
 
 /// Checks that the certificate speaks for the configured node.
 fn check_identity(config: &AgentConfig, credentials: &Credentials) -> Result<()> {
@@ -77,7 +46,10 @@ async fn resolve(address: &str) -> Result<SocketAddr> {
 pub fn check(config: &AgentConfig) -> Result<()> {
     let credentials = Credentials::load(config.tls.clone())?;
     check_identity(config, &credentials)?;
-    client_address_is_valid(config.engine.common().1)
+    match &config.engine {
+        EngineConfig::Redis(redis) => redis.login().map(drop),
+        served => served.served().map_or(Ok(()), |(listen, _)| client_address_is_valid(listen)),
+    }
 }
 
 fn client_address_is_valid(address: &str) -> Result<()> {
@@ -97,28 +69,32 @@ pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<
     let metrics = Metrics::install("tidemark-agent", env!("CARGO_PKG_VERSION"), crate::metric_names::ALL)?;
     let credentials = Credentials::load(config.tls.clone())?;
     check_identity(&config, &credentials)?;
-    let (_, listen, advertise) = config.engine.common();
-    let (listen, advertise) = (resolve(listen).await?, advertise.to_owned());
+    let listen = match config.engine.served() {
+        Some((listen, _)) => Some(resolve(listen).await?),
+        None => None,
+    };
     let state = AgentState::open(&config.state_dir)?;
-    let engine_config = config.engine.clone();
-    let store = blocking(move || open_store(&engine_config)).await?;
-    let description = store.engine.describe()?;
-    let wants_indexes = !description.changes_since || config.delta == DeltaMethod::KeyIndex;
+    let (engine_config, state_dir) = (config.engine.clone(), config.state_dir.clone());
+    let store = blocking(move || store::open(&engine_config, &state_dir)).await?;
+    let wants_indexes = !store.changes_since || config.delta == DeltaMethod::KeyIndex;
     let indexes = if wants_indexes { Some(IndexStore::open(&config.state_dir)?) } else { None };
     let telemetry = TelemetryListener::bind(&config.telemetry).await?;
-    let listener = {
-        let (kv, budget) = (store.kv.clone(), config.memory.requests_bytes());
-        DataListener::bind_within(listen, &credentials, kv, crate::BUILD, budget)?
+    let listener = match (listen, &store.kv) {
+        (Some(listen), Some(kv)) => {
+            let budget = config.memory.requests_bytes();
+            Some(DataListener::bind_within(listen, &credentials, kv.clone(), crate::BUILD, budget)?)
+        }
+        _ => None,
     };
-    let data_address = if advertise.is_empty() { listener.local_address()?.to_string() } else { advertise };
-    let gate = listener.gate();
-    if description.state == "restoring" {
+    let data_address = data_address(&config, listener.as_ref())?;
+    let gate = listener.as_ref().map(DataListener::gate).unwrap_or_default();
+    if store.engine.restoring()?.is_some() {
         gate.shut(RESTORING);
     }
     let endpoint = client_endpoint()?;
     let shutdown = CancellationToken::new();
     let dialer = control_dialer(&config, &endpoint, &credentials)?;
-    tracing::info!(cluster = %config.cluster, node = %config.node, %data_address, records = description.records, "agent is up");
+    tracing::info!(cluster = %config.cluster, node = %config.node, %data_address, "agent is up");
     let ports = AgentPorts { data: data_address.clone(), telemetry: telemetry.as_ref().map(|t| t.address) };
     let limiter = Limiter::new(config.limits.bytes_per_second);
     let agent = Arc::new(Agent {
@@ -137,7 +113,7 @@ pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<
         log,
         shutdown: shutdown.clone(),
     });
-    let data = tokio::spawn(listener.run(shutdown.clone()));
+    let data = tokio::spawn(serve(listener, shutdown.clone()));
     tell(&agent, metrics, telemetry);
     let control = tokio::spawn(control::run(agent, dialer));
     if tell_ports {
@@ -160,6 +136,25 @@ pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<
     .await?;
     tracing::info!("agent has stopped");
     Ok(())
+}
+
+/// Where clients of the store reach it.
+fn data_address(config: &AgentConfig, listener: Option<&DataListener>) -> Result<String> {
+    match (&config.engine, listener) {
+        (EngineConfig::Redis(redis), _) => Ok(redis.address.clone()),
+        (served, Some(listener)) => match served.served() {
+            Some((_, advertise)) if !advertise.is_empty() => Ok(advertise.to_owned()),
+            _ => Ok(listener.local_address()?.to_string()),
+        },
+        (_, None) => Ok(String::new()),
+    }
+}
+
+async fn serve(listener: Option<DataListener>, shutdown: CancellationToken) {
+    match listener {
+        Some(listener) => listener.run(shutdown).await,
+        None => shutdown.cancelled().await,
+    }
 }
 
 /// Keeps the metrics up, and answers at their port, until the agent shuts down.

@@ -44,6 +44,12 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Gate(Arc<watch::Sender<Option<String>>>);
 
+impl Default for Gate {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(None)))
+    }
+}
+
 impl Gate {
     /// Ends all connections and refuses new ones, `why` being what clients are told (as `Retry`).
     pub fn shut(&self, why: &str) {

@@ -16,6 +16,7 @@ pub mod metric_names;
 pub mod restore;
 pub mod snapshot;
 pub mod state;
+mod store;
 pub mod telemetry;
 pub mod upload;
 

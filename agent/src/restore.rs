@@ -9,13 +9,14 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use tidemark_common::crash;
 use tidemark_common::glob::KeyFilter;
+use tidemark_common::record::{slot_of_record, user_key};
 use tidemark_common::run::Merge;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::wire::control::{
     CommandHead, Done, LoadedPart, RestoreBegin, RestoreFinish, RestoreFinished, RestorePart, RestoreParts,
     RestorePartsDone, RestoreReady, RestoreVerified, RestoreVerify,
 };
-use tidemark_proto::{Error, ErrorKind, Result, SlotSet, slot_of};
+use tidemark_proto::{Error, ErrorKind, Result, SlotSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -187,17 +188,17 @@ fn apply(job: &LoadJob, number: u32, slots: &SlotSet, mut merge: Merge<fetch::Bl
         if !slots.contains(entry.slot) {
             continue;
         }
-        if slot_of(entry.key) != entry.slot {
+        let (meta, value) = entry.put.unwrap_or_default();
+        if slot_of_record(entry.key, meta) != entry.slot {
             return Err(Error::damaged(format!("a record stands under slot {} that is not its own", entry.slot)));
         }
-        let (meta, value) = entry.put.unwrap_or_default();
         let record = RecordRef { slot: entry.slot, key: entry.key, meta, value };
         let hash = record_hash(record);
         source.add(hash);
         let bytes = (entry.key.len() + meta.len() + value.len()) as u64;
         let _ = job.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         let _ = job.counters.records.fetch_add(1, Ordering::Relaxed);
-        if job.filter.takes(entry.key) {
+        if job.filter.takes(user_key(entry.key, meta)) {
             loader.put(record, hash)?;
         }
     }

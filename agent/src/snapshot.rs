@@ -6,11 +6,12 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tidemark_common::record::slot_of_record;
 use tidemark_common::run::{Entry, RunSummary, RunWriter};
 use tidemark_common::seal::Sealer;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::stored::run::sort_key;
-use tidemark_proto::{Error, Result, Timestamp, slot_of};
+use tidemark_proto::{Error, Result, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{RecordRef, ScanRange, Snapshot, record_hash};
@@ -123,12 +124,13 @@ fn entry<'a>(record: &RecordRef<'a>) -> Entry<'a> {
 }
 
 impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
-    fn check(&mut self, slot: u16, key: &[u8]) -> Result<()> {
+    fn check(&mut self, record: &RecordRef<'_>) -> Result<()> {
+        let slot = record.slot;
         self.seen += 1;
         if self.seen.is_multiple_of(CANCEL_EVERY) && self.input.cancel.is_cancelled() {
             return Err(Error::cancelled("the upload was ended"));
         }
-        if slot_of(key) != slot || !self.input.range.slots.contains(slot) {
+        if slot_of_record(record.key, record.meta) != slot || !self.input.range.slots.contains(slot) {
             let slots = &self.input.range.slots;
             return Err(Error::damaged(format!(
                 "the store gave a record of slot {slot} where a part holds {slots}"
@@ -166,7 +168,7 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
                 self.upper = sort_key(record.slot, record.key);
                 return Ok(ControlFlow::Break(()));
             }
-            self.check(record.slot, record.key)?;
+            self.check(&record)?;
             let (bytes, hash) = (bytes_of(&record), record_hash(record));
             self.count(bytes);
             self.plus(hash, bytes);
@@ -182,7 +184,7 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
             let Some(either) = change.new.or(change.old) else {
                 return Err(Error::bug("a change of nothing into nothing"));
             };
-            self.check(either.slot, either.key)?;
+            self.check(&either)?;
             if let Some(old) = change.old {
                 self.count(bytes_of(&old));
                 self.minus(record_hash(old), bytes_of(&old));
@@ -203,7 +205,7 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
         let input = self.input;
         let mut old = Peek::new(IndexReader::open(old)?)?;
         input.snapshot.scan(input.range, &mut |record| {
-            self.check(record.slot, record.key)?;
+            self.check(&record)?;
             let key = sort_key(record.slot, record.key);
             self.drop_before(&mut old, Some(&key))?;
             let (bytes, hash) = (bytes_of(&record), record_hash(record));

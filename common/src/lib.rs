@@ -11,6 +11,8 @@ pub mod log;
 pub mod metric_names;
 pub mod pki;
 pub mod rate;
+pub mod rdb;
+pub mod record;
 pub mod run;
 pub mod scrub;
 pub mod seal;

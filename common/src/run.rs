@@ -26,17 +26,7 @@ pub struct Entry<'a> {
     pub put: Option<(&'a [u8], &'a [u8])>,
 }
 
-/// The 128-bit hash of a record's meaning: key, meta and value, each delimited. The first half of BLAKE3.
-pub fn record_hash(key: &[u8], meta: &[u8], value: &[u8]) -> u128 {
-    let mut h = blake3::Hasher::new();
-    for field in [key, meta] {
-        let _ = h.update(&(field.len() as u32).to_le_bytes()).update(field);
-    }
-    let _ = h.update(value);
-    let mut out = [0; 16];
-    out.copy_from_slice(&h.finalize().as_bytes()[..16]);
-    u128::from_le_bytes(out)
-}
+pub use crate::record::record_hash;
 
 #[cfg(test)]
 mod tests;

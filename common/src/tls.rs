@@ -3,6 +3,7 @@
 //! Certificates on both sides, TLS 1.3, one crypto provider (aws-lc-rs) named explicitly, no session resumption: a
 //! resumed session would go on under a certificate that has ended or an authority that was withdrawn.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -11,7 +12,7 @@ use rustls::{ClientConfig, ServerConfig};
 use tidemark_proto::{ErrorKind, Result, error::ResultExt};
 
 use crate::identity::Expected;
-use crate::pki::Credentials;
+use crate::pki::{Credentials, load_certificates, load_private_key};
 
 mod verify;
 
@@ -68,6 +69,25 @@ pub fn quic_client(credentials: &Credentials, alpn: &[u8], expected: Expected) -
 /// The HTTPS API's port; any certificate of the fleet passes TLS, roles are checked by the API.
 pub fn https_server(credentials: &Credentials) -> Result<ServerConfig> {
     server(credentials, &ALPN_HTTPS)
+}
+
+/// TLS to a store's own server: its name is checked against the authorities in `ca`; `own` names certificate and key for
+/// servers that ask for them. `Config` names a file that is wrong.
+pub fn store_client(ca: &Path, own: Option<(&Path, &Path)>) -> Result<Arc<ClientConfig>> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in load_certificates(ca)? {
+        roots.add(certificate).or_kind(ErrorKind::Config, format!("{}: holds a bad authority", ca.display()))?;
+    }
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .or_kind(ErrorKind::Bug, "TLS with aws-lc-rs")?
+        .with_root_certificates(roots);
+    Ok(Arc::new(match own {
+        None => builder.with_no_client_auth(),
+        Some((cert, key)) => builder
+            .with_client_auth_cert(load_certificates(cert)?, load_private_key(key)?)
+            .or_kind(ErrorKind::Config, format!("{} and its key", cert.display()))?,
+    }))
 }
 
 /// The command line's HTTPS calls to a coordinator (`reqwest::ClientBuilder::tls_backend_preconfigured`).

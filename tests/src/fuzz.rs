@@ -1,6 +1,7 @@
 //! Every decoder of bytes from outside as a function of bytes that must neither panic nor allocate without bound. The
 //! `fuzz` package feeds them with what libFuzzer finds; a test of the normal suite with the corpora and mutations of them.
 
+mod rdb;
 mod stored;
 mod wire;
 
@@ -13,6 +14,7 @@ use tidemark_coordinator::repository::MasterKey;
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, NodeName, SlotSet};
 
+pub use rdb::rdb;
 pub use stored::{envelope, index, ledger, manifest, run, sealed, small};
 pub use wire::{bulk, control, frame, hello, kv};
 
@@ -33,6 +35,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("index", index),
     ("run", run),
     ("sealed", sealed),
+    ("rdb", rdb),
     ("config", config),
     ("requests", requests),
     ("words", words),

@@ -114,6 +114,7 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         ("certificate", "sequence", &[0x30, 0x82, 0x01, 0x00, 0x30, 0x81, 0x10, 0xa0, 0x03, 0x02, 0x01, 0x02]),
     ];
     out.extend(words.into_iter().map(|(target, name, bytes)| (target, name.to_owned(), bytes.to_vec())));
+    out.extend(rdb_seeds());
     let fleet = tidemark_common::testing::TestFleet::new();
     let identity = "tidemark://agent/orders/n1".parse().expect("identity");
     let paths = fleet.issue("n1", &identity, (-1, 1));
@@ -121,6 +122,49 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     let base64: String = pem.lines().filter(|l| !l.starts_with("---")).collect();
     out.push(("certificate", "agent".into(), data_encoding::BASE64.decode(base64.as_bytes()).expect("PEM")));
     out
+}
+
+/// RDB: single values of every type (the first byte is the type plus 4, or plus 128 for Valkey's), and a file made of
+/// them. What real servers write was added to the corpus by hand.
+fn rdb_seeds() -> Vec<(&'static str, String, Vec<u8>)> {
+    let ziplist = b"\x0f\x0f\0\0\0\x0c\0\0\0\x02\0\0\xf3\x02\xf6\xff";
+    let listpack = b"\x0b\x0b\0\0\0\x02\0\x01\x01\x02\x01\xff";
+    let triples = b"\x0d\x0d\0\0\0\x03\0\x01\x01\x02\x01\x00\x01\xff";
+    let values: [(u8, &[u8]); 20] = [
+        (0, b"\xc3\x09\x14\x01aa\xe0\x07\x00\x01aa"),
+        (0, b"\xc2\x01\x02\x03\x04"),
+        (1, b"\x02\x01a\xc0\xff"),
+        (2, b"\x01\x40\x05hello"),
+        (3, b"\x02\x01a\x031.5\x01b\xfe"),
+        (4, b"\x01\x01f\x80\0\0\0\x01v"),
+        (5, b"\x01\x01a\0\0\0\0\0\0\xf0\x3f"),
+        (7, b"\x81\x01\x02\x03\x04\x05\x06\x07\x08\x02\x05\x04\0\0\0\0\0\0\0\0\x05\x02hi\x00"),
+        (9, b"\x0d\x01\x01k\x01\x02vxx\x01a\x00\x00\xff"),
+        (10, ziplist),
+        (11, b"\x0c\x02\0\0\0\x02\0\0\0\x01\0\xff\xff"),
+        (13, ziplist),
+        (14, &[&[1], &ziplist[..]].concat()),
+        (16, listpack),
+        (17, listpack),
+        (18, &[&[2, 1, 1, b'p', 2], &listpack[..]].concat()),
+        (20, listpack),
+        (24, b"\x10\x27\0\0\0\0\0\0\x02\x01\x01f\x01v\x00\x01g\x01w"),
+        (25, &[&[1, 0, 0, 0, 0, 0, 0, 0], &triples[..]].concat()),
+        (22 + 124, b"\x01\x01f\x01v\xff\xff\xff\xff\xff\xff\xff\xff"),
+    ];
+    let each = values.iter().enumerate().map(|(i, (t, raw))| (format!("value-{i}-{t}"), [&[t + 4], *raw].concat()));
+    let mut file = b"\x01\xfa\x09redis-ver\x057.2.0\xfe\x00\xfb\x02\x01\xf5\x03lib".to_vec();
+    for (type_byte, raw) in values.iter().filter(|(t, _)| *t < 100) {
+        file.extend_from_slice(&[0xfc, 0, 0, 0, 0, 0, 1, 0, 0, 0xf8, 9, *type_byte, 1, *type_byte]);
+        file.extend_from_slice(raw);
+    }
+    file.extend_from_slice(&[0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let mut all: Vec<_> = each.chain([("file".to_owned(), file)]).collect();
+    all.push((
+        "valkey".into(),
+        b"\x02\xfa\x0avalkey-ver\x059.0.0\xf3\x03job\x01\x00\x05\xf4\x01\x02\x03\xff\0\0\0\0\0\0\0\0".to_vec(),
+    ));
+    all.into_iter().map(|(name, bytes)| ("rdb", name, bytes)).collect()
 }
 
 /// The corpora by target.
@@ -210,6 +254,18 @@ fn seeds_stand_in_the_corpora() {
         all += files.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
     }
     assert!(all < MOST_CORPUS, "corpora of {all} bytes");
+}
+
+/// A seed that is refused at its first byte would lead a fuzzer nowhere.
+#[test]
+fn seeds_of_values_are_valid() {
+    use tidemark_common::rdb::{Family, meaning_of};
+    for (_, name, bytes) in rdb_seeds().into_iter().filter(|(_, name, _)| name.starts_with("value-")) {
+        let (type_byte, family) =
+            if bytes[0] < 128 { (bytes[0] - 4, Family::Redis) } else { (bytes[0] - 128, Family::Valkey) };
+        let found = meaning_of(type_byte, family, &bytes[1..]);
+        assert!(found.is_ok_and(|summary| summary.elements > 0), "{name}");
+    }
 }
 
 /// A target that nobody fuzzes, or a fuzzer of nothing.

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::io::Write;
 
 use tidemark_common::glob::KeyFilter;
-use tidemark_common::run::{Entry, Merge, record_hash};
+use tidemark_common::record::{record_hash, slot_of_record};
+use tidemark_common::run::{Entry, Merge};
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::stored::manifest::PartEntry;
-use tidemark_proto::{Error, Result, slot_of};
+use tidemark_proto::{Error, Result};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -128,10 +129,10 @@ impl Open {
             return Ok(false);
         }
         let entry = self.merge.current();
-        if slot_of(entry.key) != entry.slot || !self.part.slots.contains(entry.slot) {
+        let (meta, value) = entry.put.unwrap_or_default();
+        if slot_of_record(entry.key, meta) != entry.slot || !self.part.slots.contains(entry.slot) {
             return Err(Error::damaged(format!("a record stands under slot {} that is not its own", entry.slot)));
         }
-        let (meta, value) = entry.put.unwrap_or_default();
         self.digest.add(record_hash(entry.key, meta, value));
         Ok(true)
     }

@@ -1,0 +1,214 @@
+//! From a base and the log behind it to the state at the cut.
+//!
+//! A log cannot be applied by an ordinary client: a time-to-live that has passed by then deletes the key at once, and what a
+//! later command did to it goes wrong. A replica never expires a key by itself. So a scratch server gets those records of
+//! the base that the log names, from the agent in the role of its primary, then the log, and what it holds in the end is
+//! the state of these keys at the cut. All others are as the base has them.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use tidemark_common::rdb::{self, Family, RdbWriter, RecordHead};
+use tidemark_common::record::{RedisMeta, redis_key, split_redis_key};
+use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::ResultExt, slot_of};
+
+use super::base::{BaseSink, Gathered};
+use super::keys::{Commands, Touches};
+use super::link::Base;
+use super::merge::{Emptied, State};
+use super::resp::{Reply, read_reply};
+use super::scratch::Scratch;
+use super::spill::{Sorted, Spill};
+use crate::engine::ScanRange;
+
+/// What a log touches.
+#[derive(Debug, Default)]
+struct Touched {
+    /// Keys of records.
+    keys: HashSet<Vec<u8>>,
+    /// Databases that were emptied: what the base holds of them is void.
+    emptied: Emptied,
+    /// Whether the log can only be followed with all records at hand.
+    everything: bool,
+    /// Whether the functions changed.
+    functions: bool,
+    /// Commands that change data.
+    commands: u64,
+}
+
+impl Touched {
+    /// Reads the first `len` bytes of the log in `path`.
+    fn read(path: &Path, len: u64, commands: &Commands) -> Result<Self> {
+        let file = File::open(path).or_kind(ErrorKind::Bug, format_args!("{}", path.display()))?;
+        let mut log = BufReader::with_capacity(1 << 20, file.take(len));
+        let (mut touched, mut db, mut key) = (Self::default(), 0, Vec::new());
+        while let Some(args) = next_command(&mut log)? {
+            let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+            match commands.touches(&args)? {
+                Touches::Select(number) => db = number,
+                Touches::Nothing => continue,
+                Touches::Database => drop(touched.emptied.dbs.insert(db)),
+                Touches::Everything => touched.emptied.all = true,
+                Touches::Unknown => touched.everything = true,
+                Touches::Functions => touched.functions = true,
+                Touches::Keys(keys) => {
+                    for name in keys {
+                        redis_key(db, name, &mut key);
+                        if !touched.keys.contains(&key) {
+                            let _ = touched.keys.insert(key.clone());
+                        }
+                    }
+                }
+            }
+            touched.commands += 1;
+        }
+        Ok(touched)
+    }
+
+    fn slots(&self) -> Result<SlotSet> {
+        let slots: HashSet<u16> =
+            self.keys.iter().map(|k| split_redis_key(k).map(|(_, key)| slot_of(key))).collect::<Result<_>>()?;
+        Ok(SlotSet::from_ranges(slots.into_iter().map(|s| (s, s))))
+    }
+}
+
+/// The next command of a log, `None` at its end.
+fn next_command(log: &mut BufReader<std::io::Take<File>>) -> Result<Option<Vec<Vec<u8>>>> {
+    use std::io::BufRead;
+    loop {
+        let ahead = log.fill_buf().or_kind(ErrorKind::Retry, "reading back the log")?;
+        match ahead.first() {
+            None => return Ok(None),
+            Some(b'\n' | b'\r') => log.consume(1),
+            Some(_) => break,
+        }
+    }
+    let args = match read_reply(log)? {
+        Reply::Array(args) => args,
+        _ => return Err(Error::damaged("the log holds what is no command")),
+    };
+    args.into_iter().map(|a| a.bytes("the log")).collect::<Result<_>>().map(Some)
+}
+
+/// What a fold works with.
+#[derive(Debug)]
+pub struct Fold<'a> {
+    /// The cut.
+    pub at: Timestamp,
+    /// The base.
+    pub base: &'a Base,
+    /// The file of the log, and how many of its bytes come before the cut.
+    pub log: (&'a Path, u64),
+    /// Whether the log may hold commands that change data.
+    pub moved: bool,
+    /// The program of the scratch server; empty for one that is looked for.
+    pub program: &'a str,
+    /// Whether the source is Valkey.
+    pub valkey: bool,
+    /// Folder for the scratch server and what comes of it.
+    pub dir: &'a Path,
+}
+
+impl Fold<'_> {
+    /// The state at the cut, and what else the server held then.
+    pub fn run(&self) -> Result<(State, Gathered)> {
+        let mut state = State {
+            at: self.at,
+            base: self.base.records.clone(),
+            over: Sorted::default(),
+            emptied: Emptied::default(),
+        };
+        if !self.moved {
+            return Ok((state, self.base.gathered.clone()));
+        }
+        let _ = std::fs::remove_dir_all(self.dir);
+        std::fs::create_dir_all(self.dir).or_kind(ErrorKind::Full, format_args!("{}", self.dir.display()))?;
+        let mut scratch = Scratch::start(self.program, self.valkey, &self.dir.join("server"))?;
+        let link = scratch.accept()?;
+        let touched = Touched::read(self.log.0, self.log.1, &scratch.commands()?)?;
+        scratch.replicate(link, |out| self.send_base(&state, &touched, out), self.log)?;
+        let dump = scratch.save()?;
+        let file = File::open(&dump).or_kind(ErrorKind::Bug, format_args!("{}", dump.display()))?;
+        let mut sink = FoldSink {
+            inner: BaseSink::new(Spill::new(&self.dir.join("over"))?),
+            left: touched.keys,
+            key: Vec::new(),
+        };
+        let trailer = rdb::read(&mut &file, &mut sink).map_err(|e| e.context("the dump of the scratch server"))?;
+        for key in &sink.left {
+            let (_, name) = split_redis_key(key)?;
+            sink.inner.spill().gone(slot_of(name), key)?;
+        }
+        let (over, mut gathered) = sink.inner.finish(&trailer)?;
+        gathered.version = self.base.gathered.version;
+        if !touched.functions && !touched.emptied.all {
+            gathered.functions.clone_from(&self.base.gathered.functions);
+        }
+        tracing::info!(commands = touched.commands, records = over.records, "the log up to the cut was applied");
+        state.over = over;
+        state.emptied = touched.emptied;
+        state.emptied.all |= touched.everything;
+        Ok((state, gathered))
+    }
+
+    /// Writes the records of the base that the log names, as a primary sends them.
+    fn send_base(&self, state: &State, touched: &Touched, out: &mut dyn std::io::Write) -> Result<()> {
+        let mut writer = RdbWriter::new(out, self.base.gathered.version)?;
+        for code in &self.base.gathered.functions {
+            writer.function(code)?;
+        }
+        let slots = if touched.everything { SlotSet::all() } else { touched.slots()? };
+        // A writer of RDB files wants records database by database; loading takes them in any order.
+        state.scan(&ScanRange::slots(slots), &mut |record| {
+            if touched.everything || touched.keys.contains(record.key) {
+                let (db, key) = split_redis_key(record.key)?;
+                let meta = RedisMeta::decode(record.meta)?;
+                let head = RecordHead {
+                    db,
+                    key,
+                    type_byte: meta.type_byte,
+                    family: meta.family,
+                    expire_at_millis: meta.expire_at_millis,
+                    lru_idle_seconds: meta.idle_seconds,
+                    lfu_freq: meta.frequency,
+                };
+                writer.record(&head, record.value)?;
+            }
+            Ok(std::ops::ControlFlow::Continue(()))
+        })?;
+        writer.finish().map(drop)
+    }
+}
+
+/// Sorts what the scratch server holds, and finds out which keys it does not hold any more.
+struct FoldSink {
+    inner: BaseSink,
+    left: HashSet<Vec<u8>>,
+    key: Vec<u8>,
+}
+
+impl rdb::RdbSink for FoldSink {
+    fn header(&mut self, _: Family, _: u16) -> Result<()> {
+        Ok(())
+    }
+
+    fn function(&mut self, code: &[u8]) -> Result<()> {
+        self.inner.function(code)
+    }
+
+    fn begin(&mut self, head: &RecordHead<'_>) -> Result<()> {
+        redis_key(head.db, head.key, &mut self.key);
+        let _ = self.left.remove(&self.key);
+        self.inner.begin(head)
+    }
+
+    fn value(&mut self, piece: &[u8]) -> Result<()> {
+        self.inner.value(piece)
+    }
+
+    fn end(&mut self, summary: rdb::ValueSummary) -> Result<()> {
+        self.inner.end(summary)
+    }
+}

@@ -1,0 +1,189 @@
+//! Which keys a command of the replication stream reads or writes.
+//!
+//! The server itself says where the keys of most commands stand (`COMMAND`: first, last, step). Those whose keys move with
+//! their arguments are listed here (source: the command tables in Redis' `src/commands`). A command of which neither is known
+//! is an error that names it: to leave out a key would lose it.
+
+use std::collections::HashMap;
+
+use tidemark_proto::{Error, Result};
+
+use super::resp::Reply;
+
+/// Where the keys of a command stand among its arguments, its name being number 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Spec {
+    first: i64,
+    last: i64,
+    step: i64,
+    movable: bool,
+}
+
+/// What a command does to the keys of its database.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Touches<'a> {
+    /// These keys, and no other.
+    Keys(Vec<&'a [u8]>),
+    /// The commands behind it are for another database.
+    Select(u64),
+    /// All keys of the present database.
+    Database,
+    /// All keys.
+    Everything,
+    /// Keys that stand nowhere in it (a sort by the values of other keys, a swap of databases).
+    Unknown,
+    /// The functions.
+    Functions,
+    /// Nothing that is stored.
+    Nothing,
+}
+
+/// The commands that a server knows.
+#[derive(Debug, Clone, Default)]
+pub struct Commands(HashMap<String, Spec>);
+
+impl Commands {
+    /// From the answer to `COMMAND`.
+    pub fn parse(reply: Reply) -> Result<Self> {
+        let mut specs = HashMap::new();
+        for command in reply.list("COMMAND")? {
+            let mut fields = command.list("COMMAND")?.into_iter();
+            let mut next = || fields.next().unwrap_or(Reply::Nil);
+            let name = next().text("COMMAND")?.to_ascii_lowercase();
+            let _arity = next();
+            let flags = next().list("COMMAND")?;
+            let movable = flags.into_iter().any(|f| f.text("COMMAND").is_ok_and(|f| f == "movablekeys"));
+            let (first, last, step) = (next().int("COMMAND")?, next().int("COMMAND")?, next().int("COMMAND")?);
+            let _ = specs.insert(name, Spec { first, last, step, movable });
+        }
+        Ok(Self(specs))
+    }
+
+    /// What a command touches; `args` begin with its name.
+    pub fn touches<'a>(&self, args: &[&'a [u8]]) -> Result<Touches<'a>> {
+        let name = args.first().map(|n| String::from_utf8_lossy(n).to_ascii_lowercase()).unwrap_or_default();
+        let missing = || Error::unsupported(format!("the stream holds `{name}` in a form that is not understood"));
+        let at = |i: usize| args.get(i).copied().ok_or_else(missing);
+        let count = |i: usize| -> Result<usize> {
+            std::str::from_utf8(at(i)?).ok().and_then(|t| t.parse().ok()).ok_or_else(missing)
+        };
+        Ok(match name.as_str() {
+            "select" => Touches::Select(count(1)? as u64),
+            "flushdb" => Touches::Database,
+            "flushall" => Touches::Everything,
+            "swapdb" | "restore-asking" if name == "swapdb" => Touches::Unknown,
+            "function" => Touches::Functions,
+            "ping" | "replconf" | "multi" | "exec" | "publish" | "spublish" | "script" => Touches::Nothing,
+            // The target may lie in another database.
+            "move" => Touches::Unknown,
+            "copy" if args.iter().skip(3).any(|a| a.eq_ignore_ascii_case(b"db")) => Touches::Unknown,
+            "sort" => sort(args)?,
+            "zunionstore" | "zinterstore" | "zdiffstore" => {
+                let mut keys = vec![at(1)?];
+                keys.extend(numbered(args, 2, count(2)?).ok_or_else(missing)?);
+                Touches::Keys(keys)
+            }
+            "eval" | "evalsha" | "fcall" => Touches::Keys(numbered(args, 2, count(2)?).ok_or_else(missing)?),
+            "lmpop" | "zmpop" => Touches::Keys(numbered(args, 1, count(1)?).ok_or_else(missing)?),
+            "georadius" | "georadiusbymember" => georadius(args)?,
+            "xreadgroup" => Touches::Unknown,
+            _ => Touches::Keys(self.by_spec(&name, args)?),
+        })
+    }
+
+    fn by_spec<'a>(&self, name: &str, args: &[&'a [u8]]) -> Result<Vec<&'a [u8]>> {
+        let unknown = || {
+            Error::unsupported(format!(
+                "the replication stream holds the command `{name}`, whose keys this build does not know"
+            ))
+        };
+        let spec = self.0.get(name).filter(|s| !s.movable && s.first >= 0 && s.step >= 0).ok_or_else(unknown)?;
+        if spec.first == 0 {
+            return Err(unknown());
+        }
+        let last = if spec.last < 0 { args.len() as i64 + spec.last } else { spec.last };
+        let places = (spec.first..=last).step_by(spec.step.max(1) as usize);
+        places.map(|i| args.get(i as usize).copied().ok_or_else(unknown)).collect()
+    }
+}
+
+/// The keys behind a number of keys that stands at `at`.
+fn numbered<'a>(args: &[&'a [u8]], at: usize, count: usize) -> Option<Vec<&'a [u8]>> {
+    args.get(at + 1..(at + 1).checked_add(count)?).map(<[_]>::to_vec)
+}
+
+fn sort<'a>(args: &[&'a [u8]]) -> Result<Touches<'a>> {
+    let word = |w: &'static str| args.iter().position(|a| a.eq_ignore_ascii_case(w.as_bytes()));
+    if word("by").or_else(|| word("get")).is_some() {
+        return Ok(Touches::Unknown);
+    }
+    let target = word("store").and_then(|i| args.get(i + 1));
+    Ok(Touches::Keys(args.get(1).into_iter().chain(target).copied().collect()))
+}
+
+fn georadius<'a>(args: &[&'a [u8]]) -> Result<Touches<'a>> {
+    let targets =
+        args.windows(2).filter(|w| w[0].eq_ignore_ascii_case(b"store") || w[0].eq_ignore_ascii_case(b"storedist"));
+    Ok(Touches::Keys(args.get(1).copied().into_iter().chain(targets.map(|w| w[1])).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commands() -> Commands {
+        let spec = |name: &str, first: i64, last: i64, step: i64, movable: bool| {
+            let flags = if movable { vec![Reply::Status("movablekeys".into())] } else { vec![] };
+            Reply::Array(vec![
+                Reply::Bulk(name.into()),
+                Reply::Int(1),
+                Reply::Array(flags),
+                Reply::Int(first),
+                Reply::Int(last),
+                Reply::Int(step),
+            ])
+        };
+        let list = vec![
+            spec("set", 1, 1, 1, false),
+            spec("del", 1, -1, 1, false),
+            spec("mset", 1, -1, 2, false),
+            spec("copy", 1, 2, 1, false),
+            spec("newer", 0, 0, 0, false),
+            spec("migrate", 3, 3, 1, true),
+        ];
+        Commands::parse(Reply::Array(list)).unwrap()
+    }
+
+    fn touches(line: &str) -> Result<String> {
+        let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+        let text = |keys: Vec<&[u8]>| keys.iter().map(|k| String::from_utf8_lossy(k)).collect::<Vec<_>>().join(" ");
+        commands().touches(&args).map(|t| match t {
+            Touches::Keys(keys) => text(keys),
+            other => format!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn keys_of_commands() {
+        for (line, keys) in [
+            ("SET a 1", "a"),
+            ("del a b c", "a b c"),
+            ("MSET a 1 b 2", "a b"),
+            ("COPY a b", "a b"),
+            ("COPY a b DB 3", "Unknown"),
+            ("SORT a STORE b", "a b"),
+            ("SORT a BY w_* STORE b", "Unknown"),
+            ("ZUNIONSTORE d 2 a b WEIGHTS 1 2", "d a b"),
+            ("EVAL x 1 a b", "a"),
+            ("GEORADIUS a 1 2 3 m STORE b", "a b"),
+            ("SELECT 7", "Select(7)"),
+            ("flushall", "Everything"),
+            ("PING", "Nothing"),
+        ] {
+            assert_eq!(touches(line).unwrap(), keys, "{line}");
+        }
+        for bad in ["GCRA a", "NEWER a", "MIGRATE h 1 k", "ZUNIONSTORE d 9 a", "SET"] {
+            assert!(touches(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! A throw-away server on this machine that the agent is the primary of: nothing is stored by it but what it is told to, and
+//! nobody else can reach it.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+
+use super::conn::{Address, Connection, Login};
+use super::keys::Commands;
+use super::resp::{Reply, put_request, read_reply};
+
+/// Programs that are looked for, for a source that is Redis and for one that is Valkey.
+const PROGRAMS: [[&str; 2]; 2] = [["redis-server", "valkey-server"], ["valkey-server", "redis-server"]];
+/// Time for the server to start, and to come to its primary.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest silence of the server while it takes base and log.
+const SILENCE: Duration = Duration::from_secs(300);
+/// Longest silence while it writes its dump.
+const SAVE_PATIENCE: Duration = Duration::from_secs(3600);
+/// Wait between two looks.
+const POLL: Duration = Duration::from_millis(10);
+/// Mark around the base that is sent.
+const MARK_LEN: usize = 40;
+
+/// A server that was started.
+#[derive(Debug)]
+pub struct Scratch {
+    child: Child,
+    dir: PathBuf,
+    listener: TcpListener,
+    token: String,
+}
+
+fn config(dir: &Path, port: u16, token: &str) -> String {
+    let dir = dir.display();
+    format!(
+        "port 0\nunixsocket {dir}/socket\nunixsocketperm 700\ndir {dir}\ndbfilename dump.rdb\nsave \"\"\nappendonly no\n\
+         daemonize no\nlogfile {dir}/log\ndatabases 65536\nmaxmemory 0\nrdbcompression yes\nreplicaof 127.0.0.1 {port}\n\
+         masterauth {token}\nreplica-serve-stale-data yes\nrepl-diskless-load disabled\nsanitize-dump-payload no\n\
+         repl-timeout 3600\nclient-query-buffer-limit 1gb\nproto-max-bulk-len 1gb\n"
+    )
+}
+
+fn spawn(program: &str, dir: &Path, config: &str) -> std::io::Result<Child> {
+    // By standard input: what it holds is seen by nobody else.
+    let mut child = Command::new(program)
+        .arg("-")
+        .current_dir(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(config.as_bytes())?;
+    }
+    Ok(child)
+}
+
+impl Scratch {
+    /// Starts a server in `dir`: `program`, or where that is empty the first that is there, of the source's kind first.
+    pub fn start(program: &str, valkey: bool, dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir).or_kind(ErrorKind::Full, format_args!("{}", dir.display()))?;
+        let listener =
+            TcpListener::bind("127.0.0.1:0").or_kind(ErrorKind::Retry, "a port for the scratch server")?;
+        let port = listener.local_addr().or_kind(ErrorKind::Retry, "a port for the scratch server")?.port();
+        let token = format!("{:032x}", rand::random::<u128>());
+        let config = config(dir, port, &token);
+        let named = [program];
+        let candidates: &[&str] = if program.is_empty() { &PROGRAMS[usize::from(valkey)] } else { &named };
+        for candidate in candidates {
+            match spawn(candidate, dir, &config) {
+                Ok(child) => return Ok(Self { child, dir: dir.to_owned(), listener, token }),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::config(format!("starting `{candidate}`")).with_source(e)),
+            }
+        }
+        Err(Error::config(format!(
+            "what was written while the base was taken is applied by a scratch server, and {} is not there: install the \
+             server's package on this machine, or name its program in engine.scratch_server",
+            candidates.join(" or ")
+        )))
+    }
+
+    /// Plays its primary on its link: sends what `base` writes, then the log, and waits until it has taken all of it.
+    pub fn replicate(
+        &mut self,
+        link: TcpStream,
+        base: impl FnOnce(&mut dyn Write) -> Result<()>,
+        log: (&Path, u64),
+    ) -> Result<()> {
+        self.serve(link, base, log).map_err(|e| match self.last_words() {
+            words if words.is_empty() => e.context("the scratch server"),
+            words => e.context(format!("the scratch server, which says `{words}`")),
+        })
+    }
+
+    /// The commands that it knows.
+    pub fn commands(&self) -> Result<Commands> {
+        Commands::parse(self.connect()?.call(&[b"COMMAND"])?)
+    }
+
+    /// Waits for its link as a replica. Whoever else finds the port does not know the token.
+    pub fn accept(&mut self) -> Result<TcpStream> {
+        let told = "the scratch server";
+        self.listener.set_nonblocking(true).or_kind(ErrorKind::Bug, told)?;
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false).or_kind(ErrorKind::Bug, told)?;
+                    stream.set_read_timeout(Some(SILENCE)).or_kind(ErrorKind::Bug, told)?;
+                    stream.set_write_timeout(Some(SILENCE)).or_kind(ErrorKind::Bug, told)?;
+                    if let Some(stream) = self.greet(stream)? {
+                        return Ok(stream);
+                    }
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => std::thread::park_timeout(POLL),
+                Err(e) => return Err(Error::retry(told).with_source(e)),
+            }
+            if let Some(status) = self.child.try_wait().or_kind(ErrorKind::Bug, told)? {
+                let words = self.last_words();
+                return Err(Error::config(format!("the scratch server ended ({status}): {words}")));
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::retry("the scratch server does not come to its primary"));
+            }
+        }
+    }
+
+    /// Answers what a replica asks before its base; `None` for a caller that is none.
+    fn greet(&self, mut stream: TcpStream) -> Result<Option<TcpStream>> {
+        let mut reader = BufReader::with_capacity(512, stream.try_clone().or_kind(ErrorKind::Bug, "a socket")?);
+        let mut known = false;
+        loop {
+            let Ok(request) = read_reply(&mut reader) else { return Ok(None) };
+            let words: Vec<String> =
+                request.list("a replica's request")?.into_iter().filter_map(|w| w.text("").ok()).collect();
+            let answer: &[u8] = match words.first().map(|w| w.to_ascii_uppercase()).as_deref() {
+                Some("AUTH") if words.last() == Some(&self.token) => {
+                    known = true;
+                    b"+OK\r\n"
+                }
+                Some("PSYNC") if known => return Ok(Some(stream)),
+                Some("PING") => b"+PONG\r\n",
+                Some("REPLCONF") if known => b"+OK\r\n",
+                _ => b"-NOAUTH this is no server\r\n",
+            };
+            if stream.write_all(answer).is_err() {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn serve(
+        &self,
+        stream: TcpStream,
+        base: impl FnOnce(&mut dyn Write) -> Result<()>,
+        (log, len): (&Path, u64),
+    ) -> Result<()> {
+        let lost = || (ErrorKind::Retry, "sending base and log");
+        let sent = |done: std::io::Result<()>| done.or_kind(lost().0, lost().1);
+        let reader = stream.try_clone().or_kind(ErrorKind::Bug, "a socket")?;
+        let mut out = BufWriter::with_capacity(1 << 20, stream);
+        let (history, mark) =
+            (format!("{:040x}", rand::random::<u128>()), format!("{:040x}", rand::random::<u128>()));
+        debug_assert_eq!(mark.len(), MARK_LEN);
+        sent(write!(out, "+FULLRESYNC {history} 0\r\n$EOF:{mark}\r\n"))?;
+        base(&mut out)?;
+        sent(out.write_all(mark.as_bytes()))?;
+        sent(out.flush())?;
+        // The mark must be the last that it has read: the log may follow once it says that it has loaded the base.
+        let mut reader = BufReader::new(reader);
+        let _ = read_reply(&mut reader)?.list("an acknowledgement")?;
+        let mut file = File::open(log).or_kind(ErrorKind::Bug, "the log")?.take(len);
+        let copied = std::io::copy(&mut file, &mut out).or_kind(lost().0, lost().1)?;
+        if copied != len {
+            return Err(Error::damaged("the log is shorter than the cut"));
+        }
+        let mut ask = Vec::new();
+        put_request(&mut ask, &[b"REPLCONF", b"GETACK", b"*"]);
+        sent(out.write_all(&ask))?;
+        sent(out.flush())?;
+        // It acknowledges what it took before the question, on its own every second and when asked.
+        loop {
+            let words = read_reply(&mut reader)?.list("an acknowledgement")?;
+            let offset = words.last().cloned().unwrap_or(Reply::Nil).text("an acknowledgement")?;
+            if offset.parse::<u64>().is_ok_and(|offset| offset >= len) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes it write what it holds; answers the file.
+    pub fn save(&mut self) -> Result<PathBuf> {
+        let mut connection = self.connect()?;
+        connection.set_timeout(SAVE_PATIENCE)?;
+        let _ = connection.call(&[b"SAVE"])?.ok("SAVE of the scratch server")?;
+        Ok(self.dir.join("dump.rdb"))
+    }
+
+    /// A connection to it.
+    pub fn connect(&self) -> Result<Connection> {
+        Connection::open(&Address::Unix(self.dir.join("socket")), &Login::default())
+    }
+
+    /// Its last warning, for errors.
+    fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        let mut lines = log.lines().filter(|l| l.contains(" # ") || l.contains("FATAL") || l.contains('\''));
+        lines.next_back().unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

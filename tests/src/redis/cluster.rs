@@ -1,0 +1,93 @@
+//! Clusters of primaries.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use super::{Client, Flavor, Server, eventually};
+
+/// A node's bus listens this far above its port.
+const BUS: u16 = 10_000;
+/// How often ports that looked free are tried anew when somebody else took one.
+const TRIES: usize = 5;
+
+/// Nodes on loopback ports, all of them primaries, with all slots among them.
+pub struct Cluster {
+    /// The nodes, with the port of each.
+    pub nodes: Vec<(u16, Server)>,
+}
+
+impl Cluster {
+    /// Starts `count` primaries (at least 3) and makes a Cluster of them with the servers' own tool.
+    pub fn start(flavor: Flavor, count: usize, options: &[&str]) -> Self {
+        let nodes: Vec<_> = (0..count).map(|_| node(flavor, options)).collect();
+        let cli = match flavor {
+            Flavor::Redis => "redis-cli",
+            Flavor::Valkey => "valkey-cli",
+        };
+        let places = nodes.iter().map(|(port, _)| format!("127.0.0.1:{port}"));
+        let made = Command::new(cli).args(["--cluster", "create"]).args(places).arg("--cluster-yes").output();
+        let made = made.unwrap_or_else(|e| panic!("{cli}: {e}"));
+        assert!(made.status.success(), "no Cluster: {}", String::from_utf8_lossy(&made.stdout));
+        let cluster = Self { nodes };
+        for (_, server) in &cluster.nodes {
+            let mut client = server.client();
+            eventually("the Cluster to be up", || {
+                let info = client.run("CLUSTER INFO").text();
+                let up = info.contains("cluster_state:ok") && info.contains(&format!("cluster_size:{count}"));
+                up.then_some(())
+            });
+        }
+        cluster
+    }
+
+    /// A connection to each node, in their order.
+    pub fn clients(&self) -> Vec<Client> {
+        self.nodes.iter().map(|(_, server)| server.client()).collect()
+    }
+
+    /// The ports of the nodes.
+    pub fn ports(&self) -> Vec<u16> {
+        self.nodes.iter().map(|(port, _)| *port).collect()
+    }
+
+    /// The node that owns the slot of `key`.
+    pub fn owner(&self, key: &[u8]) -> &Server {
+        let mut client = self.nodes[0].1.client();
+        let slot = client.call(&[&b"CLUSTER"[..], b"KEYSLOT", key]).integer();
+        for range in client.run("CLUSTER SLOTS").array() {
+            let range = range.array();
+            if (range[0].integer()..=range[1].integer()).contains(&slot) {
+                let port = range[2].clone().array()[1].integer();
+                let owner = self.nodes.iter().find(|(p, _)| i64::from(*p) == port);
+                return &owner.expect("a node of ours").1;
+            }
+        }
+        panic!("nobody owns slot {slot}")
+    }
+}
+
+/// Starts a node. Between the look for a free port and its use somebody may take it: then another one is tried.
+fn node(flavor: Flavor, options: &[&str]) -> (u16, Server) {
+    for _ in 0..TRIES {
+        let port = free_port();
+        let text = port.to_string();
+        let mut all = vec!["--port", &text, "--bind", "127.0.0.1", "--cluster-enabled", "yes"];
+        all.extend_from_slice(&["--cluster-node-timeout", "2000"]);
+        all.extend_from_slice(options);
+        let started = std::panic::catch_unwind(|| Server::start(flavor, &all));
+        if let Ok(server) = started {
+            return (port, server);
+        }
+    }
+    panic!("no free port in {TRIES} tries")
+}
+
+/// A port that is free, as is the one of its bus.
+fn free_port() -> u16 {
+    eventually("a free port", || {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).ok()?;
+        let port = listener.local_addr().ok()?.port();
+        let bus = port.checked_add(BUS)?;
+        TcpListener::bind(("127.0.0.1", bus)).ok().map(|_| port)
+    })
+}

@@ -1,0 +1,141 @@
+//! One server.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::{Client, eventually};
+
+/// Which program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavor {
+    /// `redis-server`.
+    Redis,
+    /// `valkey-server`.
+    Valkey,
+}
+
+impl Flavor {
+    /// Those that are installed. Redis must be: a test without it would test nothing.
+    pub fn installed() -> Vec<Self> {
+        let there = |flavor: &Self| Command::new(flavor.program()).arg("--version").output().is_ok();
+        assert!(there(&Self::Redis), "redis-server is not installed: tests/run installs it");
+        [Self::Redis, Self::Valkey].into_iter().filter(there).collect()
+    }
+
+    /// Name of the server's program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Redis => "redis-server",
+            Self::Valkey => "valkey-server",
+        }
+    }
+}
+
+/// A running server, alone or a node of a Cluster.
+pub struct Server {
+    /// Which program.
+    pub flavor: Flavor,
+    child: Child,
+    dir: Option<TempDir>,
+}
+
+impl Server {
+    /// Starts a server with nothing in it, with options as on its command line (`["--maxmemory-policy", "allkeys-lfu"]`).
+    pub fn start(flavor: Flavor, options: &[&str]) -> Self {
+        Self::load(flavor, options, None)
+    }
+
+    /// Starts a server that loads a file first.
+    pub fn load(flavor: Flavor, options: &[&str], rdb: Option<&[u8]>) -> Self {
+        let dir = tempfile::Builder::new().prefix("redis").tempdir().expect("folder");
+        if let Some(rdb) = rdb {
+            std::fs::write(dir.path().join(FILE), rdb).expect("file");
+        }
+        let child = spawn(flavor, dir.path(), options);
+        let mut server = Self { flavor, child, dir: Some(dir) };
+        eventually("the server to answer", || {
+            if let Some(status) = server.child.try_wait().expect("status") {
+                panic!("the server ended with {status}: {}", server.log());
+            }
+            let mut client = Client::unix(&server.socket()).ok()?;
+            // While it loads it says so.
+            (client.ask(&["PING"]).ok()? == super::Reply::Status("PONG".into())).then_some(())
+        });
+        server
+    }
+
+    /// A new connection.
+    pub fn client(&self) -> Client {
+        Client::unix(&self.socket()).expect("connection")
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.as_ref().expect("folder until it is dropped").path()
+    }
+
+    /// Its unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir().join("socket")
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir().join("log")).unwrap_or_default()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Saves, and returns the file.
+    pub fn save(&self) -> Vec<u8> {
+        let _ok = self.client().run("SAVE");
+        std::fs::read(self.dir().join(FILE)).expect("file")
+    }
+
+    /// The digest of all its data. Equal data have equal digests on servers of one version.
+    pub fn digest(&self) -> String {
+        self.client().run("DEBUG DIGEST").text()
+    }
+
+    /// Ends it at once, as a crash does.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Name of its file.
+const FILE: &str = "dump.rdb";
+
+fn spawn(flavor: Flavor, dir: &Path, options: &[&str]) -> Child {
+    let fixed =
+        ["--port", "0", "--unixsocket", "socket", "--logfile", "log", "--daemonize", "no", "--dbfilename", FILE];
+    let loose = ["--enable-debug-command", "local", "--appendonly", "no", "--repl-diskless-sync-delay", "0"];
+    let started = Command::new(flavor.program())
+        .current_dir(dir)
+        .args(fixed)
+        .args(loose)
+        .args(["--save", ""])
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    started.unwrap_or_else(|e| panic!("{}: {e}", flavor.program()))
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking()
+            && let Some(dir) = self.dir.take()
+        {
+            eprintln!("the server's folder stays: {}", dir.keep().display());
+        }
+    }
+}
