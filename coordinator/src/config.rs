@@ -109,6 +109,8 @@ pub struct BackupConfig {
     pub agent_concurrency: u32,
     /// A node whose clock is further away than this many seconds is refused.
     pub max_clock_offset_seconds: u64,
+    /// Bases that are taken at once on one host, where an engine takes them before the cut.
+    pub max_parallel_bases: u32,
     /// A job waits this long for a node that lost its connection to come back, in seconds.
     pub node_patience_seconds: u64,
 }
@@ -121,6 +123,7 @@ impl Default for BackupConfig {
             slots_per_region: RegionMap::DEFAULT_SLOTS_PER_REGION,
             agent_concurrency: 0,
             max_clock_offset_seconds: 60,
+            max_parallel_bases: 1,
             node_patience_seconds: 60,
         }
     }
@@ -186,6 +189,9 @@ impl CoordinatorConfig {
             if mib << 20 < GRANT_COST {
                 return Err(Error::config(format!("{key}: at least {} MiB", GRANT_COST.div_ceil(1 << 20))));
             }
+        }
+        if self.backup.max_parallel_bases == 0 {
+            return Err(Error::config("backup.max_parallel_bases: at least 1, or no base would ever be taken"));
         }
         if self.backup.pause_budget_ms > 10_000 {
             return Err(Error::config(

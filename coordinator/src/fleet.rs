@@ -91,6 +91,15 @@ impl Fleet {
         }
     }
 
+    /// The address of the machine from which `member` connects; empty when it is not connected.
+    pub fn host(&self, member: &Member) -> String {
+        let agents = self.agents.read().expect("fleet");
+        agents
+            .get(member)
+            .map(|a| a.connection.remote_address().ip().to_canonical().to_string())
+            .unwrap_or_default()
+    }
+
     /// The nodes of a cluster (of all for `None`) that are connected.
     pub fn members(&self, cluster: Option<&ClusterName>) -> Vec<(Member, Connected)> {
         let agents = self.agents.read().expect("fleet");

@@ -56,7 +56,9 @@ async fn end_backup(context: &Context, member: &Member, job: JobId) -> Result<()
     let mut settle = Settle { committed: 0, at: Timestamp::ZERO, ledger_number, ledger_hash, parts: Vec::new() };
     if let Some(record) = backup {
         let root = read_root(&context.repository, &member.cluster, &record.backup.root).await?;
-        (settle.committed, settle.at) = (1, root.cut);
+        // One that was prepared and took no part in the end keeps nothing.
+        let took_part = root.nodes.iter().any(|n| n.node == member.node);
+        (settle.committed, settle.at) = (u8::from(took_part), root.cut);
         settle.parts = parts_of(context, &member.cluster, &root, &member.node).await?;
     }
     let _: Done = context.fleet.command(member, context.head(job, 0), &settle, SETTLE_DEADLINE, |_| ()).await?;

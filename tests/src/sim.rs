@@ -8,6 +8,7 @@
 //!
 //! The judge ([`judge`]) knows everything that happened in true time, and says what may never be.
 
+mod base;
 mod client;
 mod driver;
 mod durable;

@@ -2,12 +2,14 @@
 
 use axum::Json;
 use axum::extract::State;
+use tidemark_proto::wire::control::Description;
 use tidemark_proto::{ClusterName, Error, SlotSet};
 
 use super::problem::{ApiError, Path, Problem};
 use crate::catalog::{self, BackupItem};
 use crate::context::Shared;
 use crate::fleet::{Connected, Member};
+use crate::job::backup::REPLICA;
 use crate::job::{JobInfo, JobState};
 use crate::repository::Ledger;
 
@@ -65,6 +67,12 @@ pub struct NodeItem {
     pub build: String,
     /// `available`, `restoring` or empty.
     pub state: String,
+    /// `primary`, `replica` or empty. Replicas take no part in backups.
+    #[serde(default)]
+    pub role: String,
+    /// The connected primary that a replica follows; empty where that is not known.
+    #[serde(default)]
+    pub follows: String,
     /// Slots, e.g. `0-5460`.
     pub slots: String,
     /// Where clients of the store reach it.
@@ -98,12 +106,22 @@ fn node_item(member: &Member, agent: &Connected) -> NodeItem {
         connected: true,
         build: agent.build.clone(),
         state: d.map(|d| d.state.clone()).unwrap_or_default(),
+        role: d.map(|d| d.ownership.role.clone()).unwrap_or_default(),
+        follows: String::new(),
         slots: d.map(|d| d.ownership.slots.to_string()).unwrap_or_default(),
         data_address: d.map(|d| d.data_address.clone()).unwrap_or_default(),
         records: d.map_or(0, |d| d.records),
         bytes: d.map_or(0, |d| d.bytes),
         incarnation: d.map(|d| d.incarnation.to_string()).unwrap_or_default(),
     }
+}
+
+/// The connected primary whose history a replica has: both count in it.
+fn followed(agent: &Connected, members: &[(Member, Connected)]) -> Option<String> {
+    let own = agent.description.as_ref().filter(|d| d.ownership.role == REPLICA)?;
+    let leads = |d: &Description| d.ownership.role != REPLICA && d.position.history == own.position.history;
+    let primary = members.iter().find(|(_, a)| a.description.as_ref().is_some_and(leads))?;
+    Some(primary.0.node.to_string())
 }
 
 async fn detail(context: &Shared, cluster: &ClusterName) -> Result<ClusterDetail, Error> {
@@ -114,6 +132,9 @@ async fn detail(context: &Shared, cluster: &ClusterName) -> Result<ClusterDetail
     }
     let policy = ledger.policy();
     let mut nodes: Vec<_> = members.iter().map(|(m, a)| node_item(m, a)).collect();
+    for (node, (_, agent)) in nodes.iter_mut().zip(&members) {
+        node.follows = followed(agent, &members).unwrap_or_default();
+    }
     let expected: Vec<String> = policy.map(|p| p.nodes.clone()).unwrap_or_default();
     for name in &expected {
         if !nodes.iter().any(|n| n.node == *name) {
@@ -153,6 +174,8 @@ fn away(node: String) -> NodeItem {
         connected: false,
         build: String::new(),
         state: String::new(),
+        role: String::new(),
+        follows: String::new(),
         slots: String::new(),
         data_address: String::new(),
         records: 0,

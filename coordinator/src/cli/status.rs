@@ -101,9 +101,14 @@ fn detail(d: &ClusterDetail) -> String {
     ]);
     let nodes = d.nodes.iter().map(|n| {
         let state = if n.connected { n.state.clone() } else { "away".into() };
+        let role = match &n.follows[..] {
+            "" => n.role.clone(),
+            primary => format!("{} of {primary}", n.role),
+        };
         [
             n.node.clone(),
             state,
+            role,
             n.slots.clone(),
             count(n.records),
             size(n.bytes),
@@ -112,7 +117,7 @@ fn detail(d: &ClusterDetail) -> String {
             n.build.clone(),
         ]
     });
-    let heading = ["NODE", "STATE", "SLOTS", "RECORDS", "BYTES", "SERVES AT", "DATA", "AGENT"];
+    let heading = ["NODE", "STATE", "ROLE", "SLOTS", "RECORDS", "BYTES", "SERVES AT", "DATA", "AGENT"];
     format!("{head}\n{}", listing(heading, nodes, "no node"))
 }
 

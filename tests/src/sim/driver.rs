@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use rand::RngExt;
 use tidemark_coordinator::fleet::DESCRIBE_DEADLINE;
-use tidemark_coordinator::job::backup::core::{Action, Cut, Event};
-use tidemark_coordinator::job::backup::{CUT_DEADLINE, UPLOAD_ATTEMPTS, UPLOAD_DEADLINE, UPLOAD_RETRY_WAIT};
+use tidemark_coordinator::job::backup::core::{Action, Core, Cut, Event};
+use tidemark_coordinator::job::backup::{
+    BASE_DEADLINE, CUT_DEADLINE, UPLOAD_ATTEMPTS, UPLOAD_DEADLINE, UPLOAD_RETRY_WAIT,
+};
 use tidemark_proto::{Error, ErrorKind, Result};
 
 use super::durable::{Done, Op};
@@ -21,7 +23,7 @@ use super::world::{Ev, World, tell};
 /// A dead agent counts as connected for so long: the transport's idle time-out.
 const IDLE: u64 = 20 * SEC;
 /// A job waits so long for a node that is away (`backup.node_patience_seconds`).
-const PATIENCE: u64 = 60 * SEC;
+pub(super) const PATIENCE: u64 = 60 * SEC;
 /// The job record is written when so many parts have come.
 const FLUSH_PARTS: usize = 3;
 
@@ -70,6 +72,11 @@ impl World<'_> {
                     self.feed(number, Event::Waited);
                 }
             }
+            ToProcess::Gathered { run, waited } => {
+                if self.run_of(number).is_some_and(|r| r.serial == run && r.outcome.is_none()) {
+                    self.gather(number, waited);
+                }
+            }
             ToProcess::NextUpload { run, n, attempt, waited } => {
                 if self.run_of(number).is_some_and(|r| r.serial == run && r.outcome.is_none()) {
                     self.upload_to(number, n, attempt, waited);
@@ -101,11 +108,13 @@ impl World<'_> {
         let Some(run) = self.run_of(number).filter(|r| r.job == job && r.core.is_some()) else { return };
         let Some(n) = run.nodes.iter().position(|i| *i == node) else { return };
         let event = match answer {
+            // A driver hears only of its own round.
+            Answer::Described(_) if run.used.rounds > 0 => return,
             Answer::Described(a) => Event::Described(n, a),
             Answer::Held(a) => Event::Held(n, attempt, a),
             Answer::Sealed(a) => Event::Sealed(n, attempt, a),
             Answer::Released(a) => Event::Released(n, attempt, a),
-            Answer::Uploaded(_) => return,
+            Answer::Prepared(_) | Answer::Uploaded(_) => return,
         };
         self.stats.note("answers that came twice");
         self.feed(number, event);
@@ -115,6 +124,7 @@ impl World<'_> {
         let (n, attempt) = (open.n, open.call.attempt);
         let event = match answer {
             Answer::Described(a) => Event::Described(n, a),
+            Answer::Prepared(a) => Event::Prepared(n, a),
             Answer::Held(a) => Event::Held(n, attempt, a),
             Answer::Sealed(a) => Event::Sealed(n, attempt, a),
             Answer::Released(a) => Event::Released(n, attempt, a),
@@ -159,6 +169,7 @@ impl World<'_> {
                     return self.request(number, Op::RecordCut(cut));
                 }
                 Action::Settle(committed) => return self.settle(number, committed),
+                Action::Again => return self.again_with_others(number),
                 other => self.act_one(number, other),
             }
         }
@@ -169,6 +180,10 @@ impl World<'_> {
         let (serial, core) = (run.serial, run.core.as_ref().expect("it acts"));
         match action {
             Action::Describe(n) => self.call(number, (n, 0, 0), What::Describe, micros(DESCRIBE_DEADLINE)),
+            // The transport misses a node long before the deadline of a base that says nothing.
+            Action::Prepare(n) => {
+                self.call(number, (n, 0, 0), What::Prepare, micros(BASE_DEADLINE).min(IDLE));
+            }
             Action::Hold(n, attempt, budget) => {
                 run.cutting = true;
                 self.held_for(number, attempt, micros(budget));
@@ -187,14 +202,21 @@ impl World<'_> {
                 let wait = least.mul_f64(1.0 + self.plan.rng.random::<f64>());
                 self.after(micros(wait), Ev::To(number, ToProcess::Waited(serial)));
             }
+            Action::WaitForSlots(_) => unreachable!("slots move at once here"),
             Action::Upload(n) => self.upload_to(number, n, 1, 0),
             Action::Store => self.request(number, Op::Store),
             Action::Commit => self.request(number, Op::Policy),
-            Action::CutDone(_) | Action::Settle(_) => unreachable!("done above"),
+            Action::CutDone(_) | Action::Settle(_) | Action::Again => unreachable!("done above"),
         }
     }
 
-    fn call(&mut self, number: usize, (n, attempt, upload): (usize, u32, u32), what: What, deadline: u64) {
+    pub(super) fn call(
+        &mut self,
+        number: usize,
+        (n, attempt, upload): (usize, u32, u32),
+        what: What,
+        deadline: u64,
+    ) {
         let id = self.next_serial();
         let process = &mut self.processes[number];
         let (epoch, run) = (process.epoch, process.run.as_mut().expect("a job calls"));
@@ -225,12 +247,17 @@ impl World<'_> {
         self.call(number, (n, attempt, attempt), what, micros(UPLOAD_DEADLINE));
     }
 
+    /// A new core begins; a cancel that came before it counts.
+    pub(super) fn begin_core(&mut self, number: usize, core: Core, cancelled: bool) {
+        self.run_of(number).expect("it begins").core = Some(core);
+        self.feed(number, if cancelled { Event::Cancel } else { Event::Start });
+    }
+
     pub(super) fn io_done(&mut self, number: usize, done: Done) {
         match done {
             Done::TookOver(_) => {}
             Done::Began(Ok(core)) => {
-                self.run_of(number).expect("it began").core = Some(*core);
-                self.feed(number, Event::Start);
+                self.begin_core(number, *core, false);
             }
             Done::Began(Err(e)) => self.over(number, Err(e)),
             Done::CutRecorded(result) => {
@@ -280,6 +307,7 @@ impl World<'_> {
     fn over(&mut self, number: usize, outcome: Result<()>) {
         let process = &mut self.processes[number];
         let run = process.run.take().expect("a job ends");
+        process.rounds = run.used.rounds;
         let told = outcome.as_ref().err().map(Error::report);
         tell!(self, "coordinator {number} ended job {}: {told:?}", run.job);
         if outcome.as_ref().is_err_and(|e| e.kind() == ErrorKind::Fenced) {

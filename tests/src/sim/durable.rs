@@ -31,6 +31,15 @@ pub(super) struct PartData {
     pub(super) slots: SlotSet,
     pub(super) ids: Vec<u32>,
     pub(super) digest: SetDigest,
+    /// When it was read, in true time.
+    pub(super) read: u64,
+}
+
+impl PartData {
+    /// Whether both are the same part, read at any time.
+    fn is(&self, other: &Self) -> bool {
+        *self == Self { read: self.read, ..other.clone() }
+    }
 }
 
 /// What the root of a backup names.
@@ -162,12 +171,22 @@ impl World<'_> {
         let run = self.processes[number].run.as_ref().expect("a job has settings");
         Settings {
             nodes: self.names_of(&run.nodes),
+            hosts: run.nodes.iter().map(|n| (n % self.plan.hosts).to_string()).collect(),
+            max_parallel_bases: self.plan.parallel_bases,
+            others: Vec::new(),
             required: ledger.policy().map(|p| p.nodes.clone()).unwrap_or_default(),
             budget: Duration::from_micros(self.plan.budget),
             first_without_pause: self.plan.first_without_pause,
             max_clock_offset: Duration::from_millis(self.plan.max_clock_offset),
             last_cut: ledger.last_cut(),
+            used: run.used,
         }
+    }
+
+    /// As `Driver::next_round`: the core of another round, with the nodes that are there.
+    pub(super) fn next_core(&self, number: usize) -> Core {
+        let ledger = self.processes[number].run.as_ref().and_then(|r| r.ledger.as_ref()).expect("with its job");
+        Core::new(self.settings(number, ledger))
     }
 
     fn begin(&mut self, number: usize) -> Result<Core> {
@@ -246,7 +265,7 @@ impl World<'_> {
         for place in std::mem::take(&mut run.unstored) {
             let part = &run.received[&place];
             let old = self.packs.insert((run.job, place.0, place.1), part.clone());
-            if let Some(old) = old.filter(|old| old != part) {
+            if let Some(old) = old.filter(|old| !old.is(part)) {
                 self.broken = Some(format!("a part was sent again with another content: {old:?}, {part:?}"));
                 return Ok(());
             }

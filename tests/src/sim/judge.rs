@@ -105,6 +105,9 @@ impl World<'_> {
                 return Some(format!("{name} has record {} at {} published at {}", r.id, r.at, r.published));
             }
         }
+        if let Some(why) = self.why_without_base(job, cut, nodes) {
+            return Some(why);
+        }
         (last_held > first_sealed).then(|| format!("one was sealed at {first_sealed}, another held at {last_held}"))
     }
 
@@ -134,6 +137,7 @@ impl World<'_> {
             ("was replaced", "void: the data was replaced"),
             ("no node owns", "void: slots without an owner"),
             ("are owned by both", "void: slots with two owners"),
+            ("no base of this job", "void: a base was lost"),
             ("holds no reading", "void: the reading was lost"),
             ("another hold replaced", "void: another hold"),
             ("did not end within", "void: a commit took too long"),
@@ -148,7 +152,7 @@ impl World<'_> {
     }
 
     pub(super) fn job_ended(&mut self, number: usize, ended: &Ended, error: Option<&Error>) {
-        let Some(error) = error else { return self.judge_success(ended) };
+        let Some(error) = error else { return self.judge_success(number, ended) };
         self.stats.note("jobs that failed");
         let told = error.report();
         if told.trim().is_empty() {
@@ -175,10 +179,16 @@ impl World<'_> {
     }
 
     /// A coordinator says that a backup stands: so says the ledger, and no node was there whose clock is off.
-    fn judge_success(&mut self, ended: &Ended) {
+    fn judge_success(&mut self, number: usize, ended: &Ended) {
         self.stats.note("jobs that made a backup");
         if self.nodes.len() == usize::from(LARGE) {
             self.stats.note("backups of a hundred nodes");
+        }
+        if self.plan.bases {
+            self.stats.note("backups of nodes with bases");
+        }
+        if self.processes[number].rounds > 0 {
+            self.stats.note("backups after another round");
         }
         if ended.resumed {
             self.stats.note("resumed jobs that made a backup");
@@ -259,6 +269,9 @@ impl World<'_> {
                     "part {} of {name} is of {}, or its slots are there twice",
                     part.region, part.at
                 ));
+            }
+            if !self.part_has_base(part, &manifest.cut) {
+                return Some(format!("part {} of {name} was read without the base of its cut", part.region));
             }
             covered = covered.union(&part.slots);
             let state = self.nodes[usize::from(part.node)].state(cut, &part.slots);

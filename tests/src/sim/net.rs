@@ -20,6 +20,8 @@ use super::world::{Ev, World, tell};
 const SLOW_FACTOR: u64 = 100;
 /// Time that a pin takes to become durable.
 const PIN: (u64, u64) = (100, 3 * MS);
+/// Time that a base takes.
+const BASE: (u64, u64) = (MS, 400 * MS);
 /// Time that a part takes to be built.
 const PART: (u64, u64) = (200, 8 * MS);
 
@@ -38,6 +40,8 @@ pub(super) struct Call {
 #[derive(Debug, Clone)]
 pub(super) enum What {
     Describe,
+    /// Take a base.
+    Prepare,
     /// Budget in microseconds.
     Hold(u64),
     Seal(Timestamp),
@@ -53,6 +57,7 @@ pub(super) enum What {
 #[derive(Debug)]
 pub(super) enum Answer {
     Described(Result<Description>),
+    Prepared(Result<()>),
     Held(Result<Held>),
     Sealed(Result<Sealed>),
     Released(Result<Released>),
@@ -63,6 +68,7 @@ impl Answer {
     pub(super) fn failed(what: &What, error: Error) -> Option<Self> {
         Some(match what {
             What::Describe => Self::Described(Err(error)),
+            What::Prepare => Self::Prepared(Err(error)),
             What::Hold(_) => Self::Held(Err(error)),
             What::Seal(_) => Self::Sealed(Err(error)),
             What::Release => Self::Released(Err(error)),
@@ -126,6 +132,7 @@ impl World<'_> {
                 let description = self.turn(node).describe();
                 self.reply(node, &call, Answer::Described(Ok(description)));
             }
+            What::Prepare => self.prepare(node, call),
             What::Hold(budget) => match self.turn(node).hold(call.job, *budget, now) {
                 Holding::Done(held) => {
                     self.held(node, &call, held);
@@ -156,7 +163,10 @@ impl World<'_> {
                 let (at, slots, stored) = (*at, slots.clone(), stored.clone());
                 self.upload(node, call, at, &slots, &stored);
             }
-            What::Settle => drop(self.turn(node).pins.remove(&call.job)),
+            What::Settle => {
+                let _ = self.turn(node).pins.remove(&call.job);
+                self.turn(node).drop_base(call.job, now);
+            }
         }
     }
 
@@ -178,6 +188,12 @@ impl World<'_> {
                 }
                 Fault::Move(n, to, c, gap) if n == number && c == command => {
                     self.after(0, Ev::Gives { from: node, to: usize::from(to), gap });
+                }
+                Fault::LoseBase(n, c) if n == number && c == command => {
+                    let now = self.now;
+                    if self.turn(node).lose_base(now) {
+                        self.stats.note("bases that were lost");
+                    }
                 }
                 Fault::Replace(n, c, takes) if n == number && c == command && self.nodes[node].busy.is_none() => {
                     let life = self.nodes[node].life;
@@ -218,6 +234,27 @@ impl World<'_> {
                 self.after(delay, Ev::To(process, ToProcess::ConnectedAgain(call)));
             }
         }
+    }
+
+    fn prepare(&mut self, node: usize, call: Call) {
+        let now = self.now;
+        if self.nodes[node].base_of(call.job).is_some() {
+            return self.reply(node, &call, Answer::Prepared(Ok(())));
+        }
+        if let Err(e) = self.turn(node).begin_base(call.job, now) {
+            return self.reply(node, &call, Answer::Prepared(Err(e)));
+        }
+        let (life, takes) = (self.nodes[node].life, self.between(BASE));
+        self.after(takes, Ev::BaseTaken { node, life, call });
+    }
+
+    pub(super) fn base_taken(&mut self, node: usize, call: &Call) {
+        let now = self.now;
+        let done = self.turn(node).take_base(call.job, now);
+        if done.is_ok() {
+            self.stats.note("bases");
+        }
+        self.reply(node, call, Answer::Prepared(done));
     }
 
     pub(super) fn held(&mut self, node: usize, call: &Call, held: Result<Held>) {
@@ -264,13 +301,14 @@ impl World<'_> {
             if own.is_empty() {
                 continue;
             }
-            let ids = match self.nodes[node].snapshot(at, &own) {
+            let ids = match self.nodes[node].snapshot(call.job, at, &own) {
                 Ok(ids) => ids,
                 Err(e) => return self.reply(node, &call, Answer::Uploaded(Err(e))),
             };
             let mut digest = SetDigest::default();
             ids.iter().for_each(|id| digest.add(u128::from(*id)));
-            let part = PartData { job: call.job, node: node as u16, region, at, slots: own, ids, digest };
+            let read = self.now;
+            let part = PartData { job: call.job, node: node as u16, region, at, slots: own, ids, digest, read };
             time += self.between(PART);
             if self.chance(self.plan.loss) {
                 whole = false;

@@ -11,6 +11,7 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{Description, Held, Ownership, Position};
 use tidemark_proto::{Error, Incarnation, Result, SlotSet, Timestamp};
 
+use super::base::Bases;
 use super::wall::Wall;
 
 /// A client by its number, and its write.
@@ -76,6 +77,8 @@ pub(super) struct Node {
     pub(super) restoring: bool,
     /// Only tells of its position.
     plain: bool,
+    /// What it keeps for jobs, where it takes bases.
+    pub(super) bases: Option<Bases>,
     // Durable.
     pub(super) incarnation: Incarnation,
     position: u64,
@@ -103,7 +106,12 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(number: u16, slots: SlotSet, (offset, drift): (i64, i64), plain: bool) -> Self {
+    pub(super) fn new(
+        number: u16,
+        slots: SlotSet,
+        (offset, drift): (i64, i64),
+        (plain, bases): (bool, bool),
+    ) -> Self {
         let wall = Wall::new(offset, drift);
         Self {
             name: format!("n{number:03}"),
@@ -113,6 +121,7 @@ impl Node {
             life: 0,
             restoring: false,
             plain,
+            bases: bases.then(Bases::default),
             incarnation: Incarnation::from_u128(1 + u128::from(number)),
             position: 0,
             highest: Timestamp::ZERO,
@@ -159,7 +168,7 @@ impl Node {
 
     pub(super) fn describe(&self) -> Description {
         Description {
-            engine: "embedded".into(),
+            engine: if self.bases.is_some() { "redis" } else { "embedded" }.into(),
             engine_version: "1".into(),
             incarnation: self.incarnation,
             state: if self.restoring { "restoring" } else { "available" }.into(),
@@ -187,7 +196,7 @@ impl Node {
 
     /// Parks the committer; see `cut::hold`.
     pub(super) fn hold(&mut self, job: JobId, budget: u64, now: u64) -> Holding {
-        if let Err(e) = self.check_open() {
+        if let Err(e) = self.check_open().and_then(|()| self.check_base(job)) {
             return Holding::Done(Err(e));
         }
         if budget == 0 {
@@ -206,6 +215,7 @@ impl Node {
     /// The group that a hold waited for is done.
     pub(super) fn hold_waited(&mut self, job: JobId) -> Result<Held> {
         self.check_open()?;
+        self.check_base(job)?;
         Ok(self.read(job))
     }
 
@@ -232,6 +242,7 @@ impl Node {
     /// included: it may have drawn a timestamp below `at`.
     pub(super) fn seal(&mut self, job: JobId, at: Timestamp) -> Result<Position> {
         self.check_open()?;
+        self.check_base(job)?;
         if self.plain {
             self.hlc.observe(at)?;
             let offset = self.position + self.busy.as_ref().map_or(0, |group| group.commits);
@@ -326,6 +337,7 @@ impl Node {
         }
         (self.up, self.busy, self.reading, self.ended) = (false, None, None, None);
         self.queue.clear();
+        let _ = self.lose_base(now);
     }
 
     /// It starts again: the clock goes on from what is durable.
@@ -340,6 +352,7 @@ impl Node {
         self.incarnation = Incarnation::from_u128(incarnation);
         (self.position, self.safe, self.restoring) = (0, self.hlc.now(), false);
         self.pins.clear();
+        let _ = self.lose_base(now);
         self.replaced.push(now);
     }
 
@@ -351,7 +364,8 @@ impl Node {
     }
 
     /// The records of `slots` at `at`, ascending; `NotFound` when their versions were collected.
-    pub(super) fn snapshot(&self, at: Timestamp, slots: &SlotSet) -> Result<Vec<u32>> {
+    pub(super) fn snapshot(&self, job: JobId, at: Timestamp, slots: &SlotSet) -> Result<Vec<u32>> {
+        self.check_base(job)?;
         if at < self.safe {
             return Err(Error::not_found(format!("versions of {at} have been collected")));
         }

@@ -13,6 +13,8 @@ pub(super) const SEC: u64 = 1000 * MS;
 
 /// Seeds with this remainder by [`LARGE_EVERY`] run a hundred nodes.
 const LARGE_EVERY: u64 = 25;
+/// Seeds with the remainder 1 by this run nodes that take bases.
+const BASES_EVERY: u64 = 4;
 /// Nodes of a large fleet.
 pub(super) const LARGE: u16 = 100;
 /// Backups asked for in one run.
@@ -34,6 +36,8 @@ pub(super) enum Fault {
     Partition(u16, u32, u64),
     /// A node's slots move to another one when it gets its command of this number; between the two nobody owns them.
     Move(u16, u16, u32, u64),
+    /// The base of a node, and the log with it, is lost when it gets its command of this number.
+    LoseBase(u16, u32),
     /// A node's data is restored when it gets its command of this number, which takes so long.
     Replace(u16, u32, u64),
     /// Somebody cancels the job at this step of the coordinator.
@@ -55,6 +59,11 @@ pub(super) struct Plan {
     /// Nodes whose store only tells of its position: whether it moved is for the core to see.
     pub(super) plain: bool,
     pub(super) first_without_pause: bool,
+    /// Nodes take a base before the cut.
+    pub(super) bases: bool,
+    /// Hosts that the nodes share, and bases taken at once on one.
+    pub(super) hosts: usize,
+    pub(super) parallel_bases: usize,
     /// Latency of a message: at least and at most, and one in so many takes a hundred times longer.
     pub(super) latency: (u64, u64),
     pub(super) slow_one_in: u32,
@@ -101,6 +110,9 @@ impl Plan {
             budget: [0, 5, 50, 200, 200, 400, 1000][rng.random_range(0..7usize)] * MS,
             plain: rng.random(),
             first_without_pause: rng.random(),
+            bases: seed % BASES_EVERY == 1,
+            hosts: 1 + (seed / BASES_EVERY % 8) as usize * 4,
+            parallel_bases: 1 + (seed / BASES_EVERY % 3) as usize,
             latency,
             slow_one_in: [0, 0, 200, 30][rng.random_range(0..4usize)],
             loss: [0, 0, 0, 3, 20][rng.random_range(0..5usize)] / if large { 3 } else { 1 },
@@ -129,6 +141,10 @@ impl Plan {
             let node = rng.random_range(0..self.nodes);
             let (command, step) = (rng.random_range(1..12), rng.random_range(1..12 + 6 * n));
             let step = if rng.random_ratio(1, 5) { AT_COMMIT } else { step };
+            if self.bases && rng.random_ratio(1, 3) {
+                self.faults.push(Fault::LoseBase(node, command));
+                continue;
+            }
             let brief = rng.random_range(MS..3 * SEC);
             let long = if rng.random_ratio(1, 4) { rng.random_range(SEC..90 * SEC) } else { brief };
             let over = rng.random::<bool>().then(|| rng.random_range(0..long));

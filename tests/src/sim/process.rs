@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rand::RngExt;
 use tidemark_common::clock::Hlc;
-use tidemark_coordinator::job::backup::core::{Action, Core, Event};
+use tidemark_coordinator::job::backup::core::{Action, Core, Event, Used};
 use tidemark_coordinator::repository::{JobRecorder, Ledger};
 use tidemark_proto::id::JobId;
 
@@ -35,6 +35,11 @@ pub(super) enum ToProcess {
     ConnectedAgain(u64),
     Part(u64, Arc<PartData>),
     Waited(u64),
+    /// The driver of a run looks whether all nodes are there for another round.
+    Gathered {
+        run: u64,
+        waited: u64,
+    },
     NextUpload {
         run: u64,
         n: usize,
@@ -72,6 +77,8 @@ pub(super) struct Run {
     pub(super) parked: Option<Vec<Action>>,
     pub(super) backlog: VecDeque<Event>,
     pub(super) attempt: u32,
+    /// What earlier rounds of the job used up.
+    pub(super) used: Used,
     pub(super) cutting: bool,
     pub(super) cancelled: bool,
     pub(super) outcome: Option<Result<(), tidemark_proto::Error>>,
@@ -87,6 +94,8 @@ pub(super) struct Process {
     asleep_until: u64,
     pub(super) slept: bool,
     steps: u64,
+    /// Rounds of its last job that others followed.
+    pub(super) rounds: u32,
     pub(super) run: Option<Run>,
     pub(super) left: VecDeque<Left>,
     asked: u32,
@@ -124,6 +133,7 @@ impl World<'_> {
             asleep_until: 0,
             slept: false,
             steps: 0,
+            rounds: 0,
             run: None,
             left: VecDeque::new(),
             asked: 0,
@@ -257,6 +267,7 @@ impl World<'_> {
             parked: None,
             backlog: VecDeque::new(),
             attempt: 0,
+            used: Used::default(),
             cutting: false,
             cancelled: false,
             outcome: None,

@@ -64,6 +64,12 @@ pub(super) enum Ev {
         life: u32,
         call: u64,
     },
+    /// A base is whole.
+    BaseTaken {
+        node: usize,
+        life: u32,
+        call: Call,
+    },
     /// The pin of a seal is on disk.
     Pinned {
         node: usize,
@@ -167,7 +173,7 @@ impl<'r> World<'r> {
         let store = Store::open(&StoreConfig { url: "memory:///".into(), ..StoreConfig::default() });
         let repository = runtime.block_on(Repository::init(store.expect("memory"), None, 1)).expect("repository");
         let nodes: Vec<Node> = (0..plan.nodes)
-            .map(|i| Node::new(i, even_share(i, plan.nodes), plan.clocks[usize::from(i)], plan.plain))
+            .map(|i| Node::new(i, even_share(i, plan.nodes), plan.clocks[usize::from(i)], (plan.plain, plan.bases)))
             .collect();
         let n = nodes.len();
         let mut world = Self {
@@ -294,6 +300,7 @@ impl<'r> World<'r> {
             Ev::Synced { node, life } if self.lives(node, life) => self.synced(node),
             Ev::GateOpens { node, life } if self.lives(node, life) => self.go_on(node),
             Ev::HoldLate { node, life, call } if self.lives(node, life) => self.hold_late(node, call),
+            Ev::BaseTaken { node, life, call } if self.lives(node, life) => self.base_taken(node, &call),
             Ev::Pinned { node, life, call, read } if self.lives(node, life) => {
                 self.pinned(node, &call, read);
             }

@@ -6,17 +6,21 @@
 //! - A cut holds only if every node answered both readings of the same attempt, sat on the same data, and owns after the
 //!   release what it owned in the hold; the owners tile all slots exactly once.
 //! - Every node that was asked to hold is released, whatever happens.
-//! - The budgets of all attempts together never pass the backup's budget.
+//! - The budgets of all attempts together never pass the backup's budget, over all rounds.
+//! - A node that needs a base is held only after it has answered, in this round, that its base stands ([`bases`]).
+//! - No cut stands that met a slot in move.
 
 use std::time::Duration;
 
 use tidemark_proto::wire::control::{Description, Held, Released, Sealed};
 use tidemark_proto::{Error, ErrorKind, Result, Timestamp};
 
+mod bases;
 mod checks;
 mod types;
 
-pub use types::{Action, Cut, Event, NodeCut, Settings};
+pub use bases::{MAX_REPEATS, SLOTS_PATIENCE, needs_base};
+pub use types::{Action, Cut, Event, NodeCut, Settings, Used};
 
 /// Budget of the first attempt with a pause.
 const FIRST_BUDGET: Duration = Duration::from_millis(50);
@@ -29,6 +33,8 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 enum Phase {
     Idle,
     Describing,
+    SlotsMoving,
+    Preparing,
     Holding,
     Sealing,
     Releasing,
@@ -47,6 +53,16 @@ struct Node {
     released: Option<Released>,
     /// Whether the answer of the present phase is still out.
     open: bool,
+    /// Whether it has been asked for its base.
+    asked: bool,
+}
+
+/// Where a void cut leads to, by how much it may have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Back {
+    Hold,
+    Describe,
+    Again,
 }
 
 /// The state of a backup job.
@@ -57,6 +73,11 @@ pub struct Core {
     nodes: Vec<Node>,
     attempt: u32,
     spent: Duration,
+    /// Since when slots are moving.
+    moving_since: Option<Timestamp>,
+    /// Whether the nodes were asked before what they are.
+    described: bool,
+    back: Back,
     /// When the nodes were asked what the present phase asks: an answer's clock was read after that.
     asked: Timestamp,
     at: Timestamp,
@@ -72,14 +93,18 @@ pub struct Core {
 impl Core {
     /// A job that waits for [`Event::Start`].
     pub fn new(settings: Settings) -> Self {
-        let node = || Node { description: None, held: None, sealed: None, released: None, open: false };
+        let node =
+            || Node { description: None, held: None, sealed: None, released: None, open: false, asked: false };
         let nodes = settings.nodes.iter().map(|_| node()).collect();
         Self {
+            attempt: settings.used.attempts,
+            spent: settings.used.pause,
+            described: settings.used.rounds > 0,
             settings,
             phase: Phase::Idle,
             nodes,
-            attempt: 0,
-            spent: Duration::ZERO,
+            moving_since: None,
+            back: Back::Hold,
             asked: Timestamp::ZERO,
             at: Timestamp::ZERO,
             cut: None,
@@ -122,6 +147,8 @@ impl Core {
     pub fn phase_name(&self) -> &'static str {
         match self.phase {
             Phase::Idle | Phase::Describing => "asking the nodes",
+            Phase::SlotsMoving => "waiting for slots that move",
+            Phase::Preparing => "taking bases",
             Phase::Holding | Phase::Sealing | Phase::Releasing | Phase::Waiting => "taking the cut",
             Phase::Uploading => "sending parts",
             Phase::Storing => "storing",
@@ -139,19 +166,25 @@ impl Core {
                 let result = result.and_then(|d| self.admit(n, d, now));
                 self.take(n, result);
             }
+            (Phase::SlotsMoving, Event::Waited) => return self.describe(now),
+            (Phase::Preparing, Event::Prepared(n, result)) if self.nodes[n].asked => self.take(n, result),
             (Phase::Holding, Event::Held(n, attempt, result)) if attempt == self.attempt => {
+                self.leads(result.is_err(), Back::Again);
                 let result = result.and_then(|h| self.check_held(n, &h, now).map(|()| h));
                 let result = result.map(|h| self.nodes[n].held = Some(h));
                 self.take(n, result);
             }
             (Phase::Sealing, Event::Sealed(n, attempt, result)) if attempt == self.attempt => {
+                self.leads(result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry), Back::Again);
                 let result = result.and_then(|s| self.check_sealed(n, s));
                 self.take(n, result);
             }
             (Phase::Releasing, Event::Released(n, attempt, result)) if attempt == self.attempt => {
+                self.leads(result.is_err(), Back::Again);
                 let result = result.and_then(|r| self.check_released(n, r));
                 self.take(n, result);
             }
+            (Phase::Waiting, Event::Waited) if self.back == Back::Describe => return self.describe(now),
             (Phase::Waiting, Event::Waited) => return self.hold(now),
             (Phase::Uploading, Event::Uploaded(n, result)) => self.take(n, result),
             (Phase::Storing, Event::Stored(result)) => return self.then(result, Phase::Committing, Action::Commit),
@@ -182,10 +215,7 @@ impl Core {
             return self.finish(Err(Error::conflict("no node of the cluster is connected")));
         }
         match self.cut.clone() {
-            None => {
-                self.asked = now;
-                self.everyone(Phase::Describing, Action::Describe)
-            }
+            None => self.describe(now),
             Some(cut) => self.upload(cut),
         }
     }
@@ -207,6 +237,9 @@ impl Core {
 
     /// One failed upload ends the job without waiting for the others; in a cut all answers are awaited.
     fn early_failure(&mut self) -> Vec<Action> {
+        if self.phase == Phase::Preparing {
+            return self.go_on_preparing();
+        }
         if self.phase == Phase::Uploading && self.trouble.is_some() {
             let error = self.trouble.take().expect("just seen");
             return self.finish(Err(error));
@@ -216,12 +249,10 @@ impl Core {
 
     fn all_in(&mut self, now: Timestamp) -> Vec<Action> {
         match self.phase {
-            Phase::Describing => match self.trouble.take() {
-                Some(e) => self.finish(Err(e)),
-                None => match self.check_owners(|n| n.description.as_ref().map(|d| &d.ownership.slots)) {
-                    Ok(()) => self.hold(now),
-                    Err(e) => self.finish(Err(e)),
-                },
+            Phase::Describing => self.all_described(now),
+            Phase::Preparing => match self.trouble.take() {
+                Some(e) => self.again_or_fail(e),
+                None => self.hold(now),
             },
             Phase::Holding if self.trouble.is_none() && !self.cancelled => {
                 let reported = self.nodes.iter().filter_map(|n| n.held.as_ref()).map(|h| h.max_timestamp);
@@ -251,17 +282,21 @@ impl Core {
         if self.cancelled {
             return self.finish(Err(Error::cancelled("the backup was cancelled")));
         }
-        let trouble = self
-            .trouble
-            .take()
-            .or_else(|| self.check_owners(|n| n.held.as_ref().map(|h| &h.ownership.slots)).err());
+        let trouble = self.trouble.take().or_else(|| {
+            let error = self.check_owners(|n| n.held.as_ref().map(|h| &h.ownership)).err();
+            self.leads(error.is_some(), Back::Again);
+            error
+        });
         match trouble {
             None => self.accept(),
             Some(e)
                 if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Retry) && self.next_budget().is_some() =>
             {
-                self.phase = Phase::Waiting;
                 self.void = e.report();
+                if self.back == Back::Again && self.may_begin_again() {
+                    return self.again();
+                }
+                self.phase = Phase::Waiting;
                 vec![Action::Wait(BETWEEN_ATTEMPTS)]
             }
             Some(e) => {
@@ -320,6 +355,7 @@ impl Core {
                 .finish(Err(Error::config(format!("a pause budget of {budget} ms allows no attempt at a cut"))));
         };
         self.attempt += 1;
+        self.back = Back::Hold;
         self.asked = now;
         self.spent += budget;
         for node in &mut self.nodes {

@@ -11,13 +11,13 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::stored::job::{BackupBegun, BackupCut};
 use tidemark_proto::stored::ledger::Policy;
 use tidemark_proto::stored::manifest::PartEntry;
-use tidemark_proto::wire::control::{Hold, Release, Seal, Upload, UploadRest, Uploaded};
-use tidemark_proto::{ClusterName, Error, ErrorKind, Incarnation, NodeName, Result, Timestamp};
+use tidemark_proto::wire::control::{Hold, Release, Seal};
+use tidemark_proto::{ClusterName, Error, NodeName, Result};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use super::core::{Action, Core, Cut, Event, Settings};
+use super::core::{Action, Core, Cut, Event, Settings, Used, needs_base};
 use super::manifest::Committed;
 use super::parents::Parent;
 use super::prepare::{Prepared, prepare, record_failure};
@@ -30,12 +30,6 @@ use crate::telemetry;
 
 /// Time for a step of the cut beside its budget.
 pub const CUT_DEADLINE: Duration = Duration::from_secs(5);
-/// Time without a word during an upload before the node counts as silent.
-pub const UPLOAD_DEADLINE: Duration = Duration::from_secs(60);
-/// Attempts at a node's upload; each sends only what is missing.
-pub const UPLOAD_ATTEMPTS: u32 = 5;
-/// Wait before the next attempt at an upload: an agent that restarts needs a moment.
-pub const UPLOAD_RETRY_WAIT: Duration = Duration::from_secs(2);
 
 /// A backup as it is asked for.
 #[derive(Debug, Clone)]
@@ -54,6 +48,8 @@ pub(super) struct Driver {
     pub(super) id: JobId,
     pub(super) request: BackupRequest,
     pub(super) nodes: Vec<NodeName>,
+    pub(super) hosts: Vec<String>,
+    pub(super) others: Vec<String>,
     pub(super) policy: Policy,
     pub(super) parent: Option<Parent>,
     pub(super) ledger: Mutex<Ledger>,
@@ -64,6 +60,13 @@ pub(super) struct Driver {
     pub(super) recorder: Mutex<Option<JobRecorder>>,
     /// Parts that an earlier coordinator stored for this job.
     pub(super) stored: std::sync::Mutex<Vec<PartEntry>>,
+}
+
+/// How a core ended.
+enum Round {
+    Over(Result<serde_json::Value>),
+    /// Another one goes on, with what is left.
+    Again(Used),
 }
 
 /// Runs a backup job to its end; the answer is what the job came to.
@@ -113,6 +116,8 @@ impl Driver {
             job,
             request,
             nodes: prepared.nodes,
+            hosts: prepared.hosts,
+            others: prepared.others,
             policy: prepared.policy,
             parent: prepared.parent,
             ledger: Mutex::new(ledger),
@@ -129,30 +134,50 @@ impl Driver {
         self: Arc<Self>,
         core: impl FnOnce(Settings) -> Core,
     ) -> Result<serde_json::Value> {
-        let core = core(self.settings(&*self.ledger.lock().await));
-        let result = self.clone().drive(core).await;
-        self.context.ingest.close(&self.id);
+        let mut driver = self;
+        let mut core = core(driver.settings(&*driver.ledger.lock().await));
+        let result = loop {
+            let used = match driver.clone().drive(core).await {
+                Round::Over(result) => break result,
+                Round::Again(used) => used,
+            };
+            match driver.next_round(used).await {
+                Ok((next, with)) => (driver, core) = (next, with),
+                Err((last, e)) => {
+                    driver = last;
+                    driver.settle(false, None).await;
+                    break Err(e);
+                }
+            }
+        };
+        driver.context.ingest.close(&driver.id);
         if let Err(e) = &result {
-            let job = (self.id, self.job.info().started_millis);
-            let _ =
-                record_failure(&self.context, &mut *self.ledger.lock().await, job, self.request.manual, e).await;
+            let (job, manual) = ((driver.id, driver.job.info().started_millis), driver.request.manual);
+            let _ = record_failure(&driver.context, &mut *driver.ledger.lock().await, job, manual, e).await;
         }
         result
     }
 
-    fn settings(&self, ledger: &Ledger) -> Settings {
+    pub(super) fn settings(&self, ledger: &Ledger) -> Settings {
         let config = &self.context.config.backup;
+        // Where slots move by themselves, only the slots tell who is missing.
+        let required = ledger.policy().filter(|p| !needs_base(&p.engine));
+        let required = required.map(|p| p.nodes.clone()).unwrap_or_default();
         Settings {
             nodes: self.policy.nodes.clone(),
-            required: ledger.policy().map(|p| p.nodes.clone()).unwrap_or_default(),
+            hosts: self.hosts.clone(),
+            max_parallel_bases: config.max_parallel_bases as usize,
+            others: self.others.clone(),
+            required,
             budget: Duration::from_millis(config.pause_budget_ms),
             first_without_pause: config.first_attempt_without_pause,
             max_clock_offset: Duration::from_secs(config.max_clock_offset_seconds),
             last_cut: ledger.last_cut(),
+            used: Used::default(),
         }
     }
 
-    async fn drive(self: Arc<Self>, mut core: Core) -> Result<serde_json::Value> {
+    async fn drive(self: Arc<Self>, mut core: Core) -> Round {
         let (send, mut events) = mpsc::channel::<Event>(self.nodes.len() * 2 + 8);
         let mut tasks = JoinSet::new();
         let mut todo = core.step(Event::Start, self.context.clock.now());
@@ -176,7 +201,12 @@ impl Driver {
                         self.settle(committed, core.cut()).await;
                         let outcome =
                             core.take_outcome().unwrap_or_else(|| Err(Error::bug("a job without outcome")));
-                        return outcome.map(|()| self.summary());
+                        return Round::Over(outcome.map(|()| self.summary()));
+                    }
+                    Action::Again => {
+                        tasks.shutdown().await;
+                        self.begins_again(core.void_cut());
+                        return Round::Again(core.used());
                     }
                     other => {
                         let (driver, send, cut) = (self.clone(), send.clone(), core.cut().cloned());
@@ -196,7 +226,7 @@ impl Driver {
                 () = self.job.cancel.cancelled(), if !core.is_cancelled() => Event::Cancel,
                 Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
                     if let Err(e) = ended && e.is_panic() {
-                        return Err(Error::bug("a task of the backup panicked").with_source(e));
+                        return Round::Over(Err(Error::bug("a task of the backup panicked").with_source(e)));
                     }
                     continue;
                 }
@@ -211,6 +241,7 @@ impl Driver {
                 n,
                 self.context.fleet.describe(&self.member(n), self.context.head(self.id, 0)).await,
             ),
+            Action::Prepare(n) => Event::Prepared(n, self.prepare(n).await),
             Action::Hold(n, attempt, budget) => {
                 let hold = Hold { budget_micros: budget.as_micros() as u64 };
                 let held = self.ask(n, attempt, &hold, budget + CUT_DEADLINE).await;
@@ -225,7 +256,7 @@ impl Driver {
             Action::Release(n, attempt) => {
                 Event::Released(n, attempt, self.ask(n, attempt, &Release {}, CUT_DEADLINE).await)
             }
-            Action::Wait(least) => {
+            Action::Wait(least) | Action::WaitForSlots(least) => {
                 tokio::time::sleep(least.mul_f64(1.0 + rand::random::<f64>())).await;
                 Event::Waited
             }
@@ -235,7 +266,7 @@ impl Driver {
                 None => Err(Error::bug("storing before the cut")),
             }),
             Action::Commit => Event::Committed(self.commit(&cut?).await),
-            Action::CutDone(_) | Action::Settle(_) => return None,
+            Action::CutDone(_) | Action::Settle(_) | Action::Again => return None,
         })
     }
 
@@ -252,6 +283,11 @@ impl Driver {
         telemetry::cut_attempted(&self.request.cluster, false);
         tracing::info!(reason = why, "the cut does not hold: trying again");
         self.job.log.note("retry", "", format!("the cut does not hold, trying again: {why}"));
+    }
+
+    fn begins_again(&self, why: &str) {
+        tracing::info!(reason = why, "nodes changed before the cut: beginning again with those that are there");
+        self.job.log.note("retry", "", format!("nodes changed before the cut, beginning again: {why}"));
     }
 
     pub(super) fn member(&self, n: usize) -> Member {
@@ -313,65 +349,5 @@ impl Driver {
         let total = self.parent.as_ref().map_or(0, |p| p.root.totals.parts);
         self.job.update(|i| i.progress.total_parts = total);
         Ok(())
-    }
-
-    async fn upload(&self, n: usize, cut: &Cut) -> Result<()> {
-        let name = self.nodes[n].as_str();
-        let ingest = self.ingest.get().ok_or_else(|| Error::bug("uploading before the cut"))?;
-        let parent = self.parent.as_ref().and_then(|p| Some((p, p.node(name)?)));
-        let mut command = Upload {
-            at: cut.at,
-            slots: cut.nodes[n].held.ownership.slots.clone(),
-            slots_per_region: self.policy.slots_per_region,
-            ingest: self.context.bulk_address.clone(),
-            parent_at: parent.map_or(Timestamp::ZERO, |(p, _)| p.root.cut),
-            parent_incarnation: parent
-                .map_or(Incarnation::default(), |(p, i)| p.root.nodes[usize::from(i)].incarnation),
-            parents: parent.map(|(p, _)| p.offers(name)).unwrap_or_default(),
-            concurrency: self.context.config.backup.agent_concurrency,
-            stored: Vec::new(),
-        };
-        let member = self.member(n);
-        for attempt in 1.. {
-            // One that is away may come back: it has the cut pinned.
-            self.context
-                .fleet
-                .wait_for(std::slice::from_ref(&member), self.context.config.backup.patience())
-                .await?;
-            command.stored = ingest.received_of(n as u16);
-            match self.send(&member, attempt, &command, ingest.rest_of(n as u16)).await {
-                Ok(done) => {
-                    let _ = self.read_bytes.fetch_add(done.bytes_read, std::sync::atomic::Ordering::Relaxed);
-                    return Ok(());
-                }
-                Err(e) if e.kind() == ErrorKind::Retry && attempt < UPLOAD_ATTEMPTS => {
-                    tracing::warn!(node = name, attempt, error = %e.report(), "upload broke: asking for what is missing");
-                    self.job.log.note(
-                        "retry",
-                        name,
-                        format!("upload broke, asking for what is missing: {}", e.report()),
-                    );
-                    tokio::time::sleep(UPLOAD_RETRY_WAIT).await;
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        unreachable!("the last attempt returns")
-    }
-
-    async fn send(
-        &self,
-        member: &Member,
-        attempt: u32,
-        upload: &Upload,
-        rest: Vec<(u16, Vec<u8>)>,
-    ) -> Result<Uploaded> {
-        let (fleet, head) = (&self.context.fleet, self.context.head(self.id, attempt));
-        let report = |p| self.job.progress_of(&member.node, p);
-        if rest.is_empty() {
-            return fleet.command(member, head, upload, UPLOAD_DEADLINE, report).await;
-        }
-        let upload = UploadRest { upload: upload.clone(), rest };
-        fleet.command(member, head, &upload, UPLOAD_DEADLINE, report).await
     }
 }

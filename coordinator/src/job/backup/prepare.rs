@@ -7,6 +7,7 @@ use tidemark_proto::{Error, NodeName, Result};
 
 use super::BackupRequest;
 use super::entry::{FailureEntry, append_failure};
+use super::members::{Team, gather};
 use super::parents::Parent;
 use crate::context::{Context, Shared};
 use crate::job::Job;
@@ -16,6 +17,10 @@ use crate::repository::Ledger;
 pub(super) struct Prepared {
     /// The nodes that take part.
     pub(super) nodes: Vec<NodeName>,
+    /// Where their agents run.
+    pub(super) hosts: Vec<String>,
+    /// Connected nodes that take no part, with the reason.
+    pub(super) others: Vec<String>,
     /// How the cluster is protected from this backup on.
     pub(super) policy: Policy,
     /// The backup whose runs it builds on.
@@ -30,25 +35,8 @@ pub(super) async fn prepare(
     ledger: &Ledger,
 ) -> Result<Prepared> {
     job.phase("reading the ledger");
-    let members = context.fleet.members(Some(&request.cluster));
-    if members.is_empty() {
-        return Err(Error::conflict(format!("no node of cluster {} is connected", request.cluster)));
-    }
-    let (mut nodes, mut bytes) = (Vec::new(), 0);
-    let mut engine = String::new();
-    for (member, _) in members {
-        let description = context.fleet.describe(&member, context.head(job.id(), 0)).await?;
-        if !engine.is_empty() && engine != description.engine {
-            return Err(Error::conflict(format!(
-                "cluster {} mixes engines {engine} and {}",
-                request.cluster, description.engine
-            )));
-        }
-        engine = description.engine;
-        bytes += description.bytes;
-        nodes.push(member.node);
-    }
-    let names: Vec<String> = nodes.iter().map(NodeName::to_string).collect();
+    let team = gather(context, job, &request.cluster).await?;
+    let (engine, names) = (team.engine.clone(), team_names(&team));
     let slots_per_region = match ledger.policy() {
         Some(p) if p.engine != engine => {
             return Err(Error::conflict(format!(
@@ -62,11 +50,17 @@ pub(super) async fn prepare(
     let policy = Policy { engine, slots_per_region, nodes: names };
     let parent = Parent::newest(&context.repository, &request.cluster, ledger).await?;
     let parent = parent.filter(|_| !request.full);
+    let Team { nodes, hosts, others, bytes, .. } = team;
     if parent.is_none() {
         // A full backup reads about what the nodes hold; what a delta reads is not known before.
         job.update(|i| i.progress.total_bytes = bytes);
     }
-    Ok(Prepared { nodes, policy, parent })
+    Ok(Prepared { nodes, hosts, others, policy, parent })
+}
+
+/// The nodes of a team as a policy names them.
+pub(super) fn team_names(team: &Team) -> Vec<String> {
+    team.nodes.iter().map(NodeName::to_string).collect()
 }
 
 /// Writes the failure of a job (its id and start, milliseconds since 1970) into the ledger, so that history tells of it.

@@ -35,7 +35,8 @@ pub async fn resume(context: Shared, job: Arc<Job>, left: LeftBackup) -> Result<
     let held = cut_of(&cut);
     let policy = Policy { engine: cut.engine, slots_per_region: cut.slots_per_region, nodes: names };
     let recorder = JobRecorder::new(&context.repository, &request.cluster, job.id(), context.epoch, revision);
-    let prepared = Prepared { nodes, policy, parent };
+    let (hosts, others) = (vec![String::new(); nodes.len()], Vec::new());
+    let prepared = Prepared { nodes, hosts, others, policy, parent };
     let driver = Driver::new(context, job, request, prepared, ledger, recorder, stored);
     driver.to_its_end(|settings| Core::resumed(settings, held)).await
 }

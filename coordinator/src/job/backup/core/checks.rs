@@ -1,10 +1,10 @@
 //! What a node's answer must be for the cut to stand.
 
-use tidemark_proto::wire::control::{Description, Held, Released, Sealed};
+use tidemark_proto::wire::control::{Description, Held, Ownership, Released, Sealed};
 use tidemark_proto::{Error, Result, SlotSet, Timestamp};
 
 use super::super::tiling;
-use super::{Core, Node};
+use super::{Back, Core, Node};
 
 impl Core {
     pub(super) fn admit(&mut self, n: usize, description: Description, now: Timestamp) -> Result<()> {
@@ -35,12 +35,20 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn check_held(&self, n: usize, held: &Held, now: Timestamp) -> Result<()> {
-        let name = &self.settings.nodes[n];
+    pub(super) fn check_held(&mut self, n: usize, held: &Held, now: Timestamp) -> Result<()> {
+        let name = self.settings.nodes[n].as_str();
         if !held.ownership.is_canonical() {
             return Err(Error::damaged(format!("node {name}: a slot set is not in order")));
         }
         self.check_clock(n, held.clock_millis, now)?;
+        let settled = check_settled(name, &held.ownership);
+        self.leads(settled.is_err(), Back::Describe);
+        settled?;
+        let name = &self.settings.nodes[n];
+        if self.needs_base_of(n) {
+            // What its base is of is for the engine to know: it holds only while that stands.
+            return Ok(());
+        }
         let known = self.nodes[n].description.as_ref();
         if known.is_none_or(|d| d.incarnation != held.incarnation) {
             return Err(Error::conflict(format!("the data of node {name} was replaced while the backup began")));
@@ -76,18 +84,52 @@ impl Core {
     pub(super) fn check_released(&mut self, n: usize, released: Released) -> Result<()> {
         let name = &self.settings.nodes[n];
         if self.nodes[n].held.as_ref().is_some_and(|h| h.ownership != released.ownership) {
-            return Err(Error::conflict(format!("the slots or the role of node {name} changed during the cut")));
+            let changed =
+                || Error::conflict(format!("the slots or the role of node {name} changed during the cut"));
+            let moving = check_settled(name, &released.ownership).err();
+            let (back, error) = match moving {
+                Some(moving) => (Back::Describe, moving),
+                None => (Back::Again, changed()),
+            };
+            self.leads(true, back);
+            return Err(error);
         }
         self.nodes[n].released = Some(released);
         Ok(())
     }
 
-    pub(super) fn check_owners<'s>(&'s self, slots: impl Fn(&'s Node) -> Option<&'s SlotSet>) -> Result<()> {
-        let names = self.settings.nodes.iter().map(String::as_str);
-        let owners = names.zip(&self.nodes).filter_map(|(name, node)| Some((name, slots(node)?)));
-        tiling::slots(owners).map_err(|e| {
+    /// The nodes own every slot once.
+    pub(super) fn check_owners<'s>(&'s self, of: impl Fn(&'s Node) -> Option<&'s Ownership>) -> Result<()> {
+        let shown = |name: &String, o: &Ownership| match self.needs_base() {
+            true => format!("{name} (config epoch {})", o.config_epoch),
+            false => name.clone(),
+        };
+        let all = self.settings.nodes.iter().zip(&self.nodes);
+        let owners: Vec<_> = all.filter_map(|(name, node)| of(node).map(|o| (shown(name, o), &o.slots))).collect();
+        tiling::slots(owners.iter().map(|(name, slots)| (name.as_str(), *slots))).map_err(|e| {
+            let covered = owners.iter().fold(SlotSet::EMPTY, |all, (_, slots)| all.union(slots));
             let away: Vec<_> = self.settings.required.iter().filter(|r| !self.settings.nodes.contains(r)).collect();
-            if away.is_empty() { e } else { e.context(format!("not connected: {away:?}")) }
+            match () {
+                () if !away.is_empty() => e.context(format!("not connected: {away:?}")),
+                () if self.needs_base() && covered != SlotSet::all() => e.context(self.who_is_missing()),
+                () => e,
+            }
         })
+    }
+
+    fn who_is_missing(&self) -> String {
+        let others = match &self.settings.others[..] {
+            [] => String::new(),
+            others => format!("; connected, but no owner of slots: {}", others.join(", ")),
+        };
+        format!("an agent beside a primary is missing, start one (a shard may have failed over to it){others}")
+    }
+}
+
+/// No slot is moving: its keys are on two nodes, and which one answers for a key changes from key to key.
+pub(super) fn check_settled(name: &str, ownership: &Ownership) -> Result<()> {
+    match ownership.moving.is_empty() {
+        true => Ok(()),
+        false => Err(Error::conflict(format!("slots {} of node {name} are moving", ownership.moving))),
     }
 }

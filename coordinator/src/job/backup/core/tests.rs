@@ -10,6 +10,7 @@ use tidemark_proto::{Incarnation, SlotSet};
 
 use super::*;
 
+mod bases;
 mod random;
 mod refusals;
 
@@ -64,11 +65,15 @@ fn released(slots: &SlotSet) -> Released {
 fn settings(nodes: u16) -> Settings {
     Settings {
         nodes: (0..nodes).map(|n| format!("node-{n}")).collect(),
+        hosts: (0..nodes).map(|n| format!("host-{n}")).collect(),
+        max_parallel_bases: 1,
+        others: Vec::new(),
         required: (0..nodes).map(|n| format!("node-{n}")).collect(),
         budget: Duration::from_millis(200),
         first_without_pause: true,
         max_clock_offset: Duration::from_secs(60),
         last_cut: LAST_CUT,
+        used: Used::default(),
     }
 }
 
@@ -79,11 +84,12 @@ fn honest(action: &Action, slots: &[SlotSet]) -> Option<Event> {
         Action::Hold(n, a, _) => Event::Held(n, a, Ok(held(n, a, &slots[n]))),
         Action::Seal(n, a, _) => Event::Sealed(n, a, Ok(sealed(n, a))),
         Action::Release(n, a) => Event::Released(n, a, Ok(released(&slots[n]))),
-        Action::Wait(_) => Event::Waited,
+        Action::Prepare(n) => Event::Prepared(n, Ok(())),
+        Action::Wait(_) | Action::WaitForSlots(_) => Event::Waited,
         Action::Upload(n) => Event::Uploaded(n, Ok(())),
         Action::Store => Event::Stored(Ok(())),
         Action::Commit => Event::Committed(Ok(())),
-        Action::CutDone(_) | Action::Settle(_) => return None,
+        Action::CutDone(_) | Action::Settle(_) | Action::Again => return None,
     })
 }
 

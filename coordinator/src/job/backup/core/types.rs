@@ -10,7 +10,13 @@ use tidemark_proto::{Result, Timestamp};
 pub struct Settings {
     /// Names of the nodes, in the order of their numbers.
     pub nodes: Vec<String>,
-    /// Names of nodes that the policy asks for.
+    /// Where each node's agent runs: bases of one host are staggered.
+    pub hosts: Vec<String>,
+    /// Bases that are taken at once on one host; at least 1.
+    pub max_parallel_bases: usize,
+    /// Connected nodes that take no part, with the reason, for errors.
+    pub others: Vec<String>,
+    /// Names of nodes that the policy asks for; none where the nodes themselves move slots between them.
     pub required: Vec<String>,
     /// Writes are held at most this long in all.
     pub budget: Duration,
@@ -20,6 +26,19 @@ pub struct Settings {
     pub max_clock_offset: Duration,
     /// The last cut in the ledger.
     pub last_cut: Timestamp,
+    /// What earlier rounds of the job have used up.
+    pub used: Used,
+}
+
+/// What a job has used up of what it may, over its rounds: each begins with the nodes as they are then.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Attempts at a cut.
+    pub attempts: u32,
+    /// Budgets of those together.
+    pub pause: Duration,
+    /// Rounds that ended in [`Action::Again`].
+    pub rounds: u32,
 }
 
 /// The evidence of a cut.
@@ -51,6 +70,8 @@ pub enum Event {
     Start,
     /// A node described itself.
     Described(usize, Result<Description>),
+    /// The base of a node stands, and its log goes on from it.
+    Prepared(usize, Result<()>),
     /// The first reading.
     Held(usize, u32, Result<Held>),
     /// The second reading.
@@ -74,6 +95,8 @@ pub enum Event {
 pub enum Action {
     /// Ask a node what it is.
     Describe(usize),
+    /// Let a node take its base.
+    Prepare(usize),
     /// Ask a node to hold, for at most the budget.
     Hold(usize, u32, Duration),
     /// Tell a node the cut.
@@ -82,6 +105,10 @@ pub enum Action {
     Release(usize, u32),
     /// Come back with [`Event::Waited`] after this long.
     Wait(Duration),
+    /// Come back with [`Event::Waited`] after this long: slots are moving, and no cut is taken meanwhile.
+    WaitForSlots(Duration),
+    /// This core is done: ask who takes part now, and go on with a new core and what [`super::Core::used`] tells.
+    Again,
     /// The cut holds.
     CutDone(Box<Cut>),
     /// Let a node send its parts.

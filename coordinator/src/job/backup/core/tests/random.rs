@@ -14,6 +14,7 @@ enum Turn {
     Moved,
     Replaced,
     OtherOwner,
+    SlotsMove,
     /// Delivers an earlier answer once more, before the honest one.
     Again(usize),
     Cancel,
@@ -27,6 +28,7 @@ fn turn() -> impl Strategy<Value = Turn> {
         3 => Just(Turn::Moved),
         1 => Just(Turn::Replaced),
         1 => Just(Turn::OtherOwner),
+        1 => Just(Turn::SlotsMove),
         4 => any::<usize>().prop_map(Turn::Again),
         1 => Just(Turn::Cancel),
     ]
@@ -42,6 +44,9 @@ struct Model {
     open: Vec<Action>,
     answered: Vec<Action>,
     holds: Vec<(usize, u32)>,
+    /// Nodes whose base stands in this round; `None` where no node needs one.
+    based: Option<Vec<bool>>,
+    rounds: u32,
     cut: Option<Cut>,
     uploaded: Vec<bool>,
     stored: bool,
@@ -54,6 +59,7 @@ impl Model {
         assert!(self.settled.is_none(), "{action:?} after the end");
         match action {
             Action::Hold(n, attempt, budget) => {
+                assert!(self.based.as_ref().is_none_or(|b| b[*n]), "node {n} is held without a base");
                 if *attempt != self.attempt {
                     assert_eq!(*attempt, self.attempt + 1);
                     self.attempt = *attempt;
@@ -75,6 +81,7 @@ impl Model {
                     assert_eq!(node.held.position, position(n, cut.attempt), "a reading of another attempt");
                     assert_eq!(node.sealed.position, node.held.position, "a node moved");
                     assert_eq!(node.released.ownership, node.held.ownership, "an owner changed");
+                    assert!(node.held.ownership.moving.is_empty(), "a slot was moving");
                 }
                 self.cut = Some((**cut).clone());
             }
@@ -83,8 +90,15 @@ impl Model {
             Action::Commit => assert!(self.stored),
             Action::Settle(committed) => self.settled = Some(*committed),
             Action::Describe(_) | Action::Wait(_) => {}
+            Action::Prepare(_) => assert!(self.based.is_some() && self.holds.is_empty()),
+            Action::WaitForSlots(_) => assert!(self.holds.is_empty(), "a pause while slots are waited for"),
+            Action::Again => {
+                assert!(self.holds.is_empty() && self.cut.is_none() && self.based.is_some());
+                self.rounds += 1;
+                assert!(self.rounds <= MAX_REPEATS);
+            }
         }
-        if !matches!(action, Action::CutDone(_) | Action::Settle(_)) {
+        if !matches!(action, Action::CutDone(_) | Action::Settle(_) | Action::Again) {
             self.open.push(action.clone());
         }
     }
@@ -92,6 +106,7 @@ impl Model {
     fn delivered(&mut self, event: &Event) {
         match event {
             Event::Held(n, a, Ok(h)) if *a == self.attempt => self.held[*n] = Some(h.max_timestamp),
+            Event::Prepared(n, Ok(())) => self.based.as_mut().expect("asked")[*n] = true,
             Event::Uploaded(n, Ok(())) => self.uploaded[*n] = true,
             Event::Stored(Ok(())) => self.stored = true,
             Event::Committed(Ok(())) => self.committed = true,
@@ -100,7 +115,7 @@ impl Model {
     }
 }
 
-fn answer(action: &Action, turn: Turn, slots: &[SlotSet]) -> Event {
+fn answer(action: &Action, turn: Turn, slots: &[SlotSet], bases: bool) -> Event {
     let error = match turn {
         Turn::Retry => Some(Error::retry("no word")),
         Turn::Damaged => Some(Error::damaged("nonsense")),
@@ -109,6 +124,14 @@ fn answer(action: &Action, turn: Turn, slots: &[SlotSet]) -> Event {
     let other = ownership(&SlotSet::range(1, 2));
     match (honest(action, slots).expect("only open actions are answered"), error) {
         (Event::Described(n, _), Some(e)) => Event::Described(n, Err(e)),
+        (Event::Prepared(n, _), Some(e)) => Event::Prepared(n, Err(e)),
+        (Event::Described(n, Ok(d)), None) if bases => {
+            let mut d = Description { engine: "redis".into(), ..d };
+            if matches!(turn, Turn::SlotsMove) {
+                d.ownership.moving = SlotSet::range(1, 2);
+            }
+            Event::Described(n, Ok(d))
+        }
         (Event::Held(n, a, _), Some(e)) => Event::Held(n, a, Err(e)),
         (Event::Sealed(n, a, _), Some(e)) => Event::Sealed(n, a, Err(e)),
         (Event::Released(n, a, _), Some(e)) => Event::Released(n, a, Err(e)),
@@ -119,6 +142,10 @@ fn answer(action: &Action, turn: Turn, slots: &[SlotSet]) -> Event {
         (Event::Held(n, a, Ok(h)), None) => match turn {
             Turn::Replaced => Event::Held(n, a, Ok(Held { incarnation: Incarnation::from_u128(1 << 99), ..h })),
             Turn::OtherOwner => Event::Held(n, a, Ok(Held { ownership: other, ..h })),
+            Turn::SlotsMove => {
+                let moving = Ownership { moving: SlotSet::range(1, 2), ..h.ownership.clone() };
+                Event::Held(n, a, Ok(Held { ownership: moving, ..h }))
+            }
             _ => Event::Held(n, a, Ok(h)),
         },
         (Event::Released(n, a, Ok(r)), None) if matches!(turn, Turn::OtherOwner) => {
@@ -128,12 +155,13 @@ fn answer(action: &Action, turn: Turn, slots: &[SlotSet]) -> Event {
     }
 }
 
-fn play(nodes: u16, budget: u64, first_without_pause: bool, turns: &[(usize, Turn)]) -> Model {
+fn play(nodes: u16, budget: u64, (first_without_pause, bases): (bool, bool), turns: &[(usize, Turn)]) -> Model {
     let budget = Duration::from_millis(budget);
     let settings = Settings { budget, first_without_pause, ..settings(nodes) };
     let slots: Vec<SlotSet> = (0..nodes).map(|i| even_share(i, nodes)).collect();
     let mut core = Core::new(settings.clone());
-    let mut model = Model { uploaded: vec![false; usize::from(nodes)], ..Model::default() };
+    let based = bases.then(|| vec![false; usize::from(nodes)]);
+    let mut model = Model { uploaded: vec![false; usize::from(nodes)], based, ..Model::default() };
     let deliver = |core: &mut Core, model: &mut Model, event: Event| {
         model.delivered(&event);
         model.clock += 1;
@@ -143,26 +171,36 @@ fn play(nodes: u16, budget: u64, first_without_pause: bool, turns: &[(usize, Tur
             assert!(*at > now, "T is not above the clock");
         }
         actions.iter().for_each(|a| model.emitted(a, &settings));
+        actions.last() == Some(&Action::Again)
     };
-    deliver(&mut core, &mut model, Event::Start);
+    let mut again = deliver(&mut core, &mut model, Event::Start);
     let mut turns = turns.iter().copied().chain(std::iter::repeat((0, Turn::Honest)));
     while model.settled.is_none() {
+        if again {
+            // The driver ends what is under way, and its answers with it.
+            model.open.clear();
+            model.answered.clear();
+            model.based.as_mut().expect("only for bases").fill(false);
+            core = Core::new(Settings { used: core.used(), ..settings.clone() });
+            again = deliver(&mut core, &mut model, Event::Start);
+            continue;
+        }
         assert!(!model.open.is_empty(), "nothing is asked and the job has not ended");
         let (pick, turn) = turns.next().expect("endless");
         match turn {
-            Turn::Cancel => deliver(&mut core, &mut model, Event::Cancel),
+            Turn::Cancel => again = deliver(&mut core, &mut model, Event::Cancel),
             Turn::Again(which) if !model.answered.is_empty() => {
                 let old = model.answered[which % model.answered.len()].clone();
                 // Answers of the present phase may come twice as well, those of a phase that ends the job may not:
                 // its driver has one task for each.
                 if matches!(old, Action::Hold(..) | Action::Seal(..) | Action::Release(..) | Action::Describe(_)) {
-                    deliver(&mut core, &mut model, answer(&old, Turn::Honest, &slots));
+                    again = deliver(&mut core, &mut model, answer(&old, Turn::Honest, &slots, bases));
                 }
             }
             _ => {
                 let action = model.open.swap_remove(pick % model.open.len());
                 model.answered.push(action.clone());
-                deliver(&mut core, &mut model, answer(&action, turn, &slots));
+                again = deliver(&mut core, &mut model, answer(&action, turn, &slots, bases));
             }
         }
     }
@@ -179,10 +217,10 @@ proptest! {
     fn no_order_and_no_fault_breaks_the_promises(
         nodes in 1u16..5,
         budget in 0u64..500,
-        first_without_pause in any::<bool>(),
+        ways in any::<(bool, bool)>(),
         turns in proptest::collection::vec((any::<usize>(), turn()), 0..120),
     ) {
-        let model = play(nodes, budget, first_without_pause, &turns);
+        let model = play(nodes, budget, ways, &turns);
         prop_assert_eq!(model.settled, Some(model.committed));
         if model.committed {
             prop_assert!(model.cut.is_some() && model.stored && model.uploaded.iter().all(|u| *u));
