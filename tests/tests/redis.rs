@@ -1,6 +1,12 @@
-//! The engine `redis` against real servers, through the engine trait.
+//! The engine `redis` against real servers: through the engine trait, and with the built binaries.
 
+#[path = "redis/chains.rs"]
+mod chains;
+#[path = "redis/contents.rs"]
+mod contents;
 #[path = "redis/cut.rs"]
 mod cut;
+#[path = "redis/flow.rs"]
+mod flow;
 #[path = "redis/load.rs"]
 mod load;

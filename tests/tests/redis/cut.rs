@@ -1,6 +1,5 @@
 //! Base and log make the state at the cut, exactly.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,47 +7,15 @@ use std::time::{Duration, Instant};
 use tidemark_agent::engine::redis::conn::{Address, Login};
 use tidemark_agent::engine::redis::{Options, Redis};
 use tidemark_agent::engine::{Engine, ScanRange};
-use tidemark_common::rdb::{self, RdbSink, RecordHead, ValueSummary};
-use tidemark_common::record::{RedisMeta, redis_key, slot_of_record};
+use tidemark_common::rdb;
+use tidemark_common::record::{RedisMeta, slot_of_record};
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::run::sort_key;
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp};
 use tidemark_tests::redis::{Flavor, PATIENCE, Server, eventually};
 
+use super::contents::{Contents, compare, held_by};
 use super::load::{Load, Wildness};
-
-/// Records by database and key: expiry and meaning.
-type Contents = BTreeMap<Vec<u8>, (Option<i64>, u128)>;
-
-#[derive(Default)]
-struct Collect {
-    found: Contents,
-    at: (Vec<u8>, Option<i64>),
-}
-
-impl RdbSink for Collect {
-    fn begin(&mut self, head: &RecordHead<'_>) -> Result<()> {
-        redis_key(head.db, head.key, &mut self.at.0);
-        self.at.1 = head.expire_at_millis;
-        Ok(())
-    }
-
-    fn value(&mut self, _: &[u8]) -> Result<()> {
-        Ok(())
-    }
-
-    fn end(&mut self, summary: ValueSummary) -> Result<()> {
-        let _ = self.found.insert(self.at.0.clone(), (self.at.1, summary.meaning));
-        Ok(())
-    }
-}
-
-/// What the server holds, by its own file.
-fn held_by(server: &Server) -> Contents {
-    let mut sink = Collect::default();
-    let _ = rdb::read(&mut &server.save()[..], &mut sink).expect("file of the server");
-    sink.found
-}
 
 fn engine(server: &Server, dir: &std::path::Path) -> Arc<Redis> {
     let options = Options {
@@ -115,20 +82,6 @@ fn server(flavor: Flavor) -> Server {
         (0..20_000).map(|i| vec!["SET".to_owned(), format!("fill:{i}"), "v".repeat(1 + i % 700)]).collect();
     let _ = client.pipeline(&fill);
     server
-}
-
-fn compare(what: &str, given: &Contents, wanted: &Contents) {
-    let key = |k: &Vec<u8>| String::from_utf8_lossy(k).into_owned();
-    let missing: Vec<_> = wanted.keys().filter(|k| !given.contains_key(*k)).map(key).take(5).collect();
-    let extra: Vec<_> = given.keys().filter(|k| !wanted.contains_key(*k)).map(key).take(5).collect();
-    let other: Vec<_> = given.iter().filter(|(k, v)| wanted.get(*k).is_some_and(|w| w != *v)).collect();
-    assert!(
-        missing.is_empty() && extra.is_empty() && other.is_empty(),
-        "{what}: {} given, {} wanted; missing {missing:?}, extra {extra:?}, other {:?}",
-        given.len(),
-        wanted.len(),
-        other.iter().map(|(k, _)| key(k)).take(5).collect::<Vec<_>>()
-    );
 }
 
 /// A base, then wild writes, then the cut: what the engine gives is what the server then held.

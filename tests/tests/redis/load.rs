@@ -43,7 +43,7 @@ impl Load {
                         match client.ask(&command).expect("reply") {
                             // What a command is not for is a part of the load.
                             Reply::Error(e)
-                                if ["WRONGTYPE", "MOVED", "CROSSSLOT", "ASK", "TRYAGAIN", "ERR "]
+                                if ["WRONGTYPE", "MOVED", "CROSSSLOT", "ASK", "TRYAGAIN", "EXECABORT", "ERR "]
                                     .iter()
                                     .any(|known| e.starts_with(known)) => {}
                             Reply::Error(e) => panic!("{command:?}: {e}"),
