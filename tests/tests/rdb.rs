@@ -90,8 +90,10 @@ fn values_are_what_servers_answer_and_mean_the_same_in_every_encoding() {
         for profile in Profile::ALL {
             let server = filled(flavor, profile);
             for record in check_against(&server, profile).records {
-                let (key, found) =
-                    ((record.db, record.key.clone()), (record.summary.meaning, record.summary.elements));
+                // Not every server has times to live of fields: this key holds other data there.
+                let server = record.key.starts_with(b"hash:ttl").then_some(flavor.program());
+                let key = (server, record.db, record.key.clone());
+                let found = (record.summary.meaning, record.summary.elements);
                 let known = *meanings.entry(key).or_insert(found);
                 let shown = String::from_utf8_lossy(&record.key);
                 assert!(
