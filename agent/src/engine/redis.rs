@@ -14,7 +14,9 @@ pub mod conn;
 pub mod fold;
 pub mod keys;
 pub mod link;
+mod load;
 pub mod merge;
+mod readback;
 pub mod resp;
 pub mod scratch;
 pub mod server;
@@ -23,7 +25,7 @@ pub mod stream;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use tidemark_proto::id::JobId;
@@ -92,6 +94,7 @@ type SharedJob = Arc<Mutex<Job>>;
 /// A server of Redis or Valkey.
 #[derive(Debug)]
 pub struct Redis {
+    me: Weak<Self>,
     options: Options,
     incarnation: Mutex<Incarnation>,
     control: Mutex<Option<Connection>>,
@@ -105,7 +108,11 @@ impl Redis {
         let _ = std::fs::remove_dir_all(&jobs);
         std::fs::create_dir_all(&jobs).or_kind(ErrorKind::Config, format_args!("{}", jobs.display()))?;
         let incarnation = Mutex::new(read_incarnation(&options)?);
-        Ok(Arc::new(Self { options, incarnation, control: Mutex::default(), jobs: Mutex::default() }))
+        let new = |me: &Weak<Self>| {
+            let me = me.clone();
+            Self { me, options, incarnation, control: Mutex::default(), jobs: Mutex::default() }
+        };
+        Ok(Arc::new_cyclic(new))
     }
 
     fn incarnation(&self) -> Incarnation {
@@ -204,7 +211,11 @@ fn write_incarnation(options: &Options) -> Result<Incarnation> {
 impl Engine for Redis {
     fn describe(&self) -> Result<Description> {
         let view = self.view()?;
-        let state = if view.unready().is_some() { "loading" } else { "available" };
+        let state = match (view.unready(), self.restoring()?) {
+            (Some(_), _) => "loading",
+            (None, Some(_)) => "restoring",
+            (None, None) => "available",
+        };
         Ok(Description {
             engine: ENGINE.to_owned(),
             engine_version: view.info.version(),
@@ -317,7 +328,7 @@ impl Engine for Redis {
     }
 
     fn restoring(&self) -> Result<Option<JobId>> {
-        Ok(None)
+        load::under_way(&self.options.dir)
     }
 
     fn snapshot(&self, at: Timestamp) -> Result<Box<dyn Snapshot>> {
@@ -332,8 +343,9 @@ impl Engine for Redis {
         Err(Error::not_found(format!("no cut was taken here at {at}: the agent was started anew since")))
     }
 
-    fn restore(&self, _: JobId, _: SlotSet, _: bool) -> Result<Box<dyn Loader>> {
-        Err(Error::unsupported("a restore onto a Redis server"))
+    fn restore(&self, job: JobId, slots: SlotSet, in_place: bool) -> Result<Box<dyn Loader>> {
+        let this = self.me.upgrade().ok_or_else(|| Error::bug("an engine that is gone"))?;
+        load::begin(this, job, slots, in_place)
     }
 }
 

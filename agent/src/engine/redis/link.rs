@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use tidemark_common::rdb;
+use tidemark_common::rdb::{self, RdbSink, Trailer};
 use tidemark_proto::wire::control::Position;
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
@@ -255,35 +255,12 @@ impl Worker {
     }
 
     fn connect(&self) -> Result<Connection> {
-        let mut connection = Connection::open(&self.address, &self.login)?;
-        for args in [&[&b"PING"[..]][..], &[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"]] {
-            let _ = connection.call(args)?.ok("joining as a replica")?;
-        }
-        Ok(connection)
+        join(&self.address, &self.login)
     }
 
     fn read_base(&self, connection: &mut Connection, position: Position) -> Result<(Base, Vec<u8>)> {
-        connection.set_timeout(BASE_PATIENCE)?;
-        let head = base_head(connection)?;
         let mut sink = BaseSink::new(Spill::new(&self.dir.join("base"))?);
-        let mut counted = Counted { reader: connection.reader(), shared: &self.shared, unseen: 0 };
-        let trailer = rdb::read(&mut counted, &mut sink).map_err(|e| e.context("the base"))?;
-        let mut unread = trailer.unread.clone();
-        if let Head::Marked(mark) = head {
-            let missing = EOF_MARK.saturating_sub(unread.len());
-            let mut rest = vec![0; missing];
-            connection.reader().read_exact(&mut rest).or_kind(ErrorKind::Retry, "the end of the base")?;
-            unread.extend_from_slice(&rest);
-            let stream = unread.split_off(EOF_MARK);
-            if unread != mark {
-                return Err(Error::damaged("the base does not end with its mark"));
-            }
-            unread = stream;
-        } else if let Head::Length(len) = head
-            && len != trailer.bytes
-        {
-            return Err(Error::damaged("the base is not as long as the server said"));
-        }
+        let (trailer, unread) = read_base(connection, &self.shared, &mut sink)?;
         let (records, gathered) = sink.finish(&trailer)?;
         tracing::info!(records = records.records, bytes = records.bytes, offset = position.offset, "base taken");
         Ok((Base { position, records: Arc::new(records), gathered }, unread))
@@ -429,6 +406,49 @@ impl<R: Read> Read for Counted<'_, R> {
         }
         Ok(len)
     }
+}
+
+/// Joins a server as a replica.
+fn join(address: &Address, login: &Login) -> Result<Connection> {
+    let mut connection = Connection::open(address, login)?;
+    for args in [&[&b"PING"[..]][..], &[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"]] {
+        let _ = connection.call(args)?.ok("joining as a replica")?;
+    }
+    Ok(connection)
+}
+
+/// Reads everything that a server holds into `sink`, once, and leaves.
+pub(super) fn read_once(address: &Address, login: &Login, sink: &mut impl RdbSink) -> Result<()> {
+    let mut connection = join(address, login)?;
+    match psync(&mut connection, None)? {
+        Sync::Full(_) => read_base(&mut connection, &Shared::default(), sink).map(drop),
+        Sync::Continue(_) => Err(Error::unsupported("the server goes on with what was never asked for")),
+    }
+}
+
+/// Reads a base into `sink`; answers what the server said at its end, and the start of the stream behind it.
+fn read_base(connection: &mut Connection, shared: &Shared, sink: &mut impl RdbSink) -> Result<(Trailer, Vec<u8>)> {
+    connection.set_timeout(BASE_PATIENCE)?;
+    let head = base_head(connection)?;
+    let mut counted = Counted { reader: connection.reader(), shared, unseen: 0 };
+    let mut trailer = rdb::read(&mut counted, sink).map_err(|e| e.context("the base"))?;
+    let mut unread = std::mem::take(&mut trailer.unread);
+    match head {
+        Head::Length(len) if len != trailer.bytes => {
+            return Err(Error::damaged("the base is not as long as the server said"));
+        }
+        Head::Length(_) => {}
+        Head::Marked(mark) => {
+            let from = unread.len();
+            unread.resize(from.max(EOF_MARK), 0);
+            connection.reader().read_exact(&mut unread[from..]).or_kind(ErrorKind::Retry, "the end of the base")?;
+            let stream = unread.split_off(EOF_MARK);
+            if std::mem::replace(&mut unread, stream) != mark {
+                return Err(Error::damaged("the base does not end with its mark"));
+            }
+        }
+    }
+    Ok((trailer, unread))
 }
 
 /// How a base is framed.

@@ -1,0 +1,417 @@
+//! Restores onto a server: records go as `RESTORE` in pipelines, by several connections at once.
+//!
+//! The server must be empty when a restore begins, and belongs to it until the end: a restore that is called off empties
+//! it again. Parts are loaded with `REPLACE`, so that one that was begun before is simply loaded again. What was
+//! loaded is read back as a replica reads it, and compared by what it means.
+//!
+//! Keys that have expired by now are not loaded: a server would drop them at once. Those that expire before they are read
+//! back are known by a list of expiring keys.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use tidemark_common::clock::{SystemClock, WallClock};
+use tidemark_common::rdb::convert::type_for;
+use tidemark_common::rdb::{Family, convert, payload};
+use tidemark_common::record::{RedisMeta, split_redis_key};
+use tidemark_proto::hash::SetDigest;
+use tidemark_proto::id::JobId;
+use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
+
+use super::conn::Connection;
+use super::readback::read_back;
+use super::resp::put_request;
+use super::server::{PRIMARY, View};
+use super::{Redis, write_incarnation};
+use crate::engine::{Loader, PartLoader, RecordRef};
+use crate::fsutil;
+
+/// Bytes of requests that are sent before the replies to those before them are read.
+const BATCH: usize = 256 << 10;
+/// Longest value that is sent as one payload: servers take no longer strings by default (`proto-max-bulk-len`).
+const MAX_PAYLOAD: usize = 400 << 20;
+/// File that says that a restore is under way, and which.
+const MARKER: &str = "restore";
+/// Bytes of an entry in the list of expiring keys: time and hash.
+const EXPIRING: usize = 24;
+
+/// A finished part: digest of its source, digest of what was loaded.
+type Finished = BTreeMap<u32, (SetDigest, SetDigest)>;
+
+/// What stands in the folder of a restore.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Folder {
+    fn part(&self, number: u32) -> PathBuf {
+        self.0.join(format!("part-{number}"))
+    }
+
+    /// List of the part's expiring keys.
+    fn expiring(&self, number: u32) -> PathBuf {
+        self.0.join(format!("expiring-{number}"))
+    }
+
+    fn finished(&self) -> Result<Finished> {
+        let mut found = Finished::new();
+        for entry in std::fs::read_dir(&self.0).or_kind(ErrorKind::Retry, "folder of the restore")?.flatten() {
+            let name = entry.file_name();
+            let number = name.to_string_lossy().strip_prefix("part-").and_then(|n| n.parse().ok());
+            if let Some(number) = number {
+                let text = std::fs::read_to_string(entry.path()).or_kind(ErrorKind::Retry, "a finished part")?;
+                let _ = found.insert(number, parse_digests(&text)?);
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn put_digests(source: SetDigest, loaded: SetDigest) -> String {
+    let words = [source, loaded].map(|d| format!("{} {} {}", d.count, d.low, d.high));
+    words.join(" ")
+}
+
+fn parse_digests(text: &str) -> Result<(SetDigest, SetDigest)> {
+    let damaged = || Error::damaged("the note of a loaded part does not hold: call the restore off and begin anew");
+    let numbers: Option<Vec<u64>> = text.split_ascii_whitespace().map(|w| w.parse().ok()).collect();
+    match numbers.as_deref() {
+        Some(&[a, b, c, d, e, f]) => {
+            Ok((SetDigest { count: a, low: b, high: c }, SetDigest { count: d, low: e, high: f }))
+        }
+        _ => Err(damaged()),
+    }
+}
+
+/// What the loaders of one restore share.
+#[derive(Debug)]
+struct Shared {
+    redis: Arc<Redis>,
+    job: JobId,
+    slots: SlotSet,
+    folder: Folder,
+    /// Version of the RDB format of the server.
+    version: u16,
+    cluster: bool,
+    open: Mutex<BTreeSet<u32>>,
+}
+
+/// The restore that is under way on the server with this folder.
+pub(super) fn under_way(dir: &Path) -> Result<Option<JobId>> {
+    match std::fs::read_to_string(dir.join(MARKER)) {
+        Ok(text) => text.trim().parse().map(Some).map_err(|e: Error| e.context("note of a restore")),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::retry("note of a restore").with_source(e)),
+    }
+}
+
+/// Begins a restore, or goes on with it.
+pub(super) fn begin(redis: Arc<Redis>, job: JobId, slots: SlotSet, in_place: bool) -> Result<Box<dyn Loader>> {
+    let dir = redis.options.dir.clone();
+    let view = redis.view()?;
+    if view.info.role() != PRIMARY {
+        return Err(Error::conflict("the server is a read-only replica: restore onto its primary"));
+    }
+    let owned = view.ownership()?.slots;
+    if !slots.minus(&owned).is_empty() {
+        return Err(Error::conflict(format!("the server does not own slots {} any more", slots.minus(&owned))));
+    }
+    let folder = Folder(dir.join("restore-parts"));
+    match under_way(&dir)? {
+        Some(other) if other != job => {
+            return Err(Error::conflict(format!("restore {other} is under way on this server: end it first")));
+        }
+        Some(_) => {}
+        None if in_place => {
+            return Err(Error::unsupported(
+                "a restore in place of a Redis server's data: restore onto an empty server",
+            ));
+        }
+        None if view.info.keys() > 0 => {
+            return Err(Error::conflict(format!(
+                "the server holds {} keys: restore onto an empty one",
+                view.info.keys()
+            )));
+        }
+        None => {
+            let _ = std::fs::remove_dir_all(&folder.0);
+            std::fs::create_dir_all(&folder.0).or_kind(ErrorKind::Full, format_args!("{}", folder.0.display()))?;
+            fsutil::replace(&dir.join(MARKER), job.to_string().as_bytes())?;
+        }
+    }
+    let version = rdb_version(&view);
+    let cluster = view.info.is_cluster();
+    Ok(Box::new(RedisLoader(Arc::new(Shared {
+        redis,
+        job,
+        slots,
+        folder,
+        version,
+        cluster,
+        open: Mutex::default(),
+    }))))
+}
+
+/// Version of the RDB format that a server writes (`rdb.h` of its releases).
+fn rdb_version(view: &View) -> u16 {
+    let info = &view.info;
+    let number = |name: &str| {
+        let mut parts = info.text(name).split('.').map(|p| p.parse::<u32>().unwrap_or(0));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+    };
+    if info.has("valkey_version") {
+        return if number("valkey_version").0 >= 9 { 80 } else { 11 };
+    }
+    match number("redis_version") {
+        (0..=6, _) => 9,
+        (7, 0 | 1) => 10,
+        (7, 2 | 3) => 11,
+        _ => 12,
+    }
+}
+
+impl Shared {
+    fn check_under_way(&self) -> Result<()> {
+        match under_way(&self.redis.options.dir)? {
+            Some(job) if job == self.job => Ok(()),
+            _ => Err(Error::conflict(format!(
+                "the restore of job {} was committed or aborted: begin a new one",
+                self.job
+            ))),
+        }
+    }
+
+    fn check_no_open_part(&self) -> Result<()> {
+        let open = self.open.lock().expect("parts");
+        open.first()
+            .map_or(Ok(()), |n| Err(Error::conflict(format!("part {n} is being loaded: finish or drop it first"))))
+    }
+
+    fn end(&self) -> Result<()> {
+        let dir = &self.redis.options.dir;
+        let removed = std::fs::remove_file(dir.join(MARKER));
+        removed.or_kind(ErrorKind::Retry, "note of a restore")?;
+        let _ = std::fs::remove_dir_all(&self.folder.0);
+        Ok(())
+    }
+}
+
+struct RedisLoader(Arc<Shared>);
+
+impl Loader for RedisLoader {
+    fn loaded(&self) -> Result<Vec<(u32, SetDigest, SetDigest)>> {
+        self.0.check_under_way()?;
+        Ok(self.0.folder.finished()?.into_iter().map(|(n, (source, loaded))| (n, source, loaded)).collect())
+    }
+
+    fn part(&self, number: u32) -> Result<Box<dyn PartLoader>> {
+        self.0.check_under_way()?;
+        if self.0.folder.part(number).exists() || !self.0.open.lock().expect("parts").insert(number) {
+            return Err(Error::conflict(format!("part {number} is loaded already, or being loaded")));
+        }
+        // From here on the part is closed when it is dropped.
+        let mut part = RedisPart::new(self.0.clone(), number);
+        part.connect()?;
+        Ok(Box::new(part))
+    }
+
+    fn verify(&self) -> Result<SetDigest> {
+        self.0.check_under_way()?;
+        let (options, folder) = (&self.0.redis.options, &self.0.folder);
+        let mut expiring = Vec::new();
+        for number in folder.finished()?.into_keys() {
+            let list = std::fs::read(folder.expiring(number)).unwrap_or_default();
+            expiring.extend(list.chunks_exact(EXPIRING).map(|entry| {
+                let (at, hash) = entry.split_at(8);
+                let mut words = ([0; 8], [0; 16]);
+                words.0.copy_from_slice(at);
+                words.1.copy_from_slice(hash);
+                (i64::from_le_bytes(words.0), u128::from_le_bytes(words.1))
+            }));
+        }
+        read_back(&options.address, &options.login, &self.0.slots, expiring)
+    }
+
+    fn commit(&self, _: Timestamp) -> Result<Incarnation> {
+        self.0.check_under_way()?;
+        self.0.check_no_open_part()?;
+        let incarnation = write_incarnation(&self.0.redis.options)?;
+        *self.0.redis.incarnation.lock().expect("incarnation") = incarnation;
+        self.0.end()?;
+        Ok(incarnation)
+    }
+
+    fn abort(&self) -> Result<()> {
+        self.0.check_under_way()?;
+        self.0.check_no_open_part()?;
+        let _ = self.0.redis.ask(|c| c.call(&[b"FLUSHALL"]))?.ok("emptying the server again")?;
+        self.0.end()
+    }
+}
+
+struct RedisPart {
+    shared: Arc<Shared>,
+    number: u32,
+    connection: Option<Connection>,
+    out: Vec<u8>,
+    payload: Vec<u8>,
+    /// Requests in `out`, and those whose replies are due.
+    queued: usize,
+    due: usize,
+    db: u64,
+    loaded: SetDigest,
+    expiring: Vec<u8>,
+    expired: u64,
+}
+
+impl RedisPart {
+    fn new(shared: Arc<Shared>, number: u32) -> Self {
+        Self {
+            shared,
+            number,
+            connection: None,
+            out: Vec::with_capacity(BATCH + (BATCH >> 2)),
+            payload: Vec::new(),
+            queued: 0,
+            due: 0,
+            db: 0,
+            loaded: SetDigest::default(),
+            expiring: Vec::new(),
+            expired: 0,
+        }
+    }
+
+    fn connect(&mut self) -> Result<()> {
+        let options = &self.shared.redis.options;
+        self.connection = Some(Connection::open(&options.address, &options.login)?);
+        Ok(())
+    }
+
+    fn connection(&mut self) -> Result<&mut Connection> {
+        self.connection.as_mut().ok_or_else(|| Error::bug("a part without a connection"))
+    }
+
+    /// Sends what is queued, and reads the replies to what was sent before: the server works on one while the other is made.
+    fn flush(&mut self) -> Result<()> {
+        let out = std::mem::take(&mut self.out);
+        let due = std::mem::replace(&mut self.due, self.queued);
+        self.queued = 0;
+        let connection = self.connection()?;
+        connection.send(&out)?;
+        for _ in 0..due {
+            let _ = connection.reply()?.ok("RESTORE")?;
+        }
+        self.out = out;
+        self.out.clear();
+        Ok(())
+    }
+
+    fn request(&mut self, args: &[&[u8]]) {
+        put_request(&mut self.out, args);
+        self.queued += 1;
+    }
+
+    fn select(&mut self, db: u64) -> Result<()> {
+        if db == self.db {
+            return Ok(());
+        }
+        if self.shared.cluster {
+            return Err(Error::unsupported(format!(
+                "the backup holds keys in database {db}, and a Cluster has database 0 alone: restore onto a server of its \
+                 own"
+            )));
+        }
+        self.request(&[b"SELECT", db.to_string().as_bytes()]);
+        self.db = db;
+        Ok(())
+    }
+
+    /// Makes the payload of a value for this server.
+    fn make_payload(&mut self, meta: &RedisMeta, key: &[u8], value: &[u8]) -> Result<()> {
+        let version = self.shared.version;
+        let family = Family::of_version(version);
+        let too_new = || {
+            let key = String::from_utf8_lossy(&key[..key.len().min(128)]).into_owned();
+            Error::unsupported(format!(
+                "key `{key}` has a value of RDB type {}, which this server (RDB version {version}) does not load: restore \
+                 onto a newer server",
+                meta.type_byte
+            ))
+        };
+        if value.len() > MAX_PAYLOAD {
+            return Err(Error::unsupported(format!("a value of {} bytes: at most {MAX_PAYLOAD}", value.len())));
+        }
+        let target = type_for(version, family, meta.type_byte).ok_or_else(too_new)?;
+        self.payload.clear();
+        if target == meta.type_byte {
+            payload::write(version, target, value, &mut self.payload);
+        } else {
+            let mut converted = Vec::new();
+            convert(meta.type_byte, &mut &value[..], target, &mut converted)?;
+            payload::write(version, target, &converted, &mut self.payload);
+        }
+        Ok(())
+    }
+}
+
+impl PartLoader for RedisPart {
+    fn put(&mut self, record: RecordRef<'_>, hash: u128) -> Result<()> {
+        if !self.shared.slots.contains(record.slot) {
+            let slots = &self.shared.slots;
+            return Err(Error::request(format!("a record of slot {} does not belong here: {slots}", record.slot)));
+        }
+        let (db, key) = split_redis_key(record.key)?;
+        let meta = RedisMeta::decode(record.meta).map_err(|e| e.context("a record that is not of Redis"))?;
+        if meta.expire_at_millis.is_some_and(|at| at <= SystemClock.millis() as i64) {
+            self.expired += 1;
+            return Ok(());
+        }
+        self.select(db)?;
+        self.make_payload(&meta, key, record.value)?;
+        let ttl = meta.expire_at_millis.unwrap_or(0).to_string();
+        let payload = std::mem::take(&mut self.payload);
+        let mut args: Vec<&[u8]> = vec![b"RESTORE", key, ttl.as_bytes(), &payload, b"REPLACE", b"ABSTTL"];
+        let (idle, frequency) = (meta.idle_seconds.map(|s| s.to_string()), meta.frequency.map(|f| f.to_string()));
+        if let Some(seconds) = &idle {
+            args.extend([&b"IDLETIME"[..], seconds.as_bytes()]);
+        } else if let Some(frequency) = &frequency {
+            args.extend([&b"FREQ"[..], frequency.as_bytes()]);
+        }
+        self.request(&args);
+        self.payload = payload;
+        self.loaded.add(hash);
+        if let Some(at) = meta.expire_at_millis {
+            self.expiring.extend_from_slice(&at.to_le_bytes());
+            self.expiring.extend_from_slice(&hash.to_le_bytes());
+        }
+        if self.out.len() >= BATCH { self.flush() } else { Ok(()) }
+    }
+
+    fn finish(mut self: Box<Self>, source: SetDigest) -> Result<SetDigest> {
+        self.flush()?;
+        self.flush()?;
+        let folder = &self.shared.folder;
+        if !self.expiring.is_empty() {
+            let path = folder.expiring(self.number);
+            let write = || File::create(&path)?.write_all(&self.expiring);
+            write().or_kind(ErrorKind::Full, format_args!("{}", path.display()))?;
+        }
+        fsutil::replace(&folder.part(self.number), put_digests(source, self.loaded).as_bytes())?;
+        if self.expired > 0 {
+            tracing::info!(
+                part = self.number,
+                keys = self.expired,
+                "keys that have expired by now were not loaded"
+            );
+        }
+        Ok(self.loaded)
+    }
+}
+
+impl Drop for RedisPart {
+    fn drop(&mut self) {
+        let _ = self.shared.open.lock().expect("parts").remove(&self.number);
+    }
+}
