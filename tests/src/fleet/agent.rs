@@ -11,12 +11,14 @@ use tidemark_proto::SlotSet;
 use super::process::Process;
 
 /// The kind of store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineKind {
     /// On disk.
     Embedded,
     /// In memory.
     Memory,
+    /// The server of Redis or Valkey at this address.
+    Redis(String),
 }
 
 /// An agent to start.
@@ -88,20 +90,22 @@ impl AgentProcess {
         let tls = tls.unwrap_or_else(|| super::issue(authority, &uri, &dir.join("pki"), 30, SystemClock.time()));
         let part_bytes =
             if spec.part_bytes > 0 { format!("part_bytes = {}", spec.part_bytes) } else { String::new() };
-        let engine = match spec.engine {
+        let served = format!("slots = \"{}\"\nlisten = \"127.0.0.1:0\"", spec.slots);
+        let engine = match &spec.engine {
             EngineKind::Embedded => {
                 format!(
-                    "kind = \"embedded\"\ndata_dir = {:?}",
+                    "kind = \"embedded\"\ndata_dir = {:?}\n{served}",
                     spec.data_dir.clone().unwrap_or_else(|| dir.join(format!("{name}.data")))
                 )
             }
-            EngineKind::Memory => "kind = \"memory\"".to_owned(),
+            EngineKind::Memory => format!("kind = \"memory\"\n{served}"),
+            EngineKind::Redis(address) => format!("kind = \"redis\"\naddress = \"{address}\""),
         };
         let text = format!(
             "cluster = \"{}\"\nnode = \"{}\"\ncoordinators = [\"{coordinator}\"]\nstate_dir = {:?}\ndelta = \"{}\"\n\
              {part_bytes}\n\
              [tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
-             [engine]\n{engine}\nslots = \"{}\"\nlisten = \"127.0.0.1:0\"\n\
+             [engine]\n{engine}\n\
              [log]\nformat = \"json\"\nfilter = \"info,fjall=warn,lsm_tree=warn,tidemark_agent=debug\"\n\
              [telemetry]\nlisten = \"127.0.0.1:0\"\n{}\n",
             spec.cluster,
@@ -111,7 +115,6 @@ impl AgentProcess {
             tls.ca,
             tls.cert,
             tls.key,
-            spec.slots,
             spec.sections,
         );
         let config = dir.join(format!("{name}.toml"));
