@@ -54,6 +54,39 @@ async fn a_cluster_is_backed_up_and_a_missing_agent_is_told_of_by_its_slots() {
 }
 
 #[tokio::test]
+async fn a_replica_takes_no_part_until_it_owns_the_slots() {
+    let (mut fleet, mut cluster) = three().await;
+    let cluster = tokio::task::spawn_blocking(move || {
+        cluster.add_replica(1, &[]);
+        cluster
+    });
+    let cluster = cluster.await.expect("a replica");
+    let mut spec = AgentSpec::new("cache", "n3", SlotSet::EMPTY);
+    spec.engine = EngineKind::Redis(format!("127.0.0.1:{}", cluster.ports()[3]));
+    fleet.start_agent(spec);
+    let detail = fleet.ready("cache", 4).await;
+    let replica = detail.nodes.iter().find(|n| n.node == "n3").unwrap();
+    assert_eq!((&replica.role[..], &replica.follows[..]), ("replica", "n1"));
+    let nodes = |b: &tidemark_coordinator::catalog::BackupDetail| {
+        b.node_evidence.iter().map(|n| n.node.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(nodes(&fleet.backup("cache").await.unwrap()), ["n0", "n1", "n2"]);
+    let promoted = tokio::task::spawn_blocking(move || {
+        let _ = cluster.nodes[3].1.client().run("CLUSTER FAILOVER");
+        cluster
+    });
+    let _cluster = promoted.await.expect("a failover");
+    eventually("n3 to own the slots", async || {
+        let detail = fleet.ready("cache", 4).await;
+        let role = |name: &str| detail.nodes.iter().find(|n| n.node == name).map(|n| n.role.clone());
+        (role("n3")? == "primary" && role("n1")? == "replica").then_some(())
+    })
+    .await;
+    let second = fleet.backup("cache").await.unwrap();
+    assert_eq!((nodes(&second), second.item.records), (vec!["n0".into(), "n2".into(), "n3".into()], KEYS as u64));
+}
+
+#[tokio::test]
 async fn a_backup_waits_while_slots_move() {
     let (fleet, cluster) = three().await;
     let mut source = cluster.nodes[0].1.client();
