@@ -335,6 +335,10 @@ impl Engine for Redis {
         Ok(jobs.into_iter().map(|job| (job_pin(job), Timestamp::ZERO)).collect())
     }
 
+    fn max_value(&self) -> usize {
+        load::MAX_PAYLOAD
+    }
+
     fn restoring(&self) -> Result<Option<JobId>> {
         load::under_way(&self.options.dir)
     }
