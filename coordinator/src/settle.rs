@@ -50,6 +50,8 @@ pub async fn on_connect(context: Shared, member: Member) {
 
 async fn end_backup(context: &Context, member: &Member, job: JobId) -> Result<()> {
     let ledger = Ledger::load(&context.repository, &member.cluster).await?;
+    // A node that is told of a newer entry forgets the one that is missing.
+    context.history.check(&member.cluster, &ledger)?;
     let (ledger_number, ledger_hash) = ledger.tail();
     // Only the newest backup is what the next delta builds on.
     let backup = ledger.backups().pop().filter(|_| is_newest(&ledger, job));

@@ -165,7 +165,8 @@ async fn a_shorter_history_is_noticed_by_coordinator_and_nodes() {
     let mut entries: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
     entries.sort();
     // The second backup's entry is the last one.
-    std::fs::remove_file(entries.pop().unwrap()).unwrap();
+    let removed = entries.pop().unwrap();
+    std::fs::remove_file(&removed).unwrap();
     for restarted in [false, true] {
         if restarted {
             // What the coordinator forgot the nodes still know.
@@ -173,7 +174,10 @@ async fn a_shorter_history_is_noticed_by_coordinator_and_nodes() {
             let _ = fleet.ready("orders", 2).await;
             let _ = fleet.ready("copy", 3).await;
         }
-        let checked = fleet.check_repository().await.remove(0).unwrap_err();
+        let checked = fleet.check_repository().await.remove(0);
+        let Err(checked) = checked else {
+            panic!("restarted: {restarted}, removed {removed:?}, left {entries:?}: {checked:?}")
+        };
         assert_eq!(checked.kind(), ErrorKind::Damaged);
         // A coordinator that came later has written its fence under the lost number.
         let told = if restarted { "was told of" } else { "history is missing" };

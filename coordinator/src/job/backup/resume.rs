@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tidemark_proto::hash::Hash;
+use tidemark_proto::id::JobId;
 use tidemark_proto::stored::job::BackupCut;
 use tidemark_proto::stored::ledger::Policy;
 use tidemark_proto::stored::manifest::{NodeEntry, PartEntry};
@@ -15,8 +16,9 @@ use super::driver::Driver;
 use super::parents::Parent;
 use super::prepare::Prepared;
 use crate::context::Shared;
+use crate::fleet::Member;
 use crate::job::Job;
-use crate::repository::JobRecorder;
+use crate::repository::{JobRecorder, Ledger};
 
 /// Goes on with a job whose cut another coordinator has taken. The agents keep the cut pinned; what is stored already is
 /// not sent again.
@@ -26,6 +28,9 @@ pub async fn resume(context: Shared, job: Arc<Job>, left: LeftBackup) -> Result<
     if ledger.is_settled(job.id()) {
         return Err(Error::conflict("the ledger knows how this job ended"));
     }
+    let nodes: Vec<&NodeName> = cut.nodes.iter().map(|n| &n.node).collect();
+    // Nothing is entered either: when the history is whole again, the next coordinator goes on with the job.
+    whole_history(&context, &ledger, &nodes).await?;
     let parent = match cut.parent {
         Hash::ZERO => None,
         hash => Some(Parent::read(&context.repository, &request.cluster, hash).await?),
@@ -49,6 +54,21 @@ pub fn cut_of(record: &BackupCut) -> Cut {
         released: Released { ownership: n.released.clone(), held_micros: n.held_micros },
     };
     Cut { at: record.cut, attempt: record.attempt, nodes: record.nodes.iter().map(evidence).collect() }
+}
+
+/// Fails when the ledger is not the one that the nodes know. A ledger that lost its end no longer tells that a job made its
+/// backup: to go on with it would write the lost entries over, and nobody would notice that they are missing.
+async fn whole_history(context: &Shared, ledger: &Ledger, nodes: &[&NodeName]) -> Result<()> {
+    let cluster = ledger.cluster();
+    let member = |node: &&NodeName| Member { cluster: cluster.clone(), node: (*node).clone() };
+    let members: Vec<Member> = nodes.iter().map(member).collect();
+    context.fleet.wait_for(&members, context.config.backup.patience()).await?;
+    for member in &members {
+        let told = context.fleet.describe(member, context.head(JobId::default(), 0)).await?;
+        let by = format!("node {}", member.node);
+        context.history.see(cluster, told.ledger_number, told.ledger_hash, by);
+    }
+    context.history.check(cluster, ledger)
 }
 
 /// What another coordinator left of a backup job.
