@@ -74,6 +74,8 @@ fn escaped(out: &mut impl Write, bytes: &[u8]) -> Result<()> {
             b'\n' => put(out, format_args!("\\n"))?,
             b'\r' => put(out, format_args!("\\r"))?,
             b'\t' => put(out, format_args!("\\t"))?,
+            8 => put(out, format_args!("\\b"))?,
+            12 => put(out, format_args!("\\f"))?,
             _ => put(out, format_args!("\\u{byte:04x}"))?,
         }
     }

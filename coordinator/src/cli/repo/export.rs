@@ -30,8 +30,8 @@ rdb   a file that a server loads at its start (`dbfilename`); with --shards one 
 resp  commands for `redis-cli --pipe`: keys that are there are replaced, those that have expired are left out and counted
 jsonl as `tidemark repo extract` writes them; also of other stores";
 
-/// Files of one export at most: they are open at the same time. No Cluster has more nodes.
-const MOST_SHARDS: u16 = 1000;
+/// Files of one export at most: all are open at the same time, twice, and systems allow 1024 by default.
+const MOST_SHARDS: u16 = 256;
 
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
