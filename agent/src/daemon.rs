@@ -52,6 +52,17 @@ pub fn check(config: &AgentConfig) -> Result<()> {
     }
 }
 
+/// Checks the configuration, and the store where it is a server of its own; answers what was found.
+pub fn check_store(config: &AgentConfig) -> Result<String> {
+    check(config)?;
+    match &config.engine {
+        EngineConfig::Redis(redis) => {
+            crate::engine::redis::check::check(&store::redis_options(redis, &config.state_dir)?)?.judge()
+        }
+        _ => Ok("the configuration is good; the store is in the agent itself".to_owned()),
+    }
+}
+
 fn client_address_is_valid(address: &str) -> Result<()> {
     let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
     port.map(|_| ()).ok_or_else(|| Error::config(format!("engine.listen = `{address}`: write host:port")))

@@ -114,6 +114,11 @@ pub trait Engine: Send + Sync + 'static {
     /// All pins: name and timestamp.
     fn pins(&self) -> Result<Vec<(String, Timestamp)>>;
 
+    /// Longest value that can be restored, in bytes: longer ones are refused before they are read.
+    fn max_value(&self) -> usize {
+        crate::kv::MAX_VALUE
+    }
+
     /// The restore whose staging area is open, also after a restart.
     fn restoring(&self) -> Result<Option<JobId>>;
 

@@ -28,6 +28,8 @@ enum Verb {
     Run,
     /// Check the configuration and say what is wrong with it
     CheckConfig,
+    /// Check the configuration, and whether the store can be backed up as it is: rights, settings, room on disk
+    Check,
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,10 @@ fn run(cli: &Cli) -> Result<()> {
         Some(Verb::CheckConfig) => {
             daemon::check(&config)?;
             println!("{}: good", cli.config.display());
+            Ok(())
+        }
+        Some(Verb::Check) => {
+            println!("{}", daemon::check_store(&config)?);
             Ok(())
         }
         Some(Verb::Run) | None => {

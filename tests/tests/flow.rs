@@ -24,6 +24,8 @@ mod repository;
 mod salvage;
 #[path = "flow/shape.rs"]
 mod shape;
+#[path = "flow/shards.rs"]
+mod shards;
 #[path = "flow/steps.rs"]
 mod steps;
 #[path = "flow/store.rs"]

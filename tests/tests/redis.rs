@@ -1,5 +1,7 @@
 //! The engine `redis` against real servers: through the engine trait, and with the built binaries.
 
+#[path = "redis/broken.rs"]
+mod broken;
 #[path = "redis/chains.rs"]
 mod chains;
 #[path = "redis/contents.rs"]

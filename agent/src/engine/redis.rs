@@ -10,6 +10,7 @@
 //! ```
 
 pub mod base;
+pub mod check;
 pub mod conn;
 pub mod fold;
 pub mod keys;
@@ -24,7 +25,7 @@ pub mod spill;
 pub mod stream;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
@@ -161,9 +162,7 @@ impl Redis {
             ));
         }
         let wanted = view.info.number("used_memory").unwrap_or(0);
-        let space = nix::sys::statvfs::statvfs(&self.options.dir)
-            .map_err(|e| Error::config(format!("{}", self.options.dir.display())).with_source(e))?;
-        let free = space.blocks_available().saturating_mul(space.fragment_size());
+        let free = free_space(&self.options.dir)?;
         if free < wanted {
             return Err(Error::new(
                 ErrorKind::Full,
@@ -176,6 +175,15 @@ impl Redis {
         }
         Ok(())
     }
+}
+
+/// Bytes that are free for the agent where `dir` is.
+fn free_space(dir: &Path) -> Result<u64> {
+    // The folder may not be there yet.
+    let there = dir.ancestors().find(|d| d.exists()).unwrap_or(dir);
+    let space = nix::sys::statvfs::statvfs(there);
+    let space = space.map_err(|e| Error::config(format!("{}", dir.display())).with_source(e))?;
+    Ok(space.blocks_available().saturating_mul(space.fragment_size()))
 }
 
 trait Alive {
@@ -325,6 +333,10 @@ impl Engine for Redis {
     fn pins(&self) -> Result<Vec<(String, Timestamp)>> {
         let jobs: Vec<JobId> = self.jobs.lock().expect("jobs").keys().copied().collect();
         Ok(jobs.into_iter().map(|job| (job_pin(job), Timestamp::ZERO)).collect())
+    }
+
+    fn max_value(&self) -> usize {
+        load::MAX_PAYLOAD
     }
 
     fn restoring(&self) -> Result<Option<JobId>> {

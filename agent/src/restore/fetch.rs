@@ -17,7 +17,6 @@ use tidemark_proto::{Error, Result};
 use tokio::sync::mpsc;
 
 use super::LoadJob;
-use crate::kv::MAX_VALUE;
 use crate::metric_names::stage;
 use crate::telemetry;
 
@@ -105,7 +104,7 @@ pub(super) async fn open(
     }
     let ranges = blocks_for(&index, &part.slots);
     let (send, receive) = mpsc::channel(BLOCKS_AHEAD);
-    let reader_of_run = RunReader::new(sealer(), ranges.clone(), Blocks(receive), MAX_VALUE)?;
+    let reader_of_run = RunReader::new(sealer(), ranges.clone(), Blocks(receive), job.agent.engine.max_value())?;
     let requests = requests(&index, ranges, quota / REQUESTS_AHEAD as u64);
     let job = job.clone();
     let pump = async move {

@@ -40,6 +40,22 @@ impl Cluster {
         cluster
     }
 
+    /// Adds a replica of the node of this number, the last one of the nodes then, and waits until it follows.
+    pub fn add_replica(&mut self, of: usize, options: &[&str]) {
+        let (port, server) = node(self.nodes[of].1.flavor, options);
+        let (mut client, mut primary) = (server.client(), self.nodes[of].1.client());
+        let _ = client.run(&format!("CLUSTER MEET 127.0.0.1 {}", self.nodes[of].0));
+        let id = primary.run("CLUSTER MYID").text();
+        eventually("the replica to know its primary", || {
+            let known = client.ask(&["CLUSTER", "REPLICATE", &id]).ok()?;
+            matches!(known, super::Reply::Status(_)).then_some(())
+        });
+        eventually("the replica to follow", || {
+            client.run("INFO replication").text().contains("master_link_status:up").then_some(())
+        });
+        self.nodes.push((port, server));
+    }
+
     /// A connection to each node, in their order.
     pub fn clients(&self) -> Vec<Client> {
         self.nodes.iter().map(|(_, server)| server.client()).collect()

@@ -91,9 +91,14 @@ impl Server {
         self.child.id()
     }
 
-    /// Saves, and returns the file.
+    /// Saves, and returns the file. A child that serves a replica may have to end first.
     pub fn save(&self) -> Vec<u8> {
-        let _ok = self.client().run("SAVE");
+        let mut client = self.client();
+        eventually("a save", || match client.ask(&["SAVE"]).expect("reply") {
+            super::Reply::Error(e) if e.contains("already in progress") => None,
+            super::Reply::Error(e) => panic!("SAVE: {e}"),
+            _ => Some(()),
+        });
         std::fs::read(self.dir().join(FILE)).expect("file")
     }
 

@@ -11,7 +11,7 @@ use tidemark_common::rdb;
 use tidemark_common::record::{RedisMeta, slot_of_record};
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::run::sort_key;
-use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp};
+use tidemark_proto::{Error, ErrorKind, SlotSet, Timestamp};
 use tidemark_tests::redis::{Flavor, PATIENCE, Server, eventually};
 
 use super::contents::{Contents, compare, held_by};

@@ -2,6 +2,7 @@
 
 use tidemark_coordinator::catalog::BackupDetail;
 use tidemark_proto::SlotSet;
+use tidemark_tests::bench::peak_rss_mib;
 use tidemark_tests::fleet::{AgentSpec, EngineKind, Fleet, restore_of};
 use tidemark_tests::redis::{Client, Cluster, Flavor, Reply, Server, eventually};
 
@@ -138,4 +139,38 @@ async fn chains_over_a_cluster_under_load_are_whole_in_every_backup() {
     }
     load.stop();
     chains.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_values_pass_without_being_held_twice() {
+    const LONG: usize = 100 << 20;
+    let (source, target) = (Server::start(Flavor::Redis, &[]), Server::start(Flavor::Redis, &[]));
+    let mut client = source.client();
+    let mut noise = vec![0; LONG];
+    rand::fill(&mut noise[..]);
+    let _ = client.call(&[&b"SET"[..], b"long", &noise]);
+    for piece in noise.chunks(1 << 20).take(40) {
+        let _ = client.call(&[&b"RPUSH"[..], b"list", piece]);
+    }
+    drop(noise);
+    for i in 0..2000 {
+        let _ = client.run(&format!("SET short:{i} {i}"));
+    }
+    let mut fleet = Fleet::start().await;
+    protect_one(&mut fleet, "orders", &source).await;
+    protect_one(&mut fleet, "copy", &target).await;
+    let taken = backup(&fleet, "orders").await;
+    assert_eq!(taken.item.records, 2002);
+    let _ = fleet.restore(&restore_of("orders", "copy")).await.unwrap_or_else(|e| panic!("{}", e.report()));
+    compare("long values", &held_by(&target), &held_by(&source));
+    let daemons = [
+        fleet.coordinator().process.id(),
+        fleet.agent("orders", "n0").process.id(),
+        fleet.agent("copy", "n0").process.id(),
+    ];
+    for (name, pid) in ["coordinator", "source", "target"].into_iter().zip(daemons) {
+        let peak = peak_rss_mib(pid);
+        assert!(peak < 256, "{name} took {peak} MiB");
+        println!("{name}: {peak} MiB");
+    }
 }

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
+use std::sync::Mutex;
 
 use tidemark_common::rdb::{self, Family, RdbWriter, RecordHead};
 use tidemark_common::record::{RedisMeta, redis_key, split_redis_key};
@@ -119,6 +120,7 @@ impl Fold<'_> {
             base: self.base.records.clone(),
             over: Sorted::default(),
             emptied: Emptied::default(),
+            long: Mutex::default(),
         };
         if !self.moved {
             return Ok((state, self.base.gathered.clone()));

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::rdb::convert::type_for;
-use tidemark_common::rdb::{Family, convert, payload};
+use tidemark_common::rdb::{Crc64, Family, convert, payload};
 use tidemark_common::record::{RedisMeta, split_redis_key};
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
@@ -23,7 +23,7 @@ use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, 
 
 use super::conn::Connection;
 use super::readback::read_back;
-use super::resp::put_request;
+use super::resp::{put_bulk, put_head, put_request};
 use super::server::{PRIMARY, View};
 use super::{Redis, write_incarnation};
 use crate::engine::{Loader, PartLoader, RecordRef};
@@ -32,7 +32,9 @@ use crate::fsutil;
 /// Bytes of requests that are sent before the replies to those before them are read.
 const BATCH: usize = 256 << 10;
 /// Longest value that is sent as one payload: servers take no longer strings by default (`proto-max-bulk-len`).
-const MAX_PAYLOAD: usize = 400 << 20;
+pub(super) const MAX_PAYLOAD: usize = 400 << 20;
+/// Values over this many bytes are sent without copying them.
+const LONG: usize = 64 << 10;
 /// File that says that a restore is under way, and which.
 const MARKER: &str = "restore";
 /// Bytes of an entry in the list of expiring keys: time and hash.
@@ -328,7 +330,7 @@ impl RedisPart {
         Ok(())
     }
 
-    /// Makes the payload of a value for this server.
+    /// Makes the payload of a value for this server; none of a long one, which is sent from where it lies.
     fn make_payload(&mut self, meta: &RedisMeta, key: &[u8], value: &[u8]) -> Result<()> {
         let version = self.shared.version;
         let family = Family::of_version(version);
@@ -345,13 +347,35 @@ impl RedisPart {
         }
         let target = type_for(version, family, meta.type_byte).ok_or_else(too_new)?;
         self.payload.clear();
-        if target == meta.type_byte {
-            payload::write(version, target, value, &mut self.payload);
-        } else {
+        if target != meta.type_byte {
             let mut converted = Vec::new();
             convert(meta.type_byte, &mut &value[..], target, &mut converted)?;
             payload::write(version, target, &converted, &mut self.payload);
+        } else if value.len() <= LONG {
+            payload::write(version, target, value, &mut self.payload);
         }
+        Ok(())
+    }
+
+    /// Sends a long value from where it lies, without a copy of it.
+    fn send_long(&mut self, key: &[u8], ttl: &[u8], type_byte: u8, value: &[u8], options: &[&[u8]]) -> Result<()> {
+        let mut crc = Crc64::new();
+        crc.update(&[type_byte]);
+        crc.update(value);
+        let footer = payload::footer(self.shared.version, crc);
+        put_head(&mut self.out, b'*', 4 + options.len());
+        for arg in [b"RESTORE", key, ttl] {
+            put_bulk(&mut self.out, arg);
+        }
+        put_head(&mut self.out, b'$', 1 + value.len() + footer.len());
+        self.out.push(type_byte);
+        self.queued += 1;
+        self.flush()?;
+        let connection = self.connection()?;
+        connection.send(value)?;
+        connection.send(&footer)?;
+        self.out.extend_from_slice(b"\r\n");
+        options.iter().for_each(|arg| put_bulk(&mut self.out, arg));
         Ok(())
     }
 }
@@ -372,14 +396,20 @@ impl PartLoader for RedisPart {
         self.make_payload(&meta, key, record.value)?;
         let ttl = meta.expire_at_millis.unwrap_or(0).to_string();
         let payload = std::mem::take(&mut self.payload);
-        let mut args: Vec<&[u8]> = vec![b"RESTORE", key, ttl.as_bytes(), &payload, b"REPLACE", b"ABSTTL"];
+        let mut options: Vec<&[u8]> = vec![b"REPLACE", b"ABSTTL"];
         let (idle, frequency) = (meta.idle_seconds.map(|s| s.to_string()), meta.frequency.map(|f| f.to_string()));
         if let Some(seconds) = &idle {
-            args.extend([&b"IDLETIME"[..], seconds.as_bytes()]);
+            options.extend([&b"IDLETIME"[..], seconds.as_bytes()]);
         } else if let Some(frequency) = &frequency {
-            args.extend([&b"FREQ"[..], frequency.as_bytes()]);
+            options.extend([&b"FREQ"[..], frequency.as_bytes()]);
         }
-        self.request(&args);
+        if payload.is_empty() {
+            self.send_long(key, ttl.as_bytes(), meta.type_byte, record.value, &options)?;
+        } else {
+            let mut args: Vec<&[u8]> = vec![b"RESTORE", key, ttl.as_bytes(), &payload];
+            args.extend(&options);
+            self.request(&args);
+        }
         self.payload = payload;
         self.loaded.add(hash);
         if let Some(at) = meta.expire_at_millis {

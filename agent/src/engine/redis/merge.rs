@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tidemark_common::record::split_redis_key;
 use tidemark_proto::{Error, ErrorKind, Result, Timestamp, error::ResultExt};
@@ -160,6 +160,8 @@ pub struct State {
     pub over: Sorted,
     /// What the log hides of the base.
     pub emptied: Emptied,
+    /// Room for one long value: those who visit in parallel take turns with it.
+    pub long: Mutex<Vec<u8>>,
 }
 
 impl State {
@@ -183,7 +185,6 @@ impl State {
         let chunks = (self.base.chunks.len() + self.over.chunks.len()).max(1);
         let step = (READ_MEMORY / chunks).clamp(READ_AT_ONCE.0, READ_AT_ONCE.1);
         let (mut base, mut over) = (Heap::new(&self.base, first, step)?, Heap::new(&self.over, first, step)?);
-        let mut long = Vec::new();
         loop {
             let (from_over, both) = match (base.peek(), over.peek()) {
                 (None, None) => return Ok(ControlFlow::Continue(())),
@@ -202,14 +203,18 @@ impl State {
             }
             let hidden = spill::is_gone(record) || (!from_over && self.emptied.hides(key)?);
             if slot >= first && !hidden && (range.lower.is_empty() || below(&range.lower, slot, key)) {
-                let value = match spill::value_of(record) {
-                    Ok(place) => &record[place],
+                let meta = spill::meta_of(record);
+                let visited = match spill::value_of(record) {
+                    Ok(place) => visit(RecordRef { slot, key, meta, value: &record[place] })?,
                     Err(place) => {
+                        let mut long = self.long.lock().unwrap_or_else(PoisonError::into_inner);
                         read_long(source, place, &mut long)?;
-                        &long[..]
+                        let visited = visit(RecordRef { slot, key, meta, value: &long });
+                        *long = Vec::new();
+                        visited?
                     }
                 };
-                if visit(RecordRef { slot, key, meta: spill::meta_of(record), value })?.is_break() {
+                if visited.is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
             }

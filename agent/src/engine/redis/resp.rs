@@ -107,11 +107,14 @@ pub fn error_of(message: &str) -> Error {
 /// Appends a request to `out`.
 pub fn put_request(out: &mut Vec<u8>, args: &[&[u8]]) {
     put_head(out, b'*', args.len());
-    for arg in args {
-        put_head(out, b'$', arg.len());
-        out.extend_from_slice(arg);
-        out.extend_from_slice(b"\r\n");
-    }
+    args.iter().for_each(|arg| put_bulk(out, arg));
+}
+
+/// Appends a string.
+pub fn put_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_head(out, b'$', bytes.len());
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Appends `mark` and a number as a line: the head of a list (`*`) or of a string (`$`).

@@ -61,6 +61,26 @@ fn spawn(program: &str, dir: &Path, config: &str) -> std::io::Result<Child> {
     Ok(child)
 }
 
+/// The program that would be started; `None` when none is there.
+pub fn find(program: &str) -> Option<String> {
+    let named = [program];
+    let candidates: &[&str] = if program.is_empty() { &PROGRAMS[0] } else { &named };
+    let runs = |program: &&&str| {
+        let asked = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+        asked.is_ok_and(|answer| answer.status.success())
+    };
+    candidates.iter().find(runs).map(|program| (*program).to_owned())
+}
+
+/// That it is not there, and what to do.
+pub fn not_there(program: &str) -> Error {
+    let wanted = if program.is_empty() { "redis-server or valkey-server" } else { program };
+    Error::config(format!(
+        "what was written while the base was taken is applied by a scratch server, and {wanted} is not there: install the \
+         server's package on this machine, or name its program in engine.scratch_server"
+    ))
+}
+
 impl Scratch {
     /// Starts a server in `dir`: `program`, or where that is empty the first that is there, of the source's kind first.
     pub fn start(program: &str, valkey: bool, dir: &Path) -> Result<Self> {
@@ -79,11 +99,7 @@ impl Scratch {
                 Err(e) => return Err(Error::config(format!("starting `{candidate}`")).with_source(e)),
             }
         }
-        Err(Error::config(format!(
-            "what was written while the base was taken is applied by a scratch server, and {} is not there: install the \
-             server's package on this machine, or name its program in engine.scratch_server",
-            candidates.join(" or ")
-        )))
+        Err(not_there(program))
     }
 
     /// Plays its primary on its link: sends what `base` writes, then the log, and waits until it has taken all of it.

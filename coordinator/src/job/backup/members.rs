@@ -15,6 +15,8 @@ use crate::job::Job;
 /// Wait before the nodes are asked again, while slots have no owner that is connected.
 const GATHER_AGAIN: Duration = Duration::from_secs(1);
 
+/// State of a node that can be backed up.
+pub(super) const AVAILABLE: &str = "available";
 /// Role of a node that follows another one.
 pub const REPLICA: &str = "replica";
 
@@ -31,7 +33,7 @@ pub(super) struct Team {
     pub(super) engine: String,
     /// Live bytes that they hold together, estimated.
     pub(super) bytes: u64,
-    /// Whether their slots are all slots, each once.
+    /// Whether they are available and their slots are all slots, each once.
     pub(super) whole: bool,
 }
 
@@ -60,12 +62,13 @@ pub(super) async fn gather_whole(
 ) -> Result<Team> {
     let whole = async {
         loop {
+            // What made the round end needs a moment, also where the nodes look whole: no round is spent on it at once.
+            tokio::time::sleep(GATHER_AGAIN).await;
             match gather(context, job, cluster).await {
                 Ok(team) if team.whole => return team,
                 Ok(_) => {}
                 Err(e) => tracing::debug!(error = %e.report(), "the nodes are not yet known again"),
             }
-            tokio::time::sleep(GATHER_AGAIN).await;
         }
     };
     tokio::select! {
@@ -99,13 +102,14 @@ fn choose(cluster: &ClusterName, answers: Vec<(NodeName, Result<Description>)>) 
         }
     }
     refuse_newer_replicas(&described)?;
-    let mut owners = Vec::new();
+    let (mut owners, mut available) = (Vec::new(), true);
     for (node, d) in described {
         match () {
             () if d.ownership.role == REPLICA => team.others.push(format!("{node} (replica)")),
             () if moves && d.ownership.slots.is_empty() => team.others.push(format!("{node} (without slots)")),
             () => {
                 team.bytes += d.bytes;
+                available &= d.state == AVAILABLE;
                 team.nodes.push(node.clone());
                 owners.push((node, d.ownership.slots));
             }
@@ -117,7 +121,7 @@ fn choose(cluster: &ClusterName, answers: Vec<(NodeName, Result<Description>)>) 
             "no node of cluster {cluster} that owns slots is connected ({others}): start an agent beside each primary"
         )));
     }
-    team.whole = tiling::slots(owners.iter().map(|(n, s)| (n.as_str(), s))).is_ok();
+    team.whole = available && tiling::slots(owners.iter().map(|(n, s)| (n.as_str(), s))).is_ok();
     Ok(team)
 }
 
@@ -190,6 +194,9 @@ mod tests {
         let down = || (NodeName::new("a").unwrap(), Err(Error::retry("connection refused")));
         let team = chosen(vec![down(), node("b", "primary", SlotSet::all(), 2)]).unwrap();
         assert!(team.whole && team.others[0].contains("a (no answer: connection refused"), "{:?}", team.others);
+        let mut loading = node("b", "primary", SlotSet::all(), 2);
+        loading.1.as_mut().unwrap().state = "loading".into();
+        assert!(!chosen(vec![down(), loading]).unwrap().whole);
         let half = node("b", "primary", SlotSet::range(0, 99), 2);
         assert!(!chosen(vec![down(), half]).unwrap().whole);
         // Slots of an embedded store are configuration: each node counts.

@@ -3,13 +3,14 @@
 use tidemark_proto::wire::control::{Description, Held, Ownership, Released, Sealed};
 use tidemark_proto::{Error, Result, SlotSet, Timestamp};
 
+use super::super::members::AVAILABLE;
 use super::super::tiling;
 use super::{Back, Core, Node};
 
 impl Core {
     pub(super) fn admit(&mut self, n: usize, description: Description, now: Timestamp) -> Result<()> {
         let name = &self.settings.nodes[n];
-        if description.state != "available" {
+        if description.state != AVAILABLE {
             return Err(Error::conflict(format!(
                 "node {name} is {}: back up when it is available",
                 description.state

@@ -1,0 +1,133 @@
+//! Whether a server can be backed up as it is: tried without changing anything.
+
+use std::fmt::Write as _;
+
+use tidemark_proto::{Error, ErrorKind, Result};
+
+use super::conn::Connection;
+use super::resp::Reply;
+use super::scratch;
+use super::server::{PRIMARY, View};
+use super::{Options, free_space};
+
+/// What the agent's user must be allowed, as it is done.
+const NEEDED: [&[&[u8]]; 9] = [
+    &[b"PING"],
+    &[b"INFO"],
+    &[b"TIME"],
+    &[b"CLIENT", b"SETNAME", b"a"],
+    &[b"CLIENT", b"PAUSE", b"1", b"WRITE"],
+    &[b"CLIENT", b"UNPAUSE"],
+    &[b"CLUSTER", b"NODES"],
+    &[b"REPLCONF", b"ACK", b"0"],
+    &[b"PSYNC", b"?", b"-1"],
+];
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What is there, line by line.
+    pub told: Vec<String>,
+    /// What must be changed before a backup can be taken.
+    pub wrong: Vec<String>,
+}
+
+impl Findings {
+    /// As text; an error when something is wrong.
+    pub fn judge(self) -> Result<String> {
+        let mut text = self.told.join("\n");
+        if self.wrong.is_empty() {
+            return Ok(text);
+        }
+        let _ =
+            write!(text, "\n{}", self.wrong.iter().map(|w| format!("WRONG: {w}")).collect::<Vec<_>>().join("\n"));
+        Err(Error::config(text))
+    }
+}
+
+/// Looks at the server and at this machine.
+pub fn check(options: &Options) -> Result<Findings> {
+    let mut connection = Connection::open(&options.address, &options.login)?;
+    let mut found = Findings::default();
+    rights(&mut connection, options, &mut found)?;
+    // Without these rights there is nothing else to find out.
+    if found.wrong.is_empty() {
+        server(&View::read(&mut connection)?, options, &mut found)?;
+    }
+    match scratch::find(&options.scratch_server) {
+        Some(program) => found.told.push(format!("scratch server: {program}")),
+        None => found.wrong.push(scratch::not_there(&options.scratch_server).message().to_owned()),
+    }
+    Ok(found)
+}
+
+fn server(view: &View, options: &Options, found: &mut Findings) -> Result<()> {
+    let (info, role) = (&view.info, view.info.role());
+    let kind = if info.is_cluster() { "of a Cluster" } else { "of its own" };
+    found.told.push(format!("server: {}, {role} {kind}, {} keys", info.version(), info.keys()));
+    if info.is_cluster() {
+        found.told.push(format!("slots: {}", view.ownership()?.slots));
+    }
+    let replicas = info.text("connected_slaves");
+    let backlog = info.text("repl_backlog_size");
+    found.told.push(format!("replicas: {replicas}; backlog: {backlog} bytes"));
+    if role == PRIMARY && info.has("min_slaves_good_slaves") && !options.allow_min_replicas {
+        found.wrong.push(
+            "min-replicas-to-write is set, and the agent would be counted: set engine.allow_min_replicas = true to go on \
+             all the same"
+                .to_owned(),
+        );
+    }
+    let (free, used) = (free_space(&options.dir)?, info.number("used_memory").unwrap_or(0));
+    let told = format!("room for the base in {}: {free} bytes, the server uses {used}", options.dir.display());
+    if free < used {
+        found.wrong.push(told)
+    } else {
+        found.told.push(told)
+    }
+    Ok(())
+}
+
+/// Asks the server what the user may do; servers before 7.0 cannot tell.
+fn rights(connection: &mut Connection, options: &Options, found: &mut Findings) -> Result<()> {
+    let user = match options.login.user.as_str() {
+        "" => "default",
+        user => user,
+    };
+    let mut missing = Vec::new();
+    for command in NEEDED {
+        let mut ask: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
+        ask.extend(command);
+        let name = command[..words(command)].join(&b'|');
+        let name = String::from_utf8_lossy(&name).to_lowercase();
+        match connection.call(&ask)? {
+            Reply::Status(ok) if ok == "OK" => {}
+            Reply::Error(e) if e.starts_with("NOPERM") => {
+                found.told.push("rights: cannot be tried without +acl|dryrun".to_owned());
+                return Ok(());
+            }
+            Reply::Error(e) if e.contains("unknown") || e.contains("Unknown") => {
+                found.told.push("rights: this server cannot be asked (7.0 and later can)".to_owned());
+                return Ok(());
+            }
+            Reply::Error(e) if e.starts_with("NOAUTH") => {
+                return Err(Error::new(
+                    ErrorKind::Denied,
+                    "the server wants a password: name it in engine.password_file or engine.password_env",
+                ));
+            }
+            // It says in words why not.
+            _ => missing.push(format!("+{name}")),
+        }
+    }
+    match missing.is_empty() {
+        true => found.told.push(format!("rights of user {user}: all that a backup needs")),
+        false => found.wrong.push(format!("ACL SETUSER {user} {}", missing.join(" "))),
+    }
+    Ok(())
+}
+
+/// How many words of a command name it in a rule.
+fn words(command: &[&[u8]]) -> usize {
+    if matches!(command[0], b"CLIENT" | b"CLUSTER") { 2 } else { 1 }
+}
