@@ -39,7 +39,7 @@ pub use decode::{decode, decode_slice, meaning_of};
 pub use meaning::{Meaning, ValueSummary};
 pub use reader::{Trailer, read};
 pub use sink::{RdbSink, RecordHead, SlotImport, SlotInfo};
-pub use types::{Class, Family, class_of, highest_type_of, loads};
+pub use types::{Class, Family, class_of, highest_type_of, loads, version_of_server};
 pub use visitor::{Group, Role, StreamId, StreamMeta, ValueVisitor};
 pub use writer::RdbWriter;
 

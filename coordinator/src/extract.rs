@@ -1,18 +1,28 @@
-//! Extracting a backup without any node: its records as JSON Lines, in the order of slot and key.
+//! Extracting a backup without any node: its records in the order of slot and key, as JSON Lines, or as what Redis and
+//! Valkey load.
 //!
 //! Parts follow each other in the manifest's order, which is that of slot and key wherever the slots of a part lie side
 //! by side. Where slots of several nodes interleave, their parts make a *knot* and are merged. In memory are pages of
-//! the manifest, the part entries of a knot, and blocks of one part of each of its nodes.
+//! the manifest, the part entries of a knot, and blocks of one part of each of its nodes; of a value itself one copy, as
+//! it is stored: outputs take it apart as they write.
 
+mod json;
 mod knots;
 mod lanes;
 mod lines;
-
-use std::io::Write;
+mod rdb;
+mod resp;
+mod sorted;
+mod split;
+#[cfg(test)]
+mod tests;
+mod values;
 
 use futures::{StreamExt, TryStreamExt};
 use tidemark_common::glob::KeyFilter;
-use tidemark_proto::{Error, Result};
+use tidemark_common::record::{REDIS, split_redis_key, user_key};
+use tidemark_common::run::Entry;
+use tidemark_proto::{Error, ErrorKind, Result, SlotSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::repository::Manifest;
@@ -20,6 +30,9 @@ use crate::repository::Manifest;
 use knots::Knots;
 use lanes::Knot;
 pub use lines::{Encoding, Lines};
+pub use rdb::RdbFile;
+pub use resp::Commands;
+pub use split::Split;
 
 /// Knots opened before the one that is being written.
 const OPEN_AHEAD: usize = 2;
@@ -31,31 +44,89 @@ pub struct Extracted {
     pub records: u64,
     /// Bytes of their keys and values.
     pub bytes: u64,
-    /// Records read, those that the filter does not take included.
+    /// Records read, those that the selection does not take included.
     pub read: u64,
 }
 
-/// Writes the records of a backup whose keys `filter` takes. Each part is compared with the manifest when it has been
-/// read: at a damaged one it stops with `Damaged`, which names region and object. What was written is whole only when
-/// this answers without an error.
-pub async fn extract<W: Write + Send + 'static>(
+/// Takes records, in the order of slot and key. It blocks, and is dropped unfinished when the extraction fails.
+pub trait Output: Send {
+    /// Takes a record; `false` if it has no place in what is written (see the output for what that is).
+    fn write(&mut self, entry: &Entry<'_>) -> Result<bool>;
+
+    /// There are no more: writes the end and hands on what is buffered.
+    fn finish(&mut self) -> Result<()>;
+}
+
+/// Which records are wanted.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    /// By the key, as users of the store know it.
+    pub keys: KeyFilter,
+    /// By slot. Parts without any of these are not read.
+    pub slots: SlotSet,
+    /// By number of the database, of Redis and Valkey; records of other stores are in none.
+    pub db: Option<u64>,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self { keys: KeyFilter::default(), slots: SlotSet::all(), db: None }
+    }
+}
+
+impl Selection {
+    fn takes(&self, entry: &Entry<'_>) -> Result<bool> {
+        let (meta, _) = entry.put.unwrap_or_default();
+        if let Some(db) = self.db
+            && (meta.first() != Some(&REDIS) || split_redis_key(entry.key)?.0 != db)
+        {
+            return Ok(false);
+        }
+        Ok(self.slots.contains(entry.slot) && self.keys.takes(user_key(entry.key, meta)))
+    }
+}
+
+/// Writes the records of a backup that are selected. Each part is compared with the manifest when it has been read: at a
+/// damaged one it stops with `Damaged`, which names region and object. What was written is whole only when this answers
+/// without an error.
+pub async fn extract<O: Output + 'static>(
     manifest: &Manifest,
-    filter: KeyFilter,
-    mut lines: Lines<W>,
+    selection: Selection,
+    mut output: O,
     cancel: &CancellationToken,
-) -> Result<(Extracted, Lines<W>)> {
-    let (mut sum, filter) = (Extracted::default(), std::sync::Arc::new(filter));
-    let knots = futures::stream::try_unfold(Knots::new(manifest), |mut knots| async move {
+) -> Result<(Extracted, O)> {
+    let (mut sum, selection) = (Extracted::default(), std::sync::Arc::new(selection));
+    let knots = Knots::new(manifest, selection.slots.clone());
+    let knots = futures::stream::try_unfold(knots, |mut knots| async move {
         Ok::<_, Error>(knots.next().await?.map(|knot| (knot, knots)))
     });
     let opened = knots.map_ok(|parts| Knot::open(manifest.clone(), parts)).try_buffered(OPEN_AHEAD);
     let mut opened = std::pin::pin!(opened);
     while let Some(knot) = opened.next().await {
-        let (knot, filter, cancel) = (knot?, filter.clone(), cancel.clone());
-        let write = move || knot.write(&filter, &mut lines, sum, &cancel).map(|sum| (sum, lines));
-        let written = tokio::task::spawn_blocking(write).await;
-        (sum, lines) = written.map_err(|e| Error::bug("extracting a part").with_source(e))??;
+        let (knot, selection, cancel) = (knot?, selection.clone(), cancel.clone());
+        let write = move || knot.write(&selection, &mut output, sum, &cancel).map(|sum| (sum, output));
+        (sum, output) = in_thread(write).await?;
     }
-    lines.finish()?;
-    Ok((sum, lines))
+    let output = in_thread(move || output.finish().map(|()| output)).await?;
+    Ok((sum, output))
+}
+
+async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Error::bug("extracting a part").with_source(e))?
+}
+
+/// The error for what cannot be written.
+fn unwritten(e: std::io::Error) -> Error {
+    match e.kind() {
+        std::io::ErrorKind::BrokenPipe => Error::cancelled("nobody reads the output any more"),
+        _ => Error::new(ErrorKind::Full, "the records cannot be written").with_source(e),
+    }
+}
+
+/// A key as errors show it.
+fn shown(key: &[u8]) -> String {
+    const MOST: usize = 128;
+    let text = String::from_utf8_lossy(&key[..key.len().min(MOST)]).into_owned();
+    if key.len() > MOST { text + "…" } else { text }
 }

@@ -8,7 +8,15 @@ mod chains;
 mod contents;
 #[path = "redis/cut.rs"]
 mod cut;
+#[path = "redis/files.rs"]
+mod files;
+#[path = "rdb/fill.rs"]
+#[allow(dead_code, reason = "the tier `rdb` uses all of it")]
+mod fill;
 #[path = "redis/flow.rs"]
 mod flow;
 #[path = "redis/load.rs"]
 mod load;
+#[path = "rdb/model.rs"]
+#[allow(dead_code, reason = "the tier `rdb` uses all of it")]
+mod model;

@@ -29,6 +29,23 @@ pub const VALKEY_KNOWN: u16 = 80;
 /// a newer file must not make it one without.
 pub const OLDEST: u16 = 5;
 
+/// The version of the format that a server writes, by its name and version (`redis 7.0.15`, `valkey 8.0.1`); `None` for what
+/// is neither.
+pub fn version_of_server(server: &str) -> Option<u16> {
+    let (name, version) = server.split_once(' ')?;
+    let mut numbers = version.split('.').map(|n| n.parse::<u32>().ok());
+    let (major, minor) = (numbers.next()??, numbers.next().flatten().unwrap_or(0));
+    match (name, major, minor) {
+        ("valkey", 0..=8, _) => Some(SHARED_LAST),
+        ("valkey", ..) => Some(VALKEY_FIRST),
+        ("redis", 0..=6, _) => Some(9),
+        ("redis", 7, 0 | 1) => Some(10),
+        ("redis", 7, 2 | 3) => Some(SHARED_LAST),
+        ("redis", ..) => Some(REDIS_KNOWN),
+        _ => None,
+    }
+}
+
 /// What a value is to its users. The numbers go into the hash of its meaning and never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {

@@ -1,6 +1,8 @@
 //! `tidemark repo`: make and look after the repository; read from it without a coordinator.
 
 mod direct;
+mod export;
+mod files;
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -68,6 +70,9 @@ enum Verb {
     /// Write the records of a backup as JSON Lines, straight from the repository
     #[command(after_help = direct::EXTRACT_EXAMPLES)]
     Extract(direct::Extract),
+    /// Write a backup of Redis or Valkey as files that servers load, straight from the repository
+    #[command(after_help = export::EXAMPLES)]
+    Export(export::Export),
 }
 
 /// Where a repository is.
@@ -126,6 +131,7 @@ impl RepoCommand {
             Verb::Show(chosen) => chosen.show(global.output).await,
             Verb::Verify(chosen) => chosen.verify(global.output).await,
             Verb::Extract(extract) => extract.run(global.output).await,
+            Verb::Export(export) => export.run(global.output).await,
         }
     }
 }

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 
 use futures::{Stream, StreamExt};
-use tidemark_proto::Result;
 use tidemark_proto::stored::manifest::PartEntry;
+use tidemark_proto::{Result, SlotSet};
 
 use crate::repository::{Manifest, PageRead};
 
@@ -13,11 +13,13 @@ use crate::repository::{Manifest, PageRead};
 pub(super) struct Knots {
     pages: Pin<Box<dyn Stream<Item = PageRead> + Send>>,
     held: VecDeque<PartEntry>,
+    wanted: SlotSet,
 }
 
 impl Knots {
-    pub(super) fn new(manifest: &Manifest) -> Self {
-        Self { pages: Box::pin(manifest.pages()), held: VecDeque::new() }
+    /// Of the parts that hold any of these slots.
+    pub(super) fn new(manifest: &Manifest, wanted: SlotSet) -> Self {
+        Self { pages: Box::pin(manifest.pages()), held: VecDeque::new(), wanted }
     }
 
     /// The parts of the next knot, `None` at the end.
@@ -36,7 +38,8 @@ impl Knots {
     async fn fill(&mut self) -> Result<bool> {
         while self.held.is_empty() {
             let Some(page) = self.pages.next().await else { return Ok(false) };
-            self.held.extend(page.numbered()?.map(|(_, part)| part));
+            let parts = page.numbered()?.map(|(_, part)| part);
+            self.held.extend(parts.filter(|part| !part.slots.intersect(&self.wanted).is_empty()));
         }
         Ok(true)
     }
@@ -53,7 +56,6 @@ fn ties(knot: &[PartEntry], part: &PartEntry) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tidemark_proto::SlotSet;
     use tidemark_proto::hash::SetDigest;
 
     use super::*;

@@ -1,9 +1,7 @@
 //! Writing a knot: the parts of each node follow each other in a lane, the lanes are merged.
 
 use std::collections::VecDeque;
-use std::io::Write;
 
-use tidemark_common::glob::KeyFilter;
 use tidemark_common::record::{record_hash, slot_of_record};
 use tidemark_common::run::{Entry, Merge};
 use tidemark_proto::hash::SetDigest;
@@ -12,7 +10,7 @@ use tidemark_proto::{Error, Result};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Extracted, Lines};
+use super::{Extracted, Output, Selection};
 use crate::part::{self, Blocks};
 use crate::repository::Manifest;
 
@@ -59,10 +57,10 @@ impl Knot {
     }
 
     /// Writes its records, adding to `sum`. Blocks: for a thread of its own within the runtime.
-    pub(super) fn write<W: Write>(
+    pub(super) fn write(
         mut self,
-        filter: &KeyFilter,
-        lines: &mut Lines<W>,
+        selection: &Selection,
+        output: &mut impl Output,
         mut sum: Extracted,
         cancel: &CancellationToken,
     ) -> Result<Extracted> {
@@ -76,8 +74,7 @@ impl Knot {
             if sum.read.is_multiple_of(CANCEL_EVERY) && cancel.is_cancelled() {
                 return Err(Error::cancelled("the extraction was ended"));
             }
-            if filter.takes(entry.key) {
-                lines.write(&entry)?;
+            if selection.takes(&entry)? && output.write(&entry)? {
                 let (meta, value) = entry.put.unwrap_or_default();
                 sum.records += 1;
                 sum.bytes += (entry.key.len() + meta.len() + value.len()) as u64;

@@ -1,14 +1,15 @@
-//! Records as JSON Lines: one object a record, with its slot, its key and value, and how each of these is written.
+//! Records as JSON Lines: one object a record, with its slot, its key and value, and how each of these is written. Records
+//! of Redis and Valkey have their database, type, time of expiry and the value taken apart (see `values.rs`).
 
 use std::io::Write;
 
-use data_encoding::BASE64;
 use serde::Serialize;
+use tidemark_common::record::{REDIS, RedisMeta, split_redis_key};
 use tidemark_common::run::Entry;
-use tidemark_proto::{Error, ErrorKind, Result};
+use tidemark_proto::{Error, Result};
 
-/// Bytes encoded at once: a multiple of three, so that padding comes only at the end.
-const PIECE: usize = 3 << 12;
+use super::json::{Pieces, put};
+use super::{Output, shown, unwritten, values};
 
 /// How keys and values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -40,70 +41,75 @@ impl<W: Write> Lines<W> {
         self.out
     }
 
-    /// Writes a record. `Request` when it is no text and must be; `Cancelled` when nobody reads any more.
-    pub(super) fn write(&mut self, entry: &Entry<'_>) -> Result<()> {
-        let (meta, value) = entry.put.unwrap_or_default();
-        self.raw(format_args!("{{\"slot\":{}", entry.slot))?;
-        self.field(entry, "key", entry.key)?;
-        if !meta.is_empty() {
-            self.field(entry, "meta", meta)?;
-        }
-        self.field(entry, "value", value)?;
-        self.raw(format_args!("}}\n"))
-    }
-
-    /// Hands on what is buffered.
-    pub(super) fn finish(&mut self) -> Result<()> {
-        self.out.flush().map_err(unwritten)
-    }
-
     fn raw(&mut self, text: std::fmt::Arguments<'_>) -> Result<()> {
-        self.out.write_fmt(text).map_err(unwritten)
+        put(&mut self.out, text)
     }
 
-    fn field(&mut self, entry: &Entry<'_>, name: &str, bytes: &[u8]) -> Result<()> {
+    fn redis(&mut self, entry: &Entry<'_>, meta: &[u8], value: &[u8]) -> Result<()> {
+        let (meta, (db, key)) = (RedisMeta::decode(meta)?, split_redis_key(entry.key)?);
+        self.raw(format_args!(",\"db\":{db}"))?;
+        self.field(key, "key", key)?;
+        values::put_value(&mut self.out, self.encoding, key, &meta, value)
+    }
+
+    fn field(&mut self, key: &[u8], name: &str, bytes: &[u8]) -> Result<()> {
         let text = match self.encoding {
             Encoding::Base64 => None,
             Encoding::Auto => std::str::from_utf8(bytes).ok(),
-            Encoding::Text => Some(std::str::from_utf8(bytes).map_err(|e| {
-                let key = String::from_utf8_lossy(entry.key);
-                Error::request(format!("the {name} of `{key}` is no text: use --encoding auto or base64"))
-                    .with_source(e)
-            })?),
+            Encoding::Text => Some(std::str::from_utf8(bytes).map_err(|e| no_text(key, name).with_source(e))?),
         };
         let encoding = if text.is_some() { "text" } else { "base64" };
         self.raw(format_args!(",\"{name}_encoding\":\"{encoding}\",\"{name}\":"))?;
-        match text {
-            Some(text) => text
-                .serialize(&mut serde_json::Serializer::new(&mut self.out))
-                .map_err(|e| unwritten(std::io::Error::from(e))),
-            None => self.base64(bytes),
+        if let Some(text) = text {
+            let written = text.serialize(&mut serde_json::Serializer::new(&mut self.out));
+            return written.map_err(|e| unwritten(std::io::Error::from(e)));
         }
-    }
-
-    fn base64(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut pieces = Pieces::new(true);
         self.raw(format_args!("\""))?;
-        for piece in bytes.chunks(PIECE) {
-            self.out.write_all(BASE64.encode(piece).as_bytes()).map_err(unwritten)?;
-        }
+        pieces.piece(&mut self.out, bytes)?;
+        pieces.end(&mut self.out)?;
         self.raw(format_args!("\""))
     }
 }
 
-fn unwritten(e: std::io::Error) -> Error {
-    match e.kind() {
-        std::io::ErrorKind::BrokenPipe => Error::cancelled("nobody reads the output any more"),
-        _ => Error::new(ErrorKind::Full, "the records cannot be written").with_source(e),
+impl<W: Write + Send> Output for Lines<W> {
+    /// Every record has a place. `Request` when it is no text and must be; `Cancelled` when nobody reads any more.
+    fn write(&mut self, entry: &Entry<'_>) -> Result<bool> {
+        let (meta, value) = entry.put.unwrap_or_default();
+        self.raw(format_args!("{{\"slot\":{}", entry.slot))?;
+        if meta.first() == Some(&REDIS) {
+            self.redis(entry, meta, value)?;
+        } else {
+            self.field(entry.key, "key", entry.key)?;
+            if !meta.is_empty() {
+                self.field(entry.key, "meta", meta)?;
+            }
+            self.field(entry.key, "value", value)?;
+        }
+        self.raw(format_args!("}}\n"))?;
+        Ok(true)
     }
+
+    fn finish(&mut self) -> Result<()> {
+        self.out.flush().map_err(unwritten)
+    }
+}
+
+/// The error for bytes that must be text and are not.
+pub(super) fn no_text(key: &[u8], name: &str) -> Error {
+    Error::request(format!("the {name} of `{}` is no text: use --encoding auto or base64", shown(key)))
 }
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::BASE64;
+    use tidemark_proto::ErrorKind;
+
     use super::*;
 
     fn line(encoding: Encoding, key: &[u8], value: &[u8]) -> Result<serde_json::Value> {
         let mut lines = Lines::new(Vec::new(), encoding);
-        lines.write(&Entry { slot: 7, key, put: Some((b"", value)) })?;
+        let _ = lines.write(&Entry { slot: 7, key, put: Some((b"", value)) })?;
         let text = String::from_utf8(lines.into_inner()).unwrap();
         assert!(text.ends_with('\n') && text.lines().count() == 1, "{text}");
         Ok(serde_json::from_str(&text).unwrap())
@@ -124,7 +130,7 @@ mod tests {
 
     #[test]
     fn long_values_are_encoded_by_pieces() {
-        let value: Vec<u8> = (0..PIECE * 2 + 1).map(|i| (i % 251) as u8 | 0x80).collect();
+        let value: Vec<u8> = (0..100_001_u32).map(|i| (i % 251) as u8 | 0x80).collect();
         let found = line(Encoding::Auto, b"k", &value).unwrap();
         assert_eq!(BASE64.decode(found["value"].as_str().unwrap().as_bytes()).unwrap(), value);
     }

@@ -1,39 +1,42 @@
 //! Verbs that read a repository as it lies in its store: no coordinator, no agent, no certificate. They write nothing to
 //! the store, so that credentials which may only read are enough.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io::BufWriter;
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 use tidemark_common::glob::KeyFilter;
 use tidemark_proto::id::JobId;
-use tidemark_proto::{ClusterName, Error, ErrorKind, Result, error::ResultExt};
+use tidemark_proto::stored::ledger::Backup;
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Site;
+use super::files::{Partial, WRITE_BUFFER, or_interrupted};
 use crate::catalog;
 use crate::cli::connect::only;
 use crate::cli::follow;
 use crate::cli::output::{Format, count, size};
 use crate::cli::{backup, report};
-use crate::extract::{Encoding, Extracted, Lines, extract};
+use crate::extract::{Encoding, Extracted, Lines, Selection, extract};
 use crate::job::JobKind;
 use crate::job::inspect;
 use crate::job::restore::{find_backup, open_manifest};
 use crate::job::verify::{self, VerifyRequest};
-use crate::repository::{MasterKey, Repository, Store};
+use crate::repository::{Manifest, MasterKey, Repository, Store};
+
+/// Engine of Redis and Valkey, as manifests name it.
+pub(super) const REDIS_ENGINE: &str = "redis";
 
 pub(super) const EXTRACT_EXAMPLES: &str = "Examples:
   tidemark repo extract --repository file:///backup --key-file master.key --out orders.jsonl
   tidemark repo extract --repository s3://backups/fleet --key-file master.key --cluster orders --keys 'user:*' | jq .key
 
-Each line is an object with `slot`, `key`, `key_encoding`, `value` and `value_encoding`; an encoding is `text` or `base64`.";
-
-/// Bytes gathered before they are written.
-const WRITE_BUFFER: usize = 256 << 10;
+Each line is an object with `slot`, `key`, `key_encoding`, `value` and `value_encoding`; an encoding is `text` or `base64`.
+Of Redis and Valkey, with `db`, `type`, `expire_at` (milliseconds since 1970, if it expires) and the value taken apart: a list or
+set (sorted) as an array; a hash as [field, value] pairs, with the field's time of expiry as a third; a zset as [member, score]
+pairs; a stream as an object. A string within one that is written as base64 is {\"base64\": \"…\"}.";
 
 /// A repository and a cluster in it.
 #[derive(Debug, Args)]
@@ -55,14 +58,41 @@ pub(super) struct Chosen {
     backup: String,
 }
 
+/// Which records are wanted.
+#[derive(Debug, Args)]
+pub(super) struct Selected {
+    /// Only keys that fit this pattern (`*`, `?`, `[a-z]`); `!` in front leaves them out; may be given several times
+    #[arg(long, value_name = "GLOB")]
+    keys: Vec<String>,
+    /// Only keys of these slots, e.g. 0-5460,10000
+    #[arg(long, value_name = "RANGES")]
+    slots: Option<SlotSet>,
+    /// Only keys of this database (Redis and Valkey)
+    #[arg(long, value_name = "N")]
+    db: Option<u64>,
+}
+
+impl Selected {
+    /// What to select of the backup.
+    pub(super) fn of(&self, manifest: &Manifest) -> Result<Selection> {
+        let engine = &manifest.root().engine;
+        if self.db.is_some() && engine != REDIS_ENGINE {
+            return Err(Error::request(format!(
+                "--db: stores of engine `{engine}` have no databases; leave it out"
+            )));
+        }
+        let slots = self.slots.clone().unwrap_or_else(SlotSet::all);
+        Ok(Selection { keys: KeyFilter::new(&self.keys)?, slots, db: self.db })
+    }
+}
+
 /// Options of `repo extract`.
 #[derive(Debug, Args)]
 pub(super) struct Extract {
     #[command(flatten)]
     chosen: Chosen,
-    /// Only keys that fit this pattern (`*`, `?`, `[a-z]`); `!` in front leaves them out; may be given several times
-    #[arg(long, value_name = "GLOB")]
-    keys: Vec<String>,
+    #[command(flatten)]
+    selected: Selected,
     /// File to write, never overwritten and there only when it is whole; `-` is standard output
     #[arg(long, default_value = "-", value_name = "FILE")]
     out: PathBuf,
@@ -91,6 +121,14 @@ impl Place {
 }
 
 impl Chosen {
+    /// Opens the backup: its cluster, its record in the ledger, its manifest.
+    pub(super) async fn open(&self) -> Result<(ClusterName, Backup, Manifest)> {
+        let (repository, cluster) = self.place.open().await?;
+        let record = find_backup(&catalog::known(&repository, &cluster).await?, &self.backup)?;
+        let manifest = open_manifest(&repository, &cluster, &record.backup).await?;
+        Ok((cluster, record.backup, manifest))
+    }
+
     /// Shows the backup.
     pub(super) async fn show(&self, output: Format) -> Result<()> {
         let (repository, cluster) = self.place.open().await?;
@@ -121,15 +159,13 @@ struct Report {
 impl Extract {
     /// Extracts the records.
     pub(super) async fn run(self, output: Format) -> Result<()> {
-        let filter = KeyFilter::new(&self.keys)?;
-        let (repository, cluster) = self.chosen.place.open().await?;
-        let record = find_backup(&catalog::known(&repository, &cluster).await?, &self.chosen.backup)?;
-        let manifest = open_manifest(&repository, &cluster, &record.backup).await?;
+        let (cluster, backup, manifest) = self.chosen.open().await?;
+        let selection = self.selected.of(&manifest)?;
         let cancel = CancellationToken::new();
-        let (backup, cut, out) = (record.backup.job, record.backup.cut.0, self.out.clone());
+        let (backup, cut, out) = (backup.job, backup.cut.0, self.out.clone());
         if self.out.as_os_str() == "-" {
             let stdout = BufWriter::with_capacity(WRITE_BUFFER, std::io::stdout());
-            let work = extract(&manifest, filter, Lines::new(stdout, self.encoding), &cancel);
+            let work = extract(&manifest, selection, Lines::new(stdout, self.encoding), &cancel);
             return match or_interrupted(work, &cancel).await {
                 Ok((extracted, _)) => {
                     eprintln!("{}", said(&Report { cluster, backup, cut, out, extracted }));
@@ -141,24 +177,12 @@ impl Extract {
             };
         }
         let partial = Partial::create(&self.out)?;
-        let file =
-            BufWriter::with_capacity(WRITE_BUFFER, partial.file.try_clone().or_kind(ErrorKind::Full, "file")?);
-        let work = extract(&manifest, filter, Lines::new(file, self.encoding), &cancel);
+        let file = BufWriter::with_capacity(WRITE_BUFFER, partial.file()?);
+        let work = extract(&manifest, selection, Lines::new(file, self.encoding), &cancel);
         let (extracted, lines) = or_interrupted(work, &cancel).await?;
         drop(lines);
         partial.complete()?;
         output.print(&Report { cluster, backup, cut, out, extracted }, said)
-    }
-}
-
-/// Waits for the work; Ctrl-C ends it in order, so that nothing half written is left.
-async fn or_interrupted<T>(work: impl Future<Output = Result<T>>, cancel: &CancellationToken) -> Result<T> {
-    let mut work = std::pin::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => return done,
-            Ok(()) = tokio::signal::ctrl_c(), if !cancel.is_cancelled() => cancel.cancel(),
-        }
     }
 }
 
@@ -173,45 +197,4 @@ fn said(r: &Report) -> String {
         r.cluster,
         if r.out.as_os_str() == "-" { "standard output".into() } else { r.out.display().to_string() }
     )
-}
-
-/// A file that takes its name when it is whole, and is gone when it never is.
-struct Partial {
-    file: File,
-    path: PathBuf,
-    wanted: PathBuf,
-    whole: bool,
-}
-
-impl Partial {
-    fn create(wanted: &Path) -> Result<Self> {
-        if wanted.exists() {
-            return Err(Error::conflict(format!("{} is there already: choose another --out", wanted.display())));
-        }
-        let name = wanted.file_name().ok_or_else(|| Error::request("--out: name a file, or `-`"))?;
-        let mut partial = name.to_os_string();
-        partial.push(format!(".{:08x}.partial", rand::random::<u32>()));
-        let path = wanted.with_file_name(partial);
-        // What is extracted is as confidential as the store itself.
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&path);
-        let file = file.or_kind(ErrorKind::Config, format_args!("{} cannot be written", wanted.display()))?;
-        Ok(Self { file, path, wanted: wanted.to_owned(), whole: false })
-    }
-
-    fn complete(mut self) -> Result<()> {
-        let written = self.file.flush().and_then(|()| self.file.sync_all());
-        let named = written.and_then(|()| std::fs::rename(&self.path, &self.wanted));
-        named.or_kind(ErrorKind::Full, self.wanted.display())?;
-        self.whole = true;
-        Ok(())
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.whole {
-            // It may be gone already; there is nothing more to do about it.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
 }
