@@ -206,7 +206,7 @@ mod tests {
             "repo backups --repository file:///b --option aws_region=x -C orders -o json",
             "repo verify --repository file:///b --key-file k --backup 3f",
             "repo extract --repository file:///b --keys a* --keys !b --out - --encoding base64",
-            "repo export --repository file:///b --format rdb --shards 3 --out d --db 0 --slots 0-99,7 --rdb-version 10",
+            "repo export latest --repository file:///b --format rdb --shards 3 --out d --db 0 --slots 0-99,7 --rdb-version 10",
             "kv --cluster orders put key value",
             "kv get key --at -5m --cluster orders",
             "kv scan --at 2026-10-04T09:30:00Z",

@@ -192,3 +192,25 @@ pub const fn highest_type_of(version: u16, family: Family) -> u8 {
     }
     highest
 }
+
+#[cfg(test)]
+mod tests {
+    use super::version_of_server;
+
+    #[test]
+    fn versions_of_servers() {
+        for (server, version) in [
+            ("redis 6.2.16", Some(9)),
+            ("redis 7.0.15", Some(10)),
+            ("redis 7.2.4", Some(11)),
+            ("redis 7.4.1", Some(12)),
+            ("valkey 8.0.1", Some(11)),
+            ("valkey 9.0.0-rc1", Some(80)),
+            ("redis ", None),
+            ("embedded 1", None),
+            ("1.0", None),
+        ] {
+            assert_eq!(version_of_server(server), version, "{server}");
+        }
+    }
+}

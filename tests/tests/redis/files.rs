@@ -292,6 +292,8 @@ async fn refusals_say_what_to_do() {
     let (there, full) = (there.to_str().expect("text"), full.to_str().expect("text"));
     for (args, code, told) in [
         (&["--format", "rdb", "--backup", "ffffffff"][..], 3, "no backup `ffffffff`"),
+        (&["eeeeeeee", "--format", "rdb"], 3, "no backup `eeeeeeee`"),
+        (&["latest", "--format", "rdb", "--backup", "latest"], 2, "cannot be used with"),
         (&["--format", "rdb", "--cluster", "unknown"], 3, "unknown"),
         (&["--format", "rdb", "--out", there], 4, "is there already"),
         (&["--format", "rdb", "--out", full, "--shards", "2"], 4, "not empty"),

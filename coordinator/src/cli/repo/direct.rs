@@ -121,6 +121,11 @@ impl Place {
 }
 
 impl Chosen {
+    /// Takes another backup.
+    pub(super) fn choose(&mut self, backup: String) {
+        self.backup = backup;
+    }
+
     /// Opens the backup: its cluster, its record in the ledger, its manifest.
     pub(super) async fn open(&self) -> Result<(ClusterName, Backup, Manifest)> {
         let (repository, cluster) = self.place.open().await?;

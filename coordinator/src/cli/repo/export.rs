@@ -58,6 +58,9 @@ impl Kind {
 /// Options of `repo export`.
 #[derive(Debug, Args)]
 pub(super) struct Export {
+    /// The backup, as by --backup
+    #[arg(value_name = "BACKUP", conflicts_with = "backup")]
+    named: Option<String>,
     #[command(flatten)]
     chosen: Chosen,
     #[command(flatten)]
@@ -103,7 +106,8 @@ type Out = Box<dyn Write + Send>;
 
 impl Export {
     /// Exports the backup.
-    pub(super) async fn run(self, output: Format) -> Result<()> {
+    pub(super) async fn run(mut self, output: Format) -> Result<()> {
+        self.named.take().into_iter().for_each(|id| self.chosen.choose(id));
         let (cluster, backup, manifest) = self.chosen.open().await?;
         let selection = self.selected.of(&manifest)?;
         let rdb_version = self.version(&manifest)?;
