@@ -22,6 +22,7 @@ use crate::bulk::BulkDialer;
 use crate::config::{AgentConfig, DeltaMethod, EngineConfig};
 use crate::data::DataListener;
 use crate::indexes::IndexStore;
+use crate::kv::KvStore;
 use crate::state::AgentState;
 use crate::{blocking, control, store};
 
@@ -91,10 +92,7 @@ pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<
     let indexes = if wants_indexes { Some(IndexStore::open(&config.state_dir)?) } else { None };
     let telemetry = TelemetryListener::bind(&config.telemetry).await?;
     let listener = match (listen, &store.kv) {
-        (Some(listen), Some(kv)) => {
-            let budget = config.memory.requests_bytes();
-            Some(DataListener::bind_within(listen, &credentials, kv.clone(), crate::BUILD, budget)?)
-        }
+        (Some(listen), Some(kv)) => Some(bind(listen, &config, &credentials, kv.clone())?),
         _ => None,
     };
     let data_address = data_address(&config, listener.as_ref())?;
@@ -147,6 +145,15 @@ pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<
     .await?;
     tracing::info!("agent has stopped");
     Ok(())
+}
+
+fn bind(
+    listen: SocketAddr,
+    config: &AgentConfig,
+    credentials: &Credentials,
+    kv: Arc<dyn KvStore>,
+) -> Result<DataListener> {
+    DataListener::bind_within(listen, credentials, kv, crate::BUILD, config.memory.requests_bytes())
 }
 
 /// Where clients of the store reach it.

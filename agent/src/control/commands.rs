@@ -102,6 +102,23 @@ pub(super) async fn dispatch(
             let settle: Settle = body(reader, header).await?;
             reply.finish(settle_job(agent.clone(), head, settle)).await
         }
+        Diagnose::KIND => {
+            let Diagnose {} = body(reader, header).await?;
+            reply.send(&telemetry::diagnosed(agent)).await
+        }
+        _ => dispatch_restore(agent, head, header, reader, reply).await,
+    }
+}
+
+/// The commands of restores.
+async fn dispatch_restore(
+    agent: &Arc<Agent>,
+    head: CommandHead,
+    header: Header,
+    reader: &mut FrameReader,
+    reply: &mut Reply,
+) -> Result<()> {
+    match header.kind {
         RestoreBegin::KIND => {
             let begin: RestoreBegin = body(reader, header).await?;
             reply.finish(restore::begin(agent.clone(), head, begin)).await
@@ -122,10 +139,6 @@ pub(super) async fn dispatch(
         RestoreAbort::KIND => {
             let RestoreAbort {} = body(reader, header).await?;
             reply.finish(restore::abort(agent.clone(), head)).await
-        }
-        Diagnose::KIND => {
-            let Diagnose {} = body(reader, header).await?;
-            reply.send(&telemetry::diagnosed(agent)).await
         }
         other => Err(Error::unsupported(format!("command {other} is newer than this agent ({})", crate::BUILD))),
     }

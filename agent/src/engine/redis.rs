@@ -23,6 +23,7 @@ pub mod scratch;
 pub mod server;
 pub mod spill;
 pub mod stream;
+mod sync;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ use tidemark_proto::hash::SetDigest;
 use tidemark_proto::{Result, SlotSet, slot_of};
 
 use super::conn::{Address, Login};
-use super::link::read_once;
+use super::sync::read_once;
 
 /// Sums up records of some slots, and looks for those of a list.
 #[derive(Debug)]
