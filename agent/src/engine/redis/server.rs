@@ -61,6 +61,13 @@ impl Info {
         }
     }
 
+    /// The first two numbers of the version of the server's own kind: Valkey's where it is one.
+    pub fn release(&self) -> (u32, u32) {
+        let name = if self.has("valkey_version") { "valkey_version" } else { "redis_version" };
+        let mut parts = self.text(name).split('.').map(|p| p.parse::<u32>().unwrap_or(0));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+    }
+
     /// Whether the server is part of a Cluster.
     pub fn is_cluster(&self) -> bool {
         self.text("redis_mode") == "cluster" || self.text("cluster_enabled") == "1"
