@@ -10,5 +10,7 @@ mod contents;
 mod cut;
 #[path = "redis/flow.rs"]
 mod flow;
+#[path = "redis/in_place.rs"]
+mod in_place;
 #[path = "redis/load.rs"]
 mod load;

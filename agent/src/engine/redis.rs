@@ -103,6 +103,8 @@ pub struct Redis {
     options: Options,
     incarnation: Mutex<Incarnation>,
     control: Mutex<Option<Connection>>,
+    /// Held while a restore that stands is brought to its end: whoever looks at the store does that.
+    ending: Mutex<()>,
     jobs: Mutex<HashMap<JobId, SharedJob>>,
 }
 
@@ -115,7 +117,14 @@ impl Redis {
         let incarnation = Mutex::new(read_incarnation(&options)?);
         let new = |me: &Weak<Self>| {
             let me = me.clone();
-            Self { me, options, incarnation, control: Mutex::default(), jobs: Mutex::default() }
+            Self {
+                me,
+                options,
+                incarnation,
+                control: Mutex::default(),
+                ending: Mutex::default(),
+                jobs: Mutex::default(),
+            }
         };
         Ok(Arc::new_cyclic(new))
     }

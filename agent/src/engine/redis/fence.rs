@@ -104,12 +104,12 @@ impl Fences {
         let new: Vec<_> = others().filter(|line| !saved.knows(name_of(line))).cloned().collect();
         saved.rules.extend(new);
         saved.run_id = view.info.text("run_id").to_owned();
-        saved.write()?;
-        crash::point("agent.fence-saved");
         if !is_there(&saved.user) {
             // Tried while nothing has changed: without this right the fence could not be taken down.
             let _ = allowed(connection.call(&[b"ACL", b"DELUSER", saved.user.as_bytes()])?, "acl|deluser")?;
         }
+        saved.write()?;
+        crash::point("agent.fence-saved");
         self.make_user(&mut connection, &saved)?;
         crash::point("agent.fence-user");
         let mut connection = Connection::open(address, &saved.login(&self.own))?;
@@ -155,26 +155,35 @@ impl Fences {
     fn try_lower(&self, address: &Address) -> Result<()> {
         let Some(saved) = self.saved(address)? else { return Ok(()) };
         let mut connection = self.connect(address)?;
-        let restarted = View::read(&mut connection)?.info.text("run_id") != saved.run_id;
+        let view = View::read(&mut connection)?;
+        let restarted = view.info.text("run_id") != saved.run_id;
         let users = list_users(&mut connection)?;
         let fenced = users.iter().any(|line| name_of(line) == saved.user.as_bytes());
         // Without its user a fence was never begun, or was taken down but for the file: unless the server forgot it.
         if fenced || (saved.up && restarted) {
-            for line in &saved.rules {
-                let Some((name, rules)) = user_and_rules(line) else { continue };
-                let mut args: Vec<&[u8]> = vec![b"ACL", b"SETUSER", name, b"reset"];
-                args.extend(rules);
-                let _ = connection.call(&args)?.ok("ACL SETUSER")?;
-            }
+            saved.rules.iter().try_for_each(|line| give_back(&mut connection, &view, line))?;
         }
         crash::point("agent.fence-lowered");
-        let mut own = Connection::open(address, &self.own)?;
-        let _ = allowed(own.call(&[b"ACL", b"DELUSER", saved.user.as_bytes()])?, "acl|deluser")?;
-        if saved.up {
+        if fenced || saved.up {
+            let mut own = Connection::open(address, &self.own)?;
+            let _ = allowed(own.call(&[b"ACL", b"DELUSER", saved.user.as_bytes()])?, "acl|deluser")?;
             persist(&mut own);
         }
         saved.remove()
     }
+}
+
+/// Gives a user the rights of a line of `ACL LIST`. Everything that such a line says is taken away first, and nothing else:
+/// `reset` would set the flag `sanitize-payload` too, which older users do not have.
+fn give_back(connection: &mut Connection, view: &View, line: &[u8]) -> Result<()> {
+    let Some((name, rules)) = user_and_rules(line) else { return Ok(()) };
+    let mut args: Vec<&[u8]> =
+        vec![b"ACL", b"SETUSER", name, b"resetpass", b"resetkeys", b"resetchannels", b"-@all"];
+    if view.info.release() >= (7, 0) {
+        args.push(b"clearselectors");
+    }
+    args.extend(rules);
+    connection.call(&args)?.ok("ACL SETUSER").map(drop)
 }
 
 fn name_of(line: &[u8]) -> &[u8] {

@@ -365,6 +365,11 @@ impl Place {
 
     /// What is left to do for a restore that stands.
     pub(super) fn complete(&self) -> Result<Incarnation> {
+        let _ending = self.redis.ending.lock().expect("ending");
+        if Marker::read(self.dir())?.is_none_or(|m| m.job != self.job) {
+            // Somebody else was faster.
+            return Ok(self.redis.incarnation());
+        }
         let incarnation = self.renew()?;
         self.open_again()?;
         Ok(incarnation)

@@ -145,7 +145,10 @@ impl Driver {
         self.job.reset_progress();
         let mut summary = self.restore().await.map_err(|e| match &safety {
             None => e,
-            Some(id) => Error::new(e.kind(), format!("{}; what was there before is backup {id}", e.report())),
+            Some(id) => {
+                let id = id.as_str().unwrap_or_default();
+                Error::new(e.kind(), format!("{}; what was there before is backup {id}", e.report()))
+            }
         })?;
         if let Err(e) = self.renew_policy().await {
             // The data is there and open; the next backup writes the policy as well.
