@@ -233,10 +233,19 @@ fn persist(connection: &mut Connection) {
     }
 }
 
-/// The replicas that follow a server, as it says.
-pub(super) fn replicas_of(view: &View) -> Vec<Address> {
+/// The replicas that follow a server, as it says. `Retry` while it does not know of one whom that follows.
+pub(super) fn replicas_of(view: &View) -> Result<Vec<Address>> {
     if let Some(own) = view.myself() {
-        return view.nodes.iter().filter(|n| n.follows == own.id).map(|n| n.address.clone()).collect();
+        let mut replicas = view.nodes.iter().filter(|n| n.replica && !n.myself);
+        if let Some(node) = replicas.clone().find(|n| n.follows == "-") {
+            return Err(Error::retry(format!(
+                "the Cluster does not know yet whom its replica {} follows, so that clients cannot be kept off it: try again \
+                 in a moment, or let the nodes forget it (CLUSTER FORGET)",
+                node.address
+            )));
+        }
+        let own_ones = replicas.by_ref().filter(|n| n.follows == own.id);
+        return Ok(own_ones.map(|n| n.address.clone()).collect());
     }
     let address = |value: &str| {
         let field = |name: &str| value.split(',').find_map(|f| f.strip_prefix(name));
@@ -253,5 +262,28 @@ pub(super) fn replicas_of(view: &View) -> Vec<Address> {
         .filter_map(|(_, value)| address(value))
         .collect();
     found.sort_unstable();
-    found
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::server::{Info, cluster_nodes};
+    use super::*;
+
+    fn view(info: &str, nodes: &str) -> View {
+        View { info: Info::parse(info), nodes: cluster_nodes(nodes).unwrap(), clock_millis: 0 }
+    }
+
+    #[test]
+    fn replicas_that_must_be_fenced() {
+        let alone = "slave0:ip=192.0.2.1,port=6379,state=online,offset=1\r\nslave1:ip=::1,port=7000,state=online\r\n\
+                     slave2:ip=192.0.2.3,port=0,state=online\r\nslave_priority:100\r\n";
+        let told = |addresses: Vec<Address>| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(told(replicas_of(&view(alone, "")).unwrap()), ["192.0.2.1:6379", "[::1]:7000"]);
+        let known = "aa 192.0.2.1:1@2 myself,master - 0 0 3 connected 0-9\nbb 192.0.2.2:1@2 slave aa 0 0 3 connected\n\
+                     cc 192.0.2.3:1@2 slave,fail dd 0 0 3 connected\ndd 192.0.2.4:1@2 master - 0 0 3 connected\n";
+        assert_eq!(told(replicas_of(&view("", known)).unwrap()), ["192.0.2.2:1"]);
+        let unknown = format!("{known}ee 192.0.2.5:1@2 slave,fail - 0 0 3 connected\n");
+        assert!(replicas_of(&view("", &unknown)).unwrap_err().message().contains("192.0.2.5:1"));
+    }
 }

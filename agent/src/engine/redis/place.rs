@@ -202,7 +202,7 @@ impl Place {
         let (mut todo, mut seen) = (vec![self.address().clone()], BTreeSet::new());
         while let Some(address) = todo.pop() {
             if seen.insert(address.clone()) {
-                todo.extend(replicas_of(&fences.raise(&address)?));
+                todo.extend(replicas_of(&fences.raise(&address)?)?);
             }
         }
         self.redis.drop_connection();
@@ -224,7 +224,7 @@ impl Place {
         let now = view.info.text("run_id");
         let fences = self.fences();
         let fenced = fences.saved(self.address())?.is_some_and(|saved| saved.up && saved.run_id == now);
-        let unknown = replicas_of(&view).into_iter().any(|r| !fences.saved(&r).is_ok_and(|saved| saved.is_some()));
+        let unknown = replicas_of(&view)?.into_iter().any(|r| !fences.saved(&r).is_ok_and(|saved| saved.is_some()));
         if !fenced || unknown {
             self.fence()?;
         }

@@ -95,6 +95,8 @@ pub struct ClusterNode {
     pub myself: bool,
     /// Whether it serves writes.
     pub primary: bool,
+    /// Whether it follows another one. One that is not known well does neither.
+    pub replica: bool,
     /// Whether the node that was asked holds it for dead, or does not know it well.
     pub failing: bool,
     /// Id of the primary that it follows.
@@ -140,6 +142,7 @@ fn cluster_node(line: &str) -> Result<ClusterNode> {
         address: Address::Tcp(format!("{host}:{port}")),
         myself: has("myself"),
         primary: has("master"),
+        replica: has("slave"),
         failing: flags.iter().any(|f| matches!(*f, "fail" | "fail?" | "handshake" | "noaddr")),
         follows: (*follows).to_owned(),
         config_epoch: epoch.parse().map_err(|_| bad())?,
