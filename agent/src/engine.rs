@@ -129,6 +129,12 @@ pub trait Engine: Send + Sync + 'static {
     /// refuses clients until `Loader::commit` or `Loader::abort`, also after a restart. Without `in_place` a store
     /// that holds any record refuses with `Conflict`.
     fn restore(&self, job: JobId, slots: SlotSet, in_place: bool) -> Result<Box<dyn Loader>>;
+
+    /// [`Loader::abort`] of a restore that an earlier process of the agent began. Engines that drop present data only while
+    /// they load override it: they must not begin in order to end.
+    fn abort_restore(&self, job: JobId, slots: SlotSet) -> Result<()> {
+        self.restore(job, slots, true)?.abort()
+    }
 }
 
 /// The state of a store at one timestamp. Cheap to clone views of; many threads may scan at once.
@@ -162,7 +168,8 @@ pub trait Loader: Send + Sync {
     /// at timestamp `at`; drops the old data; opens the store. `Conflict` while a part is being loaded.
     fn commit(&self, at: Timestamp) -> Result<Incarnation>;
 
-    /// Drops the staged data and opens the store as it was.
+    /// Drops the staged data and opens the store as it was. `Conflict` where the old data could not be kept beside and is gone:
+    /// the store stays closed then, until another restore in place.
     fn abort(&self) -> Result<()>;
 }
 

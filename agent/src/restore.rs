@@ -247,18 +247,17 @@ pub(crate) async fn abort(agent: Arc<Agent>, head: CommandHead) -> Result<Done> 
         settled(&session).await?;
     }
     blocking(move || {
-        let loader = match agent.restore_session(&head.job) {
-            Some(session) => session.loader,
+        match agent.restore_session(&head.job) {
+            Some(session) => session.loader.abort()?,
             None => {
                 // After a restart of the agent there is no session, but the staging area may still be there.
                 let description = agent.engine.describe()?;
                 if description.state != "restoring" {
                     return Ok(Done {});
                 }
-                agent.engine.restore(head.job, description.ownership.slots, true)?.into()
+                agent.engine.abort_restore(head.job, description.ownership.slots)?;
             }
-        };
-        loader.abort()?;
+        }
         agent.set_restore_session(head.job, None);
         tracing::info!(job = %head.job, "restore ended: the store is as it was");
         Ok(Done {})

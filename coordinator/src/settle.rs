@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::manifest::Root;
 use tidemark_proto::wire::control::{Done, Settle};
-use tidemark_proto::{ClusterName, ErrorKind, NodeName, Result, Timestamp};
+use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
 
 use crate::context::{Context, Shared};
 use crate::fleet::Member;
@@ -95,8 +95,11 @@ async fn end_restore(context: &Context, member: &Member, job: JobId) -> Result<&
             Ok("the node has switched to the restored data")
         }
         None => {
-            restore::abort_all(context, &member.cluster, job, std::slice::from_ref(&member.node)).await;
-            Ok("a restore that does not run any more was called off: the node is as it was")
+            let nodes = std::slice::from_ref(&member.node);
+            match restore::abort_all(context, &member.cluster, job, nodes).await.pop() {
+                Some(stuck) => Err(Error::conflict(stuck)),
+                None => Ok("a restore that does not run any more was called off: the node is as it was"),
+            }
         }
     }
 }

@@ -15,6 +15,8 @@ mod files;
 mod fill;
 #[path = "redis/flow.rs"]
 mod flow;
+#[path = "redis/in_place.rs"]
+mod in_place;
 #[path = "redis/load.rs"]
 mod load;
 #[path = "rdb/model.rs"]

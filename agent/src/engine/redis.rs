@@ -12,13 +12,16 @@
 pub mod base;
 pub mod check;
 pub mod conn;
+mod fence;
 pub mod fold;
 pub mod keys;
 pub mod link;
 mod load;
 pub mod merge;
+mod place;
 mod readback;
 pub mod resp;
+mod saved;
 pub mod scratch;
 pub mod server;
 pub mod spill;
@@ -36,6 +39,7 @@ use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, 
 
 use crate::engine::{Engine, Loader, Snapshot, job_of_pin, job_pin};
 use conn::{Address, Connection, Login};
+use fence::Fences;
 use fold::Fold;
 use link::Link;
 use merge::State;
@@ -100,6 +104,8 @@ pub struct Redis {
     options: Options,
     incarnation: Mutex<Incarnation>,
     control: Mutex<Option<Connection>>,
+    /// Held while a restore that stands is brought to its end: whoever looks at the store does that.
+    ending: Mutex<()>,
     jobs: Mutex<HashMap<JobId, SharedJob>>,
 }
 
@@ -112,7 +118,14 @@ impl Redis {
         let incarnation = Mutex::new(read_incarnation(&options)?);
         let new = |me: &Weak<Self>| {
             let me = me.clone();
-            Self { me, options, incarnation, control: Mutex::default(), jobs: Mutex::default() }
+            Self {
+                me,
+                options,
+                incarnation,
+                control: Mutex::default(),
+                ending: Mutex::default(),
+                jobs: Mutex::default(),
+            }
         };
         Ok(Arc::new_cyclic(new))
     }
@@ -124,13 +137,35 @@ impl Redis {
     /// Runs `work` on the kept connection; one that failed is not kept.
     fn ask<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
         let mut kept = self.control.lock().expect("connection");
-        let open = || Connection::open(&self.options.address, &self.options.login);
+        let open = || self.connect();
         // One that the server has closed meanwhile shows at the first question.
         let alive = kept.take().filter_map_alive();
         let mut connection = alive.map_or_else(open, Ok)?;
         let done = work(&mut connection)?;
         *kept = Some(connection);
         Ok(done)
+    }
+
+    /// A new connection, fenced or not.
+    fn connect(&self) -> Result<Connection> {
+        Fences::of(&self.options).connect(&self.options.address)
+    }
+
+    /// The next question goes by a new connection: users have changed.
+    fn drop_connection(&self) {
+        *self.control.lock().expect("connection") = None;
+    }
+
+    fn this(&self) -> Result<Arc<Self>> {
+        self.me.upgrade().ok_or_else(|| Error::bug("an engine that is gone"))
+    }
+
+    /// Opens replicas that were away when their restore ended.
+    fn open_replicas(&self) {
+        let fences = Fences::of(&self.options);
+        if let Err(e) = place::lower_left(&fences) {
+            tracing::warn!(error = %e.report(), "what is kept of fenced replicas cannot be read");
+        }
     }
 
     fn view(&self) -> Result<View> {
@@ -219,8 +254,12 @@ fn write_incarnation(options: &Options) -> Result<Incarnation> {
 
 impl Engine for Redis {
     fn describe(&self) -> Result<Description> {
+        let restoring = self.restoring()?;
+        if restoring.is_none() {
+            self.open_replicas();
+        }
         let view = self.view()?;
-        let state = match (view.unready(), self.restoring()?) {
+        let state = match (view.unready(), restoring) {
             (Some(_), _) => "loading",
             (None, Some(_)) => "restoring",
             (None, None) => "available",
@@ -341,7 +380,7 @@ impl Engine for Redis {
     }
 
     fn restoring(&self) -> Result<Option<JobId>> {
-        load::under_way(&self.options.dir)
+        load::under_way(self.this()?)
     }
 
     fn snapshot(&self, at: Timestamp) -> Result<Box<dyn Snapshot>> {
@@ -357,8 +396,11 @@ impl Engine for Redis {
     }
 
     fn restore(&self, job: JobId, slots: SlotSet, in_place: bool) -> Result<Box<dyn Loader>> {
-        let this = self.me.upgrade().ok_or_else(|| Error::bug("an engine that is gone"))?;
-        load::begin(this, job, slots, in_place)
+        load::begin(self.this()?, job, slots, in_place)
+    }
+
+    fn abort_restore(&self, job: JobId, _: SlotSet) -> Result<()> {
+        load::abort(self.this()?, job)
     }
 }
 

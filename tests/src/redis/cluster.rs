@@ -82,13 +82,20 @@ impl Cluster {
     }
 }
 
-/// Starts a node. Between the look for a free port and its use somebody may take it: then another one is tried.
+/// Starts a node.
 fn node(flavor: Flavor, options: &[&str]) -> (u16, Server) {
+    let mut all = vec!["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+    all.extend_from_slice(options);
+    listening(flavor, &all)
+}
+
+/// Starts a server that listens on a loopback port too. Between the look for a free port and its use somebody may take it:
+/// then another one is tried.
+pub fn listening(flavor: Flavor, options: &[&str]) -> (u16, Server) {
     for _ in 0..TRIES {
         let port = free_port();
         let text = port.to_string();
-        let mut all = vec!["--port", &text, "--bind", "127.0.0.1", "--cluster-enabled", "yes"];
-        all.extend_from_slice(&["--cluster-node-timeout", "2000"]);
+        let mut all = vec!["--port", &text, "--bind", "127.0.0.1"];
         all.extend_from_slice(options);
         let started = std::panic::catch_unwind(|| Server::start(flavor, &all));
         if let Ok(server) = started {

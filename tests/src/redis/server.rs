@@ -39,6 +39,7 @@ pub struct Server {
     pub flavor: Flavor,
     child: Child,
     dir: Option<TempDir>,
+    options: Vec<String>,
 }
 
 impl Server {
@@ -54,16 +55,29 @@ impl Server {
             std::fs::write(dir.path().join(FILE), rdb).expect("file");
         }
         let child = spawn(flavor, dir.path(), options);
-        let mut server = Self { flavor, child, dir: Some(dir) };
+        let options = options.iter().map(|o| (*o).to_owned()).collect();
+        let mut server = Self { flavor, child, dir: Some(dir), options };
+        server.answers();
+        server
+    }
+
+    fn answers(&mut self) {
         eventually("the server to answer", || {
-            if let Some(status) = server.child.try_wait().expect("status") {
-                panic!("the server ended with {status}: {}", server.log());
+            if let Some(status) = self.child.try_wait().expect("status") {
+                panic!("the server ended with {status}: {}", self.log());
             }
-            let mut client = Client::unix(&server.socket()).ok()?;
+            let mut client = Client::unix(&self.socket()).ok()?;
             // While it loads it says so.
             (client.ask(&["PING"]).ok()? == super::Reply::Status("PONG".into())).then_some(())
         });
-        server
+    }
+
+    /// Starts one that was killed again, with the same options, on what its folder holds.
+    pub fn restart(&mut self) {
+        self.kill();
+        let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
+        self.child = spawn(self.flavor, self.dir(), &options);
+        self.answers();
     }
 
     /// A new connection.

@@ -1,7 +1,7 @@
 //! Restores onto a server: records go as `RESTORE` in pipelines, by several connections at once.
 //!
-//! The server must be empty when a restore begins, and belongs to it until the end: a restore that is called off empties
-//! it again. Parts are loaded with `REPLACE`, so that one that was begun before is simply loaded again. What was
+//! The server must be empty when a restore begins, or is fenced and emptied (`place`), and belongs to the restore until the
+//! end: one that is called off empties it again. Parts are loaded with `REPLACE`, so that one that was begun before is simply loaded again. What was
 //! loaded is read back as a replica reads it, and compared by what it means.
 //!
 //! Keys that have expired by now are not loaded: a server would drop them at once. Those that expire before they are read
@@ -10,22 +10,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::rdb::convert::type_for;
-use tidemark_common::rdb::{Crc64, Family, convert, payload};
+use tidemark_common::rdb::types::SHARED_LAST;
+use tidemark_common::rdb::{Crc64, Family, convert, loads, payload, version_of_server};
 use tidemark_common::record::{RedisMeta, split_redis_key};
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
 use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
 
+use super::Redis;
 use super::conn::Connection;
+use super::place::{Marker, Place, Step};
 use super::readback::read_back;
 use super::resp::{put_bulk, put_head, put_request};
-use super::server::{PRIMARY, View};
-use super::{Redis, write_incarnation};
+use super::server::PRIMARY;
 use crate::engine::{Loader, PartLoader, RecordRef};
 use crate::fsutil;
 
@@ -35,8 +37,6 @@ const BATCH: usize = 256 << 10;
 pub(super) const MAX_PAYLOAD: usize = 400 << 20;
 /// Values over this many bytes are sent without copying them.
 const LONG: usize = 64 << 10;
-/// File that says that a restore is under way, and which.
-const MARKER: &str = "restore";
 /// Bytes of an entry in the list of expiring keys: time and hash.
 const EXPIRING: usize = 24;
 
@@ -91,7 +91,7 @@ fn parse_digests(text: &str) -> Result<(SetDigest, SetDigest)> {
 #[derive(Debug)]
 struct Shared {
     redis: Arc<Redis>,
-    job: JobId,
+    place: Place,
     slots: SlotSet,
     folder: Folder,
     /// Version of the RDB format of the server.
@@ -100,19 +100,22 @@ struct Shared {
     open: Mutex<BTreeSet<u32>>,
 }
 
-/// The restore that is under way on the server with this folder.
-pub(super) fn under_way(dir: &Path) -> Result<Option<JobId>> {
-    match std::fs::read_to_string(dir.join(MARKER)) {
-        Ok(text) => text.trim().parse().map(Some).map_err(|e: Error| e.context("note of a restore")),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::retry("note of a restore").with_source(e)),
+/// The restore that is under way. One that stands already is brought to its end first.
+pub(super) fn under_way(redis: Arc<Redis>) -> Result<Option<JobId>> {
+    let Some(marker) = Marker::read(&redis.options.dir)? else { return Ok(None) };
+    if marker.step == Some(Step::Committed) {
+        let _ = Place::new(redis, marker.job).complete()?;
+        return Ok(None);
     }
+    Ok(Some(marker.job))
 }
 
 /// Begins a restore, or goes on with it.
 pub(super) fn begin(redis: Arc<Redis>, job: JobId, slots: SlotSet, in_place: bool) -> Result<Box<dyn Loader>> {
-    let dir = redis.options.dir.clone();
     let view = redis.view()?;
+    if let Some(why) = view.unready() {
+        return Err(Error::retry(why));
+    }
     if view.info.role() != PRIMARY {
         return Err(Error::conflict("the server is a read-only replica: restore onto its primary"));
     }
@@ -120,83 +123,26 @@ pub(super) fn begin(redis: Arc<Redis>, job: JobId, slots: SlotSet, in_place: boo
     if !slots.minus(&owned).is_empty() {
         return Err(Error::conflict(format!("the server does not own slots {} any more", slots.minus(&owned))));
     }
-    let folder = Folder(dir.join("restore-parts"));
-    match under_way(&dir)? {
-        Some(other) if other != job => {
-            return Err(Error::conflict(format!("restore {other} is under way on this server: end it first")));
-        }
-        Some(_) => {}
-        None if in_place => {
-            return Err(Error::unsupported(
-                "a restore in place of a Redis server's data: restore onto an empty server",
-            ));
-        }
-        None if view.info.keys() > 0 => {
-            return Err(Error::conflict(format!(
-                "the server holds {} keys: restore onto an empty one",
-                view.info.keys()
-            )));
-        }
-        None => {
-            let _ = std::fs::remove_dir_all(&folder.0);
-            std::fs::create_dir_all(&folder.0).or_kind(ErrorKind::Full, format_args!("{}", folder.0.display()))?;
-            fsutil::replace(&dir.join(MARKER), job.to_string().as_bytes())?;
-        }
-    }
-    let version = rdb_version(&view);
-    let cluster = view.info.is_cluster();
-    Ok(Box::new(RedisLoader(Arc::new(Shared {
-        redis,
-        job,
-        slots,
-        folder,
-        version,
-        cluster,
-        open: Mutex::default(),
-    }))))
+    let place = Place::new(redis.clone(), job);
+    place.take(&view, in_place)?;
+    let folder = Folder(place.parts().to_owned());
+    let (server, cluster) = (view.info.version(), view.info.is_cluster());
+    let version = version_of_server(&server)
+        .ok_or_else(|| Error::unsupported(format!("the version of the server is not understood: {server}")))?;
+    let open = Mutex::default();
+    Ok(Box::new(RedisLoader(Arc::new(Shared { redis, place, slots, folder, version, cluster, open }))))
 }
 
-/// Version of the RDB format that a server writes (`rdb.h` of its releases).
-fn rdb_version(view: &View) -> u16 {
-    let info = &view.info;
-    let number = |name: &str| {
-        let mut parts = info.text(name).split('.').map(|p| p.parse::<u32>().unwrap_or(0));
-        (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
-    };
-    if info.has("valkey_version") {
-        return if number("valkey_version").0 >= 9 { 80 } else { 11 };
-    }
-    match number("redis_version") {
-        (0..=6, _) => 9,
-        (7, 0 | 1) => 10,
-        (7, 2 | 3) => 11,
-        _ => 12,
-    }
+/// Calls a restore off that this process need not have begun.
+pub(super) fn abort(redis: Arc<Redis>, job: JobId) -> Result<()> {
+    Place::new(redis, job).abort()
 }
 
 impl Shared {
-    fn check_under_way(&self) -> Result<()> {
-        match under_way(&self.redis.options.dir)? {
-            Some(job) if job == self.job => Ok(()),
-            _ => Err(Error::conflict(format!(
-                "the restore of job {} was committed or aborted: begin a new one",
-                self.job
-            ))),
-        }
-    }
-
     fn check_no_open_part(&self) -> Result<()> {
         let open = self.open.lock().expect("parts");
         open.first()
             .map_or(Ok(()), |n| Err(Error::conflict(format!("part {n} is being loaded: finish or drop it first"))))
-    }
-
-    fn end(&self) -> Result<()> {
-        let dir = &self.redis.options.dir;
-        let removed = std::fs::remove_file(dir.join(MARKER));
-        removed.or_kind(ErrorKind::Retry, "note of a restore")?;
-        let _ = std::fs::remove_dir_all(&self.folder.0);
-        Ok(())
     }
 }
 
@@ -204,24 +150,24 @@ struct RedisLoader(Arc<Shared>);
 
 impl Loader for RedisLoader {
     fn loaded(&self) -> Result<Vec<(u32, SetDigest, SetDigest)>> {
-        self.0.check_under_way()?;
+        let _ = self.0.place.marker()?;
         Ok(self.0.folder.finished()?.into_iter().map(|(n, (source, loaded))| (n, source, loaded)).collect())
     }
 
     fn part(&self, number: u32) -> Result<Box<dyn PartLoader>> {
-        self.0.check_under_way()?;
+        let life = self.0.place.stand()?;
         if self.0.folder.part(number).exists() || !self.0.open.lock().expect("parts").insert(number) {
             return Err(Error::conflict(format!("part {number} is loaded already, or being loaded")));
         }
         // From here on the part is closed when it is dropped.
-        let mut part = RedisPart::new(self.0.clone(), number);
+        let mut part = RedisPart::new(self.0.clone(), number, life);
         part.connect()?;
         Ok(Box::new(part))
     }
 
     fn verify(&self) -> Result<SetDigest> {
-        self.0.check_under_way()?;
         let (options, folder) = (&self.0.redis.options, &self.0.folder);
+        self.0.place.is_whole(&folder.finished()?.into_keys().collect())?;
         let mut expiring = Vec::new();
         for number in folder.finished()?.into_keys() {
             let list = std::fs::read(folder.expiring(number)).unwrap_or_default();
@@ -233,29 +179,25 @@ impl Loader for RedisLoader {
                 (i64::from_le_bytes(words.0), u128::from_le_bytes(words.1))
             }));
         }
-        read_back(&options.address, &options.login, &self.0.slots, expiring)
+        read_back(&options.address, &self.0.place.login()?, &self.0.slots, expiring)
     }
 
     fn commit(&self, _: Timestamp) -> Result<Incarnation> {
-        self.0.check_under_way()?;
         self.0.check_no_open_part()?;
-        let incarnation = write_incarnation(&self.0.redis.options)?;
-        *self.0.redis.incarnation.lock().expect("incarnation") = incarnation;
-        self.0.end()?;
-        Ok(incarnation)
+        self.0.place.commit()
     }
 
     fn abort(&self) -> Result<()> {
-        self.0.check_under_way()?;
         self.0.check_no_open_part()?;
-        let _ = self.0.redis.ask(|c| c.call(&[b"FLUSHALL"]))?.ok("emptying the server again")?;
-        self.0.end()
+        self.0.place.abort()
     }
 }
 
 struct RedisPart {
     shared: Arc<Shared>,
     number: u32,
+    /// Life of the server in which it began.
+    life: u64,
     connection: Option<Connection>,
     out: Vec<u8>,
     payload: Vec<u8>,
@@ -269,10 +211,11 @@ struct RedisPart {
 }
 
 impl RedisPart {
-    fn new(shared: Arc<Shared>, number: u32) -> Self {
+    fn new(shared: Arc<Shared>, number: u32, life: u64) -> Self {
         Self {
             shared,
             number,
+            life,
             connection: None,
             out: Vec::with_capacity(BATCH + (BATCH >> 2)),
             payload: Vec::new(),
@@ -286,8 +229,7 @@ impl RedisPart {
     }
 
     fn connect(&mut self) -> Result<()> {
-        let options = &self.shared.redis.options;
-        self.connection = Some(Connection::open(&options.address, &options.login)?);
+        self.connection = Some(self.shared.redis.connect()?);
         Ok(())
     }
 
@@ -345,7 +287,9 @@ impl RedisPart {
         if value.len() > MAX_PAYLOAD {
             return Err(Error::unsupported(format!("a value of {} bytes: at most {MAX_PAYLOAD}", value.len())));
         }
-        let target = type_for(version, family, meta.type_byte).ok_or_else(too_new)?;
+        // A number that the other family gives to something else says nothing here.
+        let same = meta.family == family || loads(SHARED_LAST, meta.family, meta.type_byte);
+        let target = type_for(version, family, meta.type_byte).filter(|_| same).ok_or_else(too_new)?;
         self.payload.clear();
         if target != meta.type_byte {
             let mut converted = Vec::new();
@@ -428,7 +372,9 @@ impl PartLoader for RedisPart {
             let write = || File::create(&path)?.write_all(&self.expiring);
             write().or_kind(ErrorKind::Full, format_args!("{}", path.display()))?;
         }
-        fsutil::replace(&folder.part(self.number), put_digests(source, self.loaded).as_bytes())?;
+        let note = put_digests(source, self.loaded);
+        let shared = &self.shared;
+        shared.place.same_life(self.life, || fsutil::replace(&folder.part(self.number), note.as_bytes()))?;
         if self.expired > 0 {
             tracing::info!(
                 part = self.number,

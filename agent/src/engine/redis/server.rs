@@ -61,6 +61,13 @@ impl Info {
         }
     }
 
+    /// The first two numbers of the version of the server's own kind: Valkey's where it is one.
+    pub fn release(&self) -> (u32, u32) {
+        let name = if self.has("valkey_version") { "valkey_version" } else { "redis_version" };
+        let mut parts = self.text(name).split('.').map(|p| p.parse::<u32>().unwrap_or(0));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+    }
+
     /// Whether the server is part of a Cluster.
     pub fn is_cluster(&self) -> bool {
         self.text("redis_mode") == "cluster" || self.text("cluster_enabled") == "1"
@@ -88,6 +95,8 @@ pub struct ClusterNode {
     pub myself: bool,
     /// Whether it serves writes.
     pub primary: bool,
+    /// Whether it follows another one. One that is not known well does neither.
+    pub replica: bool,
     /// Whether the node that was asked holds it for dead, or does not know it well.
     pub failing: bool,
     /// Id of the primary that it follows.
@@ -133,6 +142,7 @@ fn cluster_node(line: &str) -> Result<ClusterNode> {
         address: Address::Tcp(format!("{host}:{port}")),
         myself: has("myself"),
         primary: has("master"),
+        replica: has("slave"),
         failing: flags.iter().any(|f| matches!(*f, "fail" | "fail?" | "handshake" | "noaddr")),
         follows: (*follows).to_owned(),
         config_epoch: epoch.parse().map_err(|_| bad())?,

@@ -24,7 +24,7 @@ use super::plan::{PlanNode, RestorePlan, RestoreRequest, Sources, plan};
 use super::ready::ready;
 use super::share::Batch;
 use super::sums::{Loaded, Sums};
-use super::switch::{BEGIN_DEADLINE, FINISH_DEADLINE, abort_all, end, switch_all};
+use super::switch::{BEGIN_DEADLINE, FINISH_DEADLINE, abort_all, called_off, end, switch_all};
 use crate::context::Shared;
 use crate::fleet::Member;
 use crate::job::backup::{self, BackupRequest};
@@ -79,9 +79,10 @@ pub async fn resume(
     match planned.await {
         Ok(plan) => carry_out(context, job, plan, recorder).await,
         Err(e) => {
-            abort_all(&context, &target, job.id(), &begun.targets).await;
+            let stuck = abort_all(&context, &target, job.id(), &begun.targets).await;
+            let e = called_off(e.context("the restore could not be taken up again and was called off"), &stuck);
             end(&context, &mut recorder, job.id(), Some(&e)).await;
-            Err(e.context("the restore could not be taken up again; every node is as it was"))
+            Err(e)
         }
     }
 }
@@ -116,7 +117,7 @@ async fn carry_out(
         Err(e) if recorder.revision() > 0 => {
             // Another coordinator had begun it, when the backup was still whole.
             let nodes: Vec<_> = plan.targets.iter().map(|t| t.node.clone()).collect();
-            abort_all(&context, &target, id, &nodes).await;
+            let e = called_off(e, &abort_all(&context, &target, id, &nodes).await);
             end(&context, &mut recorder, id, Some(&e)).await;
             return Err(e);
         }
@@ -142,7 +143,13 @@ impl Driver {
         let begun = self.recorder.lock().await.revision() > 0;
         let safety = if replaces && !begun { self.make_safe().await? } else { None };
         self.job.reset_progress();
-        let mut summary = self.restore().await?;
+        let mut summary = self.restore().await.map_err(|e| match &safety {
+            None => e,
+            Some(id) => {
+                let id = id.as_str().unwrap_or_default();
+                Error::new(e.kind(), format!("{}; what was there before is backup {id}", e.report()))
+            }
+        })?;
         if let Err(e) = self.renew_policy().await {
             // The data is there and open; the next backup writes the policy as well.
             tracing::warn!(error = %e.report(), "the cluster's new nodes could not be noted");
@@ -212,7 +219,7 @@ impl Driver {
             Ok(ready) => ready,
             Err(e) => {
                 let nodes: Vec<_> = self.plan.targets.iter().map(|t| t.node.clone()).collect();
-                abort_all(&self.context, &self.target, self.id, &nodes).await;
+                let e = called_off(e, &abort_all(&self.context, &self.target, self.id, &nodes).await);
                 end(&self.context, &mut recorder, self.id, Some(&e)).await;
                 return Err(e);
             }

@@ -116,20 +116,34 @@ pub async fn resume_switch(
     }))
 }
 
-/// Puts every node back as it was, as far as they can be reached; one that is away is told when it comes back.
-pub async fn abort_all(context: &Context, cluster: &ClusterName, job: JobId, nodes: &[NodeName]) {
+/// Puts every node back as it was, as far as they can be reached; one that is away is told when it comes back. Answers what
+/// nodes say whose data of before is gone.
+pub async fn abort_all(context: &Context, cluster: &ClusterName, job: JobId, nodes: &[NodeName]) -> Vec<String> {
     let abort = |node: &NodeName| {
         let member = Member { cluster: cluster.clone(), node: node.clone() };
         let head = context.head(job, 1);
         async move {
             let done =
                 context.fleet.command::<_, Done>(&member, head, &RestoreAbort {}, BEGIN_DEADLINE, |_| ()).await;
-            if let Err(e) = done {
-                tracing::warn!(error = %e.report(), "the node drops its staging area when it comes back");
+            match done {
+                Err(e) if e.kind() == ErrorKind::Conflict => Some(e.context(&member.node).report()),
+                Err(e) => {
+                    tracing::warn!(error = %e.report(), "the node drops its staging area when it comes back");
+                    None
+                }
+                Ok(_) => None,
             }
         }
     };
-    let _ = futures::future::join_all(nodes.iter().map(abort)).await;
+    futures::future::join_all(nodes.iter().map(abort)).await.into_iter().flatten().collect()
+}
+
+/// The error that a restore ends with, with what nodes say that could not be put back.
+pub(super) fn called_off(error: Error, stuck: &[String]) -> Error {
+    if stuck.is_empty() {
+        return error;
+    }
+    Error::new(error.kind(), format!("{}; {}", error.report(), stuck.join("; ")))
 }
 
 /// Notes that a restore is over.
