@@ -43,6 +43,7 @@ crate::messages! {
     48 => v1::Prepared, v 1;
     50 => v1::Diagnose, v 1;
     51 => v1::Diagnosed, v 1;
+    60 => v1::DescribeSource, v 1;
 }
 
 #[cfg(test)]
