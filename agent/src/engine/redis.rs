@@ -14,6 +14,9 @@ pub mod check;
 pub mod conn;
 mod fence;
 pub mod fold;
+mod hold;
+mod incarnation;
+mod jobs;
 pub mod keys;
 pub mod link;
 mod lives;
@@ -31,30 +34,23 @@ pub mod stream;
 mod sync;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tidemark_proto::id::JobId;
-use tidemark_proto::wire::control::{Description, Held, Ownership, Position, Sealed};
+use tidemark_proto::wire::control::{Description, Held, Ownership, Sealed};
 use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
 
 use crate::engine::{Engine, Loader, Snapshot, job_of_pin, job_pin};
 use conn::{Address, Connection, Login};
 use fence::Fences;
-use fold::Fold;
-use link::Link;
-use merge::State;
-use server::{PRIMARY, View, view_requests};
+use incarnation::{read_incarnation, write_incarnation};
+use jobs::{Job, SharedJob, free_space};
+use server::View;
 
 /// Name of the engine.
 pub const ENGINE: &str = "redis";
-/// Time for the stream to come to an offset that the server told.
-const STREAM_PATIENCE: Duration = Duration::from_secs(2);
-/// The same once nobody waits for it with writes held.
-const CUT_PATIENCE: Duration = Duration::from_secs(30);
-/// Time for a server to answer in a hold, beside the budget.
-const HOLD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the engine works with.
 #[derive(Debug, Clone)]
@@ -70,34 +66,6 @@ pub struct Options {
     /// Take the base also where the server counts replicas before it accepts writes (`min-replicas-to-write`).
     pub allow_min_replicas: bool,
 }
-
-/// What one backup works with here.
-#[derive(Debug)]
-struct Job {
-    dir: PathBuf,
-    link: Option<Link>,
-    hold: Option<HoldState>,
-    cut: Option<(Timestamp, Position)>,
-    state: Option<Arc<State>>,
-}
-
-#[derive(Debug, Clone)]
-struct HoldState {
-    position: Position,
-    ownership: Ownership,
-    since: Instant,
-    budget: Duration,
-    paused: bool,
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        self.link = None;
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
-type SharedJob = Arc<Mutex<Job>>;
 
 /// A server of Redis or Valkey.
 #[derive(Debug)]
@@ -173,55 +141,6 @@ impl Redis {
     fn view(&self) -> Result<View> {
         self.ask(View::read)
     }
-
-    fn job(&self, job: JobId) -> Result<SharedJob> {
-        let jobs = self.jobs.lock().expect("jobs");
-        jobs.get(&job).cloned().ok_or_else(|| Error::conflict("no base was taken for this job: begin it again"))
-    }
-
-    fn job_or_new(&self, job: JobId) -> SharedJob {
-        let dir = self.options.dir.join("jobs").join(job.to_string());
-        let new = || Arc::new(Mutex::new(Job { dir, link: None, hold: None, cut: None, state: None }));
-        self.jobs.lock().expect("jobs").entry(job).or_insert_with(new).clone()
-    }
-
-    /// Whether a base may be taken from the server as it is.
-    fn admit(&self, view: &View) -> Result<()> {
-        if let Some(why) = view.unready() {
-            return Err(Error::retry(why));
-        }
-        if view.info.role() != PRIMARY {
-            return Err(Error::conflict("the server is a replica: the base is taken from its primary"));
-        }
-        if view.info.has("min_slaves_good_slaves") && !self.options.allow_min_replicas {
-            return Err(Error::config(
-                "the server counts its replicas before it accepts writes (min-replicas-to-write), and would count the \
-                 agent: set engine.allow_min_replicas = true to take the base all the same",
-            ));
-        }
-        let wanted = view.info.number("used_memory").unwrap_or(0);
-        let free = free_space(&self.options.dir)?;
-        if free < wanted {
-            return Err(Error::new(
-                ErrorKind::Full,
-                format!(
-                    "the base of this server may take {wanted} bytes in {}, where {free} are free: make room, or name \
-                     another engine.dir",
-                    self.options.dir.display()
-                ),
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// Bytes that are free for the agent where `dir` is.
-fn free_space(dir: &Path) -> Result<u64> {
-    // The folder may not be there yet.
-    let there = dir.ancestors().find(|d| d.exists()).unwrap_or(dir);
-    let space = nix::sys::statvfs::statvfs(there);
-    let space = space.map_err(|e| Error::config(format!("{}", dir.display())).with_source(e))?;
-    Ok(space.blocks_available().saturating_mul(space.fragment_size()))
 }
 
 trait Alive {
@@ -232,26 +151,6 @@ impl Alive for Option<Connection> {
     fn filter_map_alive(self) -> Option<Connection> {
         self.and_then(|mut c| c.call(&[b"PING"]).is_ok_and(|r| r.ok("PING").is_ok()).then_some(c))
     }
-}
-
-fn incarnation_path(options: &Options) -> PathBuf {
-    options.dir.join("incarnation")
-}
-
-fn read_incarnation(options: &Options) -> Result<Incarnation> {
-    let path = incarnation_path(options);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map_err(|e: Error| e.context(path.display())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => write_incarnation(options),
-        Err(e) => Err(Error::config(format!("{}", path.display())).with_source(e)),
-    }
-}
-
-/// Gives the data a new id.
-fn write_incarnation(options: &Options) -> Result<Incarnation> {
-    let incarnation = Incarnation::from_u128(rand::random());
-    crate::fsutil::replace(&incarnation_path(options), incarnation.to_string().as_bytes())?;
-    Ok(incarnation)
 }
 
 impl Engine for Redis {
@@ -289,76 +188,19 @@ impl Engine for Redis {
         cancel: &(dyn Fn() -> bool + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
-        // A cluster has one backup at a time: what another one left here is of no use any more.
-        self.jobs.lock().expect("jobs").retain(|other, _| *other == job);
-        let shared = self.job_or_new(job);
-        let mut this = shared.lock().expect("job");
-        if this.link.as_ref().is_some_and(|link| link.base_if_whole().is_some()) {
-            return Ok(());
-        }
-        this.link = None;
-        self.admit(&self.view()?)?;
-        let link = Link::start(self.options.address.clone(), self.options.login.clone(), &this.dir.join("link"))?;
-        let _ = link.base(&cancel, &progress).map_err(|e| e.context("taking the base"))?;
-        this.link = Some(link);
-        Ok(())
+        self.take_base(job, cancel, progress)
     }
 
     fn hold(&self, job: JobId, budget: Duration) -> Result<Held> {
-        let shared = self.job(job)?;
-        let mut this = shared.lock().expect("job");
-        if this.link.as_ref().is_none_or(|link| link.base_if_whole().is_none()) {
-            return Err(Error::conflict("the base of this backup was lost: it must be taken again"));
-        }
-        (this.hold, this.cut, this.state) = (None, None, None);
-        let paused = !budget.is_zero();
-        let (view, since) = self.ask(|connection| pause(connection, budget))?;
-        let (position, ownership) = (view.info.position()?, view.ownership()?);
-        this.hold =
-            Some(HoldState { position: position.clone(), ownership: ownership.clone(), since, budget, paused });
-        if view.info.role() != PRIMARY {
-            return Err(Error::conflict("the server is a replica by now"));
-        }
-        Ok(Held {
-            position,
-            max_timestamp: Timestamp::ZERO,
-            ownership,
-            incarnation: self.incarnation(),
-            clock_millis: view.clock_millis,
-        })
+        self.hold_writes(job, budget)
     }
 
     fn seal(&self, job: JobId, at: Timestamp) -> Result<Sealed> {
-        let shared = self.job(job)?;
-        let mut this = shared.lock().expect("job");
-        let hold = this.hold.clone().ok_or_else(|| Error::conflict("a seal without a hold"))?;
-        let view = self.view()?;
-        let now = view.info.position()?;
-        if now.history != hold.position.history || view.ownership()? != hold.ownership {
-            return Err(Error::conflict("the server's history, role or slots changed in the hold"));
-        }
-        let link = this.link.as_ref().ok_or_else(|| Error::conflict("the base was lost"))?;
-        if now.offset != hold.position.offset && !link.was_idle(&hold.position, &now, STREAM_PATIENCE)? {
-            return Err(Error::conflict("the server moved on since it was held"));
-        }
-        this.cut = Some((at, hold.position.clone()));
-        Ok(Sealed { position: hold.position })
+        self.seal_cut(job, at)
     }
 
     fn release(&self, job: JobId) -> Result<(Ownership, Duration)> {
-        let shared = self.job(job)?;
-        let mut this = shared.lock().expect("job");
-        let hold = this.hold.clone().ok_or_else(|| Error::conflict("a release without a hold"))?;
-        // A pause that has ended by itself may be somebody else's by now.
-        let ours = hold.paused && hold.since.elapsed() < hold.budget;
-        if ours {
-            let _ = self.ask(|c| c.call(&[b"CLIENT", b"UNPAUSE"]))?.ok("CLIENT UNPAUSE")?;
-        }
-        let held = if hold.paused { hold.since.elapsed().min(hold.budget) } else { Duration::ZERO };
-        if let Some(hold) = &mut this.hold {
-            hold.paused = false;
-        }
-        Ok((self.view()?.ownership()?, held))
+        self.release_hold(job)
     }
 
     fn pin(&self, name: &str, _: Timestamp, _: Duration) -> Result<()> {
@@ -404,59 +246,4 @@ impl Engine for Redis {
     fn abort_restore(&self, job: JobId, _: SlotSet) -> Result<()> {
         load::abort(self.this()?, job)
     }
-}
-
-impl Redis {
-    /// The state at the cut of a job; made once. The link has ended then.
-    fn state_of(&self, job: &mut MutexGuard<'_, Job>) -> Result<Arc<State>> {
-        if let Some(state) = &job.state {
-            return Ok(state.clone());
-        }
-        let (at, position) = job.cut.clone().ok_or_else(|| Error::bug("a state without a cut"))?;
-        let valkey = self.view()?.info.version().starts_with("valkey");
-        let dir = job.dir.join("fold");
-        let link = job.link.as_mut().ok_or_else(|| Error::bug("a cut without a link"))?;
-        let up_to = link.up_to(&position, CUT_PATIENCE)?;
-        link.stop();
-        let fold = Fold {
-            at,
-            base: &up_to.base,
-            log: (&up_to.log, up_to.bytes),
-            moved: up_to.moved,
-            program: &self.options.scratch_server,
-            valkey,
-            dir: &dir,
-        };
-        let (state, _) = fold.run()?;
-        let state = Arc::new(state);
-        job.state = Some(state.clone());
-        Ok(state)
-    }
-}
-
-/// Stops writes and reads where the server stands, in one write to it. When it does not answer in time the pause is taken
-/// back on the same connection: it may take effect later otherwise, when nobody knows of it any more.
-fn pause(connection: &mut Connection, budget: Duration) -> Result<(View, Instant)> {
-    let millis = (budget.as_millis().max(1)).to_string();
-    let pause: [&[u8]; 4] = [b"CLIENT", b"PAUSE", millis.as_bytes(), b"WRITE"];
-    let cluster = View::read(connection)?.info.is_cluster();
-    let mut requests: Vec<&[&[u8]]> = if budget.is_zero() { Vec::new() } else { vec![&pause] };
-    requests.extend(view_requests(cluster));
-    connection.set_timeout(budget + HOLD_PATIENCE)?;
-    let since = Instant::now();
-    let replies = match connection.pipeline(&requests) {
-        Ok(replies) => replies,
-        Err(e) => {
-            let _ = connection.send(b"*2\r\n$6\r\nCLIENT\r\n$7\r\nUNPAUSE\r\n");
-            while connection.reply().is_ok() {}
-            return Err(e.context("the server does not stop its writes in time"));
-        }
-    };
-    connection.set_timeout(conn::ANSWER_TIMEOUT)?;
-    let mut replies = replies.into_iter();
-    if !budget.is_zero() {
-        let paused = replies.next().map_or_else(|| Err(Error::bug("no reply")), |r| r.ok("CLIENT PAUSE"));
-        let _ = paused?;
-    }
-    Ok((View::of(replies)?, since))
 }

@@ -1,0 +1,137 @@
+//! Jobs of backups on one server: base and log, and what becomes of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tidemark_proto::id::JobId;
+use tidemark_proto::wire::control::Position;
+use tidemark_proto::{Error, ErrorKind, Result, Timestamp};
+
+use super::Redis;
+use super::fold::Fold;
+use super::hold::HoldState;
+use super::link::Link;
+use super::merge::State;
+use super::server::{PRIMARY, View};
+
+/// Time for the stream to come to the cut once nobody waits for it with writes held.
+const CUT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What one backup works with here.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) dir: PathBuf,
+    pub(super) link: Option<Link>,
+    pub(super) hold: Option<HoldState>,
+    pub(super) cut: Option<(Timestamp, Position)>,
+    pub(super) state: Option<Arc<State>>,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.link = None;
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+pub(super) type SharedJob = Arc<Mutex<Job>>;
+
+impl Redis {
+    pub(super) fn job(&self, job: JobId) -> Result<SharedJob> {
+        let jobs = self.jobs.lock().expect("jobs");
+        jobs.get(&job).cloned().ok_or_else(|| Error::conflict("no base was taken for this job: begin it again"))
+    }
+
+    fn job_or_new(&self, job: JobId) -> SharedJob {
+        let dir = self.options.dir.join("jobs").join(job.to_string());
+        let new = || Arc::new(Mutex::new(Job { dir, link: None, hold: None, cut: None, state: None }));
+        self.jobs.lock().expect("jobs").entry(job).or_insert_with(new).clone()
+    }
+
+    /// Whether a base may be taken from the server as it is.
+    fn admit(&self, view: &View) -> Result<()> {
+        if let Some(why) = view.unready() {
+            return Err(Error::retry(why));
+        }
+        if view.info.role() != PRIMARY {
+            return Err(Error::conflict("the server is a replica: the base is taken from its primary"));
+        }
+        if view.info.has("min_slaves_good_slaves") && !self.options.allow_min_replicas {
+            return Err(Error::config(
+                "the server counts its replicas before it accepts writes (min-replicas-to-write), and would count the \
+                 agent: set engine.allow_min_replicas = true to take the base all the same",
+            ));
+        }
+        let wanted = view.info.number("used_memory").unwrap_or(0);
+        let free = free_space(&self.options.dir)?;
+        if free < wanted {
+            return Err(Error::new(
+                ErrorKind::Full,
+                format!(
+                    "the base of this server may take {wanted} bytes in {}, where {free} are free: make room, or name \
+                     another engine.dir",
+                    self.options.dir.display()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes the base of a job, unless it stands.
+    pub(super) fn take_base(
+        &self,
+        job: JobId,
+        cancel: &(dyn Fn() -> bool + Sync),
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
+        // A cluster has one backup at a time: what another one left here is of no use any more.
+        self.jobs.lock().expect("jobs").retain(|other, _| *other == job);
+        let shared = self.job_or_new(job);
+        let mut this = shared.lock().expect("job");
+        if this.link.as_ref().is_some_and(|link| link.base_if_whole().is_some()) {
+            return Ok(());
+        }
+        this.link = None;
+        self.admit(&self.view()?)?;
+        let link = Link::start(self.options.address.clone(), self.options.login.clone(), &this.dir.join("link"))?;
+        let _ = link.base(&cancel, &progress).map_err(|e| e.context("taking the base"))?;
+        this.link = Some(link);
+        Ok(())
+    }
+
+    /// The state at the cut of a job; made once. The link has ended then.
+    pub(super) fn state_of(&self, job: &mut MutexGuard<'_, Job>) -> Result<Arc<State>> {
+        if let Some(state) = &job.state {
+            return Ok(state.clone());
+        }
+        let (at, position) = job.cut.clone().ok_or_else(|| Error::bug("a state without a cut"))?;
+        let valkey = self.view()?.info.version().starts_with("valkey");
+        let dir = job.dir.join("fold");
+        let link = job.link.as_mut().ok_or_else(|| Error::bug("a cut without a link"))?;
+        let up_to = link.up_to(&position, CUT_PATIENCE)?;
+        link.stop();
+        let fold = Fold {
+            at,
+            base: &up_to.base,
+            log: (&up_to.log, up_to.bytes),
+            moved: up_to.moved,
+            program: &self.options.scratch_server,
+            valkey,
+            dir: &dir,
+        };
+        let (state, _) = fold.run()?;
+        let state = Arc::new(state);
+        job.state = Some(state.clone());
+        Ok(state)
+    }
+}
+
+/// Bytes that are free for the agent where `dir` is.
+pub(super) fn free_space(dir: &Path) -> Result<u64> {
+    // The folder may not be there yet.
+    let there = dir.ancestors().find(|d| d.exists()).unwrap_or(dir);
+    let space = nix::sys::statvfs::statvfs(there);
+    let space = space.map_err(|e| Error::config(format!("{}", dir.display())).with_source(e))?;
+    Ok(space.blocks_available().saturating_mul(space.fragment_size()))
+}
