@@ -26,5 +26,9 @@ mod load;
 #[path = "rdb/model.rs"]
 #[allow(dead_code, reason = "the tier `rdb` uses all of it")]
 mod model;
+#[path = "redis/moving.rs"]
+mod moving;
+#[path = "redis/phases.rs"]
+mod phases;
 #[path = "redis/replicas.rs"]
 mod replicas;
