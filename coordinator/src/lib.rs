@@ -25,6 +25,7 @@ pub mod listener;
 pub mod metric_names;
 pub mod part;
 pub mod pki;
+mod process;
 pub mod recover;
 pub mod repository;
 pub mod serve;

@@ -141,6 +141,11 @@ impl Fleet {
 
     /// Runs the command line as the operator; answers what it prints. It must end well.
     pub async fn tidemark(&self, args: &[&str]) -> String {
+        self.try_tidemark(args).await.unwrap_or_else(|told| panic!("tidemark {args:?}: {told}"))
+    }
+
+    /// As [`Self::tidemark`]; when it does not end well, what it says of that.
+    pub async fn try_tidemark(&self, args: &[&str]) -> std::result::Result<String, String> {
         let url = format!("https://{}", self.coordinator().api_address);
         let mut command = tokio::process::Command::new(binary("tidemark"));
         let _ = command
@@ -152,8 +157,8 @@ impl Fleet {
             .env_remove("TIDEMARK_CLUSTER")
             .kill_on_drop(true);
         let done = command.output().await.expect("tidemark");
-        assert!(done.status.success(), "tidemark {args:?}: {}", String::from_utf8_lossy(&done.stderr));
-        String::from_utf8(done.stdout).expect("UTF-8")
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        if done.status.success() { Ok(text(done.stdout)) } else { Err(text(done.stderr)) }
     }
 
     /// The metrics of the coordinator.

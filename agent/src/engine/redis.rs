@@ -12,6 +12,7 @@
 pub mod base;
 pub mod check;
 pub mod conn;
+pub mod dump;
 mod fence;
 pub mod fold;
 mod hold;
