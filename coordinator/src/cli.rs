@@ -10,6 +10,7 @@ mod diagnose;
 mod events;
 mod follow;
 mod jobs;
+mod kept;
 mod kv;
 mod limits;
 mod output;

@@ -345,6 +345,7 @@ pub fn restore_of(cluster: &str, target: &str) -> RestoreRequest {
         keys: Vec::new(),
         no_safety_backup: false,
         salvage: false,
+        with_users: false,
     }
 }
 

@@ -1,11 +1,15 @@
 //! Control messages, version 1. Frozen: never edit a struct that a build has sent.
 
+mod kept;
+
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::hash::{Hash, SetDigest};
 use crate::id::{Incarnation, JobId};
 use crate::slot::SlotSet;
 use crate::time::Timestamp;
+
+pub use kept::*;
 
 /// Opens every command.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
