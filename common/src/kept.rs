@@ -20,9 +20,40 @@ pub fn user_and_rules(line: &[u8]) -> Option<(&[u8], impl Iterator<Item = &[u8]>
     Some((words.next()?, words))
 }
 
+/// A line of `ACL LIST` in a form that is the same for equal rights: servers write commands of one kind in another order
+/// each time. Grants that follow each other commute, and so do takings; nothing else is put in another place.
+pub fn normal_user(line: &[u8]) -> Vec<u8> {
+    let spaced = line.split(|b| *b == b' ').flat_map(|word| {
+        let open = usize::from(word.first() == Some(&b'('));
+        let close = usize::from(word.len() > open && word.last() == Some(&b')'));
+        let (before, rest) = word.split_at(open);
+        let (inner, after) = rest.split_at(rest.len() - close);
+        [before, inner, after]
+    });
+    let mut words: Vec<&[u8]> = spaced.filter(|w| !w.is_empty()).collect();
+    let sign = |word: &[u8]| word.first().copied().filter(|b| matches!(b, b'+' | b'-'));
+    words.chunk_by_mut(|a, b| sign(a).is_some() && sign(a) == sign(b)).for_each(|run| run.sort_unstable());
+    words.join(&b' ')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn equal_rights_have_one_form() {
+        let normal = |line: &str| normal_user(line.as_bytes());
+        let line = "user a on ~x -@all +set +@read (~y resetchannels -@all +set +get)";
+        assert_eq!(normal(line), normal("user a on ~x -@all +@read +set (~y resetchannels -@all +get +set)"));
+        for other in [
+            "user a on ~x +set +@read -@all (~y resetchannels -@all +set +get)",
+            "user a on ~x -@all +set +@read ~y resetchannels -@all +set +get",
+            "user a on ~z -@all +set +@read (~y resetchannels -@all +set +get)",
+        ] {
+            assert_ne!(normal(line), normal(other), "{other}");
+        }
+        assert_eq!(normal("user a (+get) +set"), b"user a ( +get ) +set");
+    }
 
     #[test]
     fn heads_of_libraries() {

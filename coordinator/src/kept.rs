@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tidemark_common::kept::{library_head, user_and_rules};
+use tidemark_common::kept::{library_head, normal_user, user_and_rules};
 use tidemark_common::scrub;
 use tidemark_proto::stored::kept::KeptThings;
 
@@ -88,14 +88,15 @@ impl KeptSummary {
     /// Of what was stored.
     pub fn of(things: &KeptThings) -> Self {
         let mut summary = Self::default();
-        let (mut lines, mut codes) = (Vec::<&[u8]>::new(), Vec::<&[u8]>::new());
+        let (mut lines, mut codes) = (Vec::<Vec<u8>>::new(), Vec::<&[u8]>::new());
         for of in &things.nodes {
             let (node, kept) = (of.node.to_string(), &of.kept);
             for user in &kept.users {
-                match lines.iter().position(|line| *line == user.0) {
+                let line = normal_user(&user.0);
+                match lines.iter().position(|other| *other == line) {
                     Some(at) => summary.users[at].nodes.push(node.clone()),
                     None => {
-                        lines.push(&user.0);
+                        lines.push(line);
                         summary.users.push(user_of(&user.0, &node));
                     }
                 }

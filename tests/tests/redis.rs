@@ -17,6 +17,8 @@ mod fill;
 mod flow;
 #[path = "redis/in_place.rs"]
 mod in_place;
+#[path = "redis/kept.rs"]
+mod kept;
 #[path = "redis/load.rs"]
 mod load;
 #[path = "rdb/model.rs"]

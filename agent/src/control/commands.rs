@@ -9,9 +9,9 @@ use tidemark_common::transport::FrameReader;
 use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
-    CommandHead, Describe, Description, Diagnose, Done, Hold, Keep, ListJobs, OpenJobs, Prepare, Prepared, Release,
-    Released, RestoreAbort, RestoreBegin, RestoreFinish, RestoreKept, RestoreParts, RestoreVerify, Seal, Settle,
-    Upload, UploadRest,
+    CommandHead, Describe, Description, Diagnose, Done, Hold, KEPT_LIBRARIES, KEPT_PROBE, Keep, ListJobs, OpenJobs,
+    Prepare, Prepared, Release, Released, RestoreAbort, RestoreBegin, RestoreFinish, RestoreKept, RestoreParts,
+    RestoreVerify, Seal, Settle, Upload, UploadRest,
 };
 use tidemark_proto::{Error, Result};
 use tokio_util::sync::CancellationToken;
@@ -145,9 +145,13 @@ async fn dispatch_restore(
         RestoreKept::KIND => {
             let kept: RestoreKept = body(reader, header).await?;
             let (engine, job) = (agent.engine.clone(), head.job);
-            reply
-                .finish(blocking(move || engine.restore_kept(job, &kept).inspect(|_| crash::point("agent.kept"))))
-                .await
+            let point = match kept.step {
+                KEPT_PROBE => "agent.kept-probe",
+                KEPT_LIBRARIES => "agent.kept-libraries",
+                _ => "agent.kept-users",
+            };
+            let take = move || engine.restore_kept(job, &kept).inspect(|_| crash::point(point));
+            reply.finish(blocking(take)).await
         }
         RestoreAbort::KIND => {
             let RestoreAbort {} = body(reader, header).await?;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tidemark_common::kept::{library_head, user_and_rules};
+use tidemark_common::kept::{library_head, normal_user, user_and_rules};
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::kept::KeptThings;
 use tidemark_proto::stored::paths;
@@ -82,12 +82,13 @@ impl Takes {
         }
         let library = |code: &Vec<u8>| library_head(code).1.into_bytes();
         let code_of = |kept: &Kept| kept.libraries.clone();
-        takes.libraries = one_of_each(things, "library", code_of, library, &mut takes.warnings);
+        takes.libraries = one_of_each(things, "library", code_of, library, |a, b| a == b, &mut takes.warnings);
         let user = |line: &Vec<u8>| user_and_rules(line).map(|(name, _)| name.to_vec()).unwrap_or_default();
         let line_of = |kept: &Kept| kept.users.iter().map(|u| u.0.clone()).collect();
         // Whoever restores without users need not hear of them.
         let mut of_users = Vec::new();
-        let users = one_of_each(things, "user", line_of, user, &mut of_users);
+        let users =
+            one_of_each(things, "user", line_of, user, |a, b| normal_user(a) == normal_user(b), &mut of_users);
         takes.users = users.into_iter().map(SecretBytes).collect();
         takes.no_users.extend(of_users);
         takes
@@ -118,6 +119,7 @@ fn one_of_each(
     what: &str,
     list: impl Fn(&Kept) -> Vec<Vec<u8>>,
     name: impl Fn(&Vec<u8>) -> Vec<u8>,
+    same: impl Fn(&[u8], &[u8]) -> bool,
     warnings: &mut Vec<String>,
 ) -> Vec<Vec<u8>> {
     let mut order: Vec<Vec<u8>> = Vec::new();
@@ -127,7 +129,7 @@ fn one_of_each(
             order.push(name.clone());
             Vec::new()
         });
-        match forms.iter_mut().find(|(form, _)| *form == item) {
+        match forms.iter_mut().find(|(form, _)| same(form, &item)) {
             Some((_, nodes)) => *nodes += 1,
             None => forms.push((item, 1)),
         }
