@@ -8,6 +8,8 @@ mod chains;
 mod contents;
 #[path = "redis/cut.rs"]
 mod cut;
+#[path = "redis/fenced.rs"]
+mod fenced;
 #[path = "redis/files.rs"]
 mod files;
 #[path = "rdb/fill.rs"]
@@ -17,6 +19,8 @@ mod fill;
 mod flow;
 #[path = "redis/in_place.rs"]
 mod in_place;
+#[path = "redis/in_place_broken.rs"]
+mod in_place_broken;
 #[path = "redis/kept.rs"]
 mod kept;
 #[path = "redis/load.rs"]
@@ -24,3 +28,5 @@ mod load;
 #[path = "rdb/model.rs"]
 #[allow(dead_code, reason = "the tier `rdb` uses all of it")]
 mod model;
+#[path = "redis/replicas.rs"]
+mod replicas;

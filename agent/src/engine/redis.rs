@@ -20,7 +20,9 @@ mod jobs;
 mod kept;
 pub mod keys;
 pub mod link;
+mod lives;
 mod load;
+mod marker;
 pub mod merge;
 mod place;
 mod readback;
@@ -28,10 +30,12 @@ pub mod resp;
 mod saved;
 pub mod scratch;
 pub mod server;
+mod shard;
 pub mod spill;
 pub mod stream;
 mod sync;
 mod take;
+mod worker;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -48,6 +52,7 @@ use fence::Fences;
 use incarnation::{read_incarnation, write_incarnation};
 use jobs::{Job, SharedJob, free_space};
 use server::View;
+use shard::Shard;
 
 /// Name of the engine.
 pub const ENGINE: &str = "redis";
@@ -77,6 +82,7 @@ pub struct Redis {
     /// Held while a restore that stands is brought to its end: whoever looks at the store does that.
     ending: Mutex<()>,
     jobs: Mutex<HashMap<JobId, SharedJob>>,
+    shard: Shard,
 }
 
 impl Redis {
@@ -95,6 +101,7 @@ impl Redis {
                 control: Mutex::default(),
                 ending: Mutex::default(),
                 jobs: Mutex::default(),
+                shard: Shard::default(),
             }
         };
         Ok(Arc::new_cyclic(new))
@@ -109,7 +116,7 @@ impl Redis {
         let mut kept = self.control.lock().expect("connection");
         let open = || self.connect();
         // One that the server has closed meanwhile shows at the first question.
-        let alive = kept.take().filter_map_alive();
+        let alive = kept.take().and_then(Connection::if_alive);
         let mut connection = alive.map_or_else(open, Ok)?;
         let done = work(&mut connection)?;
         *kept = Some(connection);
@@ -141,30 +148,9 @@ impl Redis {
     fn view(&self) -> Result<View> {
         self.ask(View::read)
     }
-}
 
-trait Alive {
-    fn filter_map_alive(self) -> Option<Connection>;
-}
-
-impl Alive for Option<Connection> {
-    fn filter_map_alive(self) -> Option<Connection> {
-        self.and_then(|mut c| c.call(&[b"PING"]).is_ok_and(|r| r.ok("PING").is_ok()).then_some(c))
-    }
-}
-
-impl Engine for Redis {
-    fn describe(&self) -> Result<Description> {
-        let restoring = self.restoring()?;
-        if restoring.is_none() {
-            self.open_replicas();
-        }
-        let view = self.view()?;
-        let state = match (view.unready(), restoring) {
-            (Some(_), _) => "loading",
-            (None, Some(_)) => "restoring",
-            (None, None) => "available",
-        };
+    /// What `view` says of the server, with what the agent knows.
+    fn described(&self, view: &View, state: &str) -> Result<Description> {
         Ok(Description {
             engine: ENGINE.to_owned(),
             engine_version: view.info.version(),
@@ -180,6 +166,31 @@ impl Engine for Redis {
             ledger_number: 0,
             ledger_hash: Default::default(),
         })
+    }
+}
+
+impl Engine for Redis {
+    fn describe(&self) -> Result<Description> {
+        let restoring = self.restoring()?;
+        if restoring.is_none() {
+            self.open_replicas();
+        }
+        let view = self.view()?;
+        self.shard.note(&view);
+        let state = match (view.unready(), restoring) {
+            (Some(_), _) => "loading",
+            (None, Some(_)) => "restoring",
+            (None, None) => "available",
+        };
+        self.described(&view, state)
+    }
+
+    fn identity(&self) -> Result<(Incarnation, bool)> {
+        Ok((self.incarnation(), false))
+    }
+
+    fn describe_source(&self) -> Result<Description> {
+        self.source()
     }
 
     fn prepare(

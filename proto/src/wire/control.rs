@@ -52,6 +52,7 @@ crate::messages! {
     53 => v1::Kept, v 1, max MAX_KEPT_MESSAGE;
     54 => v1::RestoreKept, v 1, max MAX_KEPT_MESSAGE;
     55 => v1::RestoredKept, v 1;
+    60 => v1::DescribeSource, v 1;
 }
 
 #[cfg(test)]

@@ -237,7 +237,7 @@ async fn users_come_where_they_are_asked_for_and_no_secret_shows_anywhere() {
     let mut words = secrets.to_vec();
     words.push("~app:*");
     assert!(holds_none(&fleet.repository(), &words) > 10);
-    words.pop();
+    let _ = words.pop();
     // Logs, configurations, states of agents.
     let _ = holds_none(fleet.dir(), &words);
 }

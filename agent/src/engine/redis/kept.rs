@@ -48,11 +48,11 @@ impl Around {
     /// Asks the server. What it refuses is missing, and nothing else fails.
     pub(super) fn read(redis: &Redis) -> Self {
         let mut around = Self { read_millis: SystemClock.millis(), ..Self::default() };
-        match redis.ask(users) {
+        match redis.ask_primary(users) {
             Ok(users) => around.users = users,
             Err(e) => around.missing.push(not_kept("users", "+acl|list", &e)),
         }
-        match redis.ask(settings) {
+        match redis.ask_primary(settings) {
             Ok(settings) => around.settings = settings,
             Err(e) => around.missing.push(not_kept("settings", "+config|get", &e)),
         }

@@ -24,7 +24,8 @@ use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, 
 
 use super::Redis;
 use super::conn::Connection;
-use super::place::{Marker, Place, Step};
+use super::marker::{Marker, Step};
+use super::place::Place;
 use super::readback::read_back;
 use super::resp::{put_bulk, put_head, put_request};
 use super::server::PRIMARY;

@@ -14,7 +14,7 @@ use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 use super::Redis;
 use super::conn::{Address, Connection};
 use super::fence::{Fences, persist, replicas_of};
-use super::place::Marker;
+use super::marker::Marker;
 use super::resp::Reply;
 use super::saved::{USER_PREFIX, user_and_rules};
 use super::server::View;

@@ -1,6 +1,7 @@
 //! Control messages, version 1. Frozen: never edit a struct that a build has sent.
 
 mod kept;
+mod secret;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -10,6 +11,7 @@ use crate::slot::SlotSet;
 use crate::time::Timestamp;
 
 pub use kept::*;
+pub use secret::*;
 
 /// Opens every command.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
@@ -194,6 +196,12 @@ pub struct OpenJobs {
     /// The restore whose staging area is open: at most one.
     pub restores: Vec<JobId>,
 }
+
+/// What could this node be backed up for? Answered with a [`Description`]: of the node itself where it owns its slots; of the
+/// primary that it follows where it is a replica in step with it, or where its own store is away and it still holds the
+/// log of its shard. Anything else is a failure that says why.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct DescribeSource {}
 
 /// Take the base of a backup, before its cut, and keep the log from there on. Answered with [`Prepared`]; a base of the same
 /// job that stands is enough. Progress tells the bytes of base received.
@@ -383,14 +391,4 @@ pub struct Failure {
     pub code: u32,
     /// What happened and what to do.
     pub message: String,
-}
-
-/// 256 secret bits: shown by nothing, wiped by nobody's log.
-#[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
-pub struct SecretKey(pub [u8; 32]);
-
-impl std::fmt::Debug for SecretKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SecretKey(..)")
-    }
 }

@@ -2,18 +2,9 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use super::SecretBytes;
 use crate::slot::SlotSet;
 use crate::time::Timestamp;
-
-/// Bytes that nobody is shown: they hold hashes of passwords.
-#[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
-pub struct SecretBytes(pub Vec<u8>);
-
-impl std::fmt::Debug for SecretBytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SecretBytes(..)")
-    }
-}
 
 /// What does the node keep beside its records? Sent once it has uploaded them, answered with [`Kept`].
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
