@@ -1,7 +1,5 @@
 //! What servers keep beside their records: libraries of functions, users, settings, the nodes of a Cluster.
 
-use std::path::Path;
-
 use tidemark_common::kept::normal_user;
 use tidemark_coordinator::catalog::BackupDetail;
 use tidemark_coordinator::job::JobInfo;
@@ -10,6 +8,8 @@ use tidemark_coordinator::kept::KeptSummary;
 use tidemark_proto::{ErrorKind, Result, SlotSet};
 use tidemark_tests::fleet::{AgentSpec, CoordinatorSpec, EngineKind, Fleet, eventually as later, restore_of};
 use tidemark_tests::redis::{Client, Cluster, Flavor, Reply, Server, eventually, listening};
+
+use super::contents::holds_none;
 
 /// The hash of the password `word`, by its beginning.
 const HASH: &str = "98c1eb4ee934";
@@ -86,25 +86,6 @@ fn asked(server: &Server, login: &[&str], command: &[&str]) -> Reply {
 
 fn kept_of(detail: &BackupDetail) -> &KeptSummary {
     detail.kept.as_ref().expect("kept things")
-}
-
-/// No file below `dir` holds any of these words.
-fn holds_none(dir: &Path, words: &[&str]) -> usize {
-    let mut files = 0;
-    for entry in std::fs::read_dir(dir).expect("folder") {
-        let path = entry.expect("entry").path();
-        if path.is_dir() {
-            files += holds_none(&path, words);
-            continue;
-        }
-        let bytes = std::fs::read(&path).expect("file");
-        for word in words {
-            let found = bytes.windows(word.len()).any(|w| w == word.as_bytes());
-            assert!(!found, "{} holds `{word}`", path.display());
-        }
-        files += 1;
-    }
-    files
 }
 
 /// Loads a library and sets a key in one transaction, again and again: both tell the same number at every moment.
