@@ -6,6 +6,7 @@ pub mod config;
 pub mod crash;
 pub mod glob;
 pub mod identity;
+pub mod kept;
 pub mod kv_client;
 pub mod log;
 pub mod metric_names;

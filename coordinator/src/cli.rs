@@ -11,6 +11,7 @@ mod events;
 mod follow;
 mod import;
 mod jobs;
+mod kept;
 mod kv;
 mod limits;
 mod output;

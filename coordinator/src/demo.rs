@@ -145,6 +145,7 @@ async fn restore(fleet: &Fleet, backup: &str) -> Result<JobInfo> {
         keys: Vec::new(),
         no_safety_backup: false,
         salvage: false,
+        with_users: false,
     };
     ended(fleet, fleet.client().create_restore(&request).await?).await
 }

@@ -19,6 +19,7 @@ pub mod fleet;
 pub mod history;
 pub mod ingest;
 pub mod job;
+pub mod kept;
 pub mod kv;
 pub mod limits;
 pub mod listener;

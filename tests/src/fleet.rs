@@ -269,6 +269,15 @@ impl Fleet {
         self.restart_agent(cluster, node);
     }
 
+    /// Waits until an agent has died and starts it again, to die at another point (`TIDEMARK_CRASH_AT`).
+    pub async fn revive_agent_with(&mut self, cluster: &str, node: &str, dies_at: &str) {
+        let agent = self.agent(cluster, node);
+        let _ = agent.process.ended().await;
+        agent.spec.env.retain(|(name, _)| name != "TIDEMARK_CRASH_AT");
+        agent.spec.env.push(("TIDEMARK_CRASH_AT".into(), dies_at.into()));
+        self.restart_agent(cluster, node);
+    }
+
     /// Waits until `n` nodes of the cluster are connected, described and available.
     pub async fn ready(&self, cluster: &str, n: usize) -> ClusterDetail {
         eventually(&format!("{n} nodes of {cluster}"), async || {
@@ -350,6 +359,7 @@ pub fn restore_of(cluster: &str, target: &str) -> RestoreRequest {
         keys: Vec::new(),
         no_safety_backup: false,
         salvage: false,
+        with_users: false,
     }
 }
 

@@ -23,6 +23,8 @@ mod import;
 mod in_place;
 #[path = "redis/in_place_broken.rs"]
 mod in_place_broken;
+#[path = "redis/kept.rs"]
+mod kept;
 #[path = "redis/load.rs"]
 mod load;
 #[path = "rdb/model.rs"]

@@ -78,7 +78,11 @@ async fn check_backup(
     packs: &Packs,
 ) -> Result<Damage> {
     match open_manifest(repository, cluster, &record.backup).await {
-        Ok(manifest) => Ok(inspect::inspect(&manifest, packs, Depth::Objects, ALL, None).await?.damage),
+        Ok(manifest) => {
+            let mut damage = inspect::inspect(&manifest, packs, Depth::Objects, ALL, None).await?.damage;
+            inspect::kept(&manifest, &mut damage).await?;
+            Ok(damage)
+        }
         Err(e) if inspect::is_damage(&e) => {
             let mut damage = Damage::default();
             top::blame(&mut damage, paths::root(cluster, &record.backup.root), e.report());

@@ -9,20 +9,22 @@ use std::time::Duration;
 
 use tidemark_common::crash;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::job::{RestoreBegun, RestoreSwitching, SwitchTarget};
+use tidemark_proto::stored::job::{RestoreBegun, RestoreSwitching, RestoreWithUsers, SwitchTarget};
 use tidemark_proto::stored::ledger::{Body, Policy};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::wire::control::{
     RestoreBegin, RestoreFinished, RestorePart, RestoreParts, RestorePartsDone, RestoreReady, RestoreVerified,
-    RestoreVerify, RunSource,
+    RestoreVerify,
 };
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet, Timestamp};
 
 use tracing::Instrument;
 
-use super::plan::{PlanNode, RestorePlan, RestoreRequest, Sources, plan};
+use super::begun::{begun_of, request_of};
+use super::kept::Takers;
+use super::plan::{PlanNode, RestorePlan, Sources, plan};
 use super::ready::ready;
-use super::share::Batch;
+use super::share::{Batch, runs};
 use super::sums::{Loaded, Sums};
 use super::switch::{BEGIN_DEADLINE, FINISH_DEADLINE, abort_all, called_off, end, switch_all};
 use crate::context::Shared;
@@ -52,6 +54,8 @@ struct Driver {
     source: ClusterName,
     target: ClusterName,
     recorder: tokio::sync::Mutex<JobRecorder>,
+    /// What is not as it was.
+    warnings: Mutex<Vec<String>>,
 }
 
 /// Runs a restore job to its end.
@@ -65,7 +69,7 @@ pub async fn run(context: Shared, job: Arc<Job>, plan: RestorePlan) -> Result<se
 pub async fn resume(
     context: Shared,
     job: Arc<Job>,
-    begun: RestoreBegun,
+    (begun, with_users): (RestoreBegun, bool),
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
     let target = job.info().cluster;
@@ -74,7 +78,7 @@ pub async fn resume(
     job.phase("waiting for the nodes");
     let planned = async {
         context.fleet.wait_for(&members, context.config.backup.patience()).await?;
-        plan(&context, request_of(&begun, &target)).await
+        plan(&context, request_of(&begun, with_users, &target)).await
     };
     match planned.await {
         Ok(plan) => carry_out(context, job, plan, recorder).await,
@@ -84,19 +88,6 @@ pub async fn resume(
             end(&context, &mut recorder, job.id(), Some(&e)).await;
             Err(e)
         }
-    }
-}
-
-fn request_of(begun: &RestoreBegun, target: &ClusterName) -> RestoreRequest {
-    RestoreRequest {
-        cluster: begun.source.clone(),
-        backup: begun.backup.to_string(),
-        target: Some(target.clone()),
-        in_place: begun.in_place != 0,
-        keys: begun.keys.clone(),
-        // It was made before the restore began, or was not wanted.
-        no_safety_backup: true,
-        salvage: begun.salvage != 0,
     }
 }
 
@@ -124,7 +115,8 @@ async fn carry_out(
         missing => missing?,
     };
     let (sums, recorder) = (Mutex::default(), tokio::sync::Mutex::new(recorder));
-    let driver = Driver { context, job, id, plan, sources, missing, sums, source, target, recorder };
+    let warnings = Mutex::new(plan.warnings.clone());
+    let driver = Driver { context, job, id, plan, sources, missing, sums, source, target, recorder, warnings };
     let serve = ServeJob::new(driver.source.clone(), driver.target.clone());
     driver.context.serve.open(id, serve);
     let result = Box::pin(driver.guarded_restore()).await;
@@ -203,8 +195,13 @@ impl Driver {
             i.progress.total_bytes = self.plan.bytes;
         });
         let mut recorder = self.recorder.lock().await;
+        let with_users = self.plan.request.with_users;
         if recorder.revision() == 0 {
-            recorder.write(&Record::RestoreBegun(self.begun())).await?;
+            if with_users {
+                self.takers().probe().await?;
+                recorder.write(&Record::RestoreWithUsers(RestoreWithUsers { job: self.id })).await?;
+            }
+            recorder.write(&Record::RestoreBegun(begun_of(&self.plan, &self.job, self.context.epoch))).await?;
             crash::point("restore.begun");
         }
         let ready = self.load_and_verify().await;
@@ -228,22 +225,27 @@ impl Driver {
         crash::point("restore.switching");
         let finished = switch_all(&self.context, &self.target, &switching).await?;
         crash::point("restore.switched");
+        if with_users {
+            self.job.phase("setting users");
+            let told = self.takers().set_users(&self.sources.takes).await;
+            self.warn(told);
+        }
         end(&self.context, &mut recorder, self.id, None).await;
         Ok(self.summary(&loaded, &finished))
     }
 
-    fn begun(&self) -> RestoreBegun {
-        RestoreBegun {
-            job: self.id,
-            epoch: self.context.epoch,
-            started_millis: self.job.info().started_millis,
-            source: self.source.clone(),
-            backup: self.plan.backup,
-            in_place: u8::from(self.plan.request.in_place),
-            salvage: u8::from(self.plan.request.salvage),
-            keys: self.plan.request.keys.clone(),
-            targets: self.plan.targets.iter().map(|t| t.node.clone()).collect(),
+    fn takers(&self) -> Takers<'_> {
+        let nodes = self.plan.targets.iter().map(|t| t.node.clone()).collect();
+        Takers { context: &self.context, cluster: &self.target, job: self.id, nodes }
+    }
+
+    /// Notes what is not as it was.
+    fn warn(&self, told: Vec<String>) {
+        for warning in &told {
+            tracing::warn!("{warning}");
+            self.job.log.note("kept", "", warning.clone());
         }
+        self.warnings.lock().expect("warnings").extend(told);
     }
 
     /// Up to here the restore can be called off; answers what each node will hold.
@@ -256,6 +258,8 @@ impl Driver {
         self.compared()?;
         self.verify_everywhere(&loaded).await?;
         crash::point("restore.verified");
+        let told = self.takers().load_libraries(&self.sources.takes, self.plan.request.in_place).await?;
+        self.warn(told);
         let target = |(t, l): (&PlanNode, &Loaded)| SwitchTarget {
             node: t.node.clone(),
             slots: t.slots.clone(),
@@ -332,25 +336,12 @@ impl Driver {
 
     fn command(&self, slots: &SlotSet, batch: &Batch) -> Result<RestoreParts> {
         let part = |(number, part): &(u32, Arc<PartEntry>)| {
-            let (slots, runs) = (part.slots.intersect(slots), self.runs(part)?);
+            let runs = runs(self.context.repository.keys(), &self.source, part)?;
+            let slots = part.slots.intersect(slots);
             Ok(RestorePart { number: *number, slots, runs, bytes: part.live_bytes })
         };
         let parts = batch.iter().map(part).collect::<Result<_>>()?;
         Ok(RestoreParts { parts, keys: self.plan.request.keys.clone(), concurrency: 0 })
-    }
-
-    fn runs(&self, part: &PartEntry) -> Result<Vec<RunSource>> {
-        let keys = self.context.repository.keys();
-        let source = |(number, run): (usize, &tidemark_proto::stored::manifest::RunEntry)| {
-            Ok(RunSource {
-                number: number as u32,
-                blocks: run.blocks,
-                run_tag: keys.run_tag(&self.source, part.region, &part.lower, &run.salt),
-                key: keys.subkey(run.key_id, &run.salt)?,
-                encrypt: u8::from(run.key_id != 0),
-            })
-        };
-        part.runs.iter().enumerate().map(source).collect()
     }
 
     /// Every part was read as the manifest says, over all nodes that took a share of it.
@@ -395,6 +386,7 @@ impl Driver {
             "nodes": nodes,
             "complete": self.missing.is_none(),
             "missing": self.missing,
+            "warnings": *self.warnings.lock().expect("warnings"),
         })
     }
 }

@@ -9,6 +9,7 @@ use tidemark_proto::stored::ledger::Backup;
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
+use super::kept::Takes;
 use super::share::Share;
 use crate::context::Context;
 use crate::job::backup::tiling;
@@ -49,6 +50,9 @@ pub struct RestoreRequest {
     /// Restore what is healthy of a damaged backup; without it a damaged backup is refused.
     #[serde(default)]
     pub salvage: bool,
+    /// Set the users of the backup as well, when everything else is done. The agents' own user stays as it is.
+    #[serde(default)]
+    pub with_users: bool,
 }
 
 /// What a node takes.
@@ -97,6 +101,9 @@ pub struct RestorePlan {
     /// What will be missing, as far as it is known without reading the packs; only a salvage goes on with any.
     #[serde(default)]
     pub missing: Damage,
+    /// What will not be as it was.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// What the job reads.
     #[serde(skip)]
     #[schema(ignore)]
@@ -123,6 +130,8 @@ pub(super) struct Sources {
     pages: Vec<Vec<u32>>,
     /// Parts that are damaged and are left out.
     pub(super) bad: Arc<PartSet>,
+    /// What the backup keeps beside its records.
+    pub(super) takes: Arc<Takes>,
 }
 
 impl Sources {
@@ -215,7 +224,12 @@ pub async fn plan_onto(
     if !request.salvage {
         found.whole().map_err(|e| refused(&manifest, e))?;
     }
-    let bad = Arc::new(found.bad);
+    let (bad, mut missing) = (Arc::new(found.bad), found.damage);
+    let takes = Takes::read(&manifest).await?;
+    note_lost(&mut missing, &takes);
+    if request.with_users {
+        problems.extend(takes.problem(root.job));
+    }
     let (targets, pages) = shares(&manifest, &candidates, &bad).await?;
     let owners = targets.iter().map(|t| (t.node.as_str(), &t.slots));
     match targets.is_empty() {
@@ -240,10 +254,19 @@ pub async fn plan_onto(
         estimated_seconds: most.div_ceil(ASSUMED_RATE),
         targets,
         problems,
-        missing: found.damage,
+        missing,
+        warnings: takes.warnings.clone(),
         request,
-        sources: Some(Sources { manifest, pages, bad }),
+        sources: Some(Sources { manifest, pages, bad, takes: Arc::new(takes) }),
     })
+}
+
+/// Kept things that cannot be read stop no restore: they are missing.
+pub(super) fn note_lost(missing: &mut Damage, takes: &Takes) {
+    if let Some((object, cause)) = &takes.lost {
+        let cause = format!("libraries of functions, users and settings cannot be read: {cause}");
+        missing.add(object.clone(), 0, &SlotSet::EMPTY, 1, cause);
+    }
 }
 
 /// The refusal of a damaged backup.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use tidemark_proto::{Error, Result};
 
-use super::plan::{RestorePlan, Sources, refused};
+use super::plan::{RestorePlan, Sources, note_lost, refused};
 use crate::job::Job;
 use crate::job::damage::Damage;
 use crate::job::inspect::{ALL, Depth, Packs, inspect};
@@ -34,5 +34,7 @@ pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sour
             .map_err(|e| e.context("nothing of the backup is healthy: nothing was touched"));
     }
     sources.bad = Arc::new(found.bad);
-    Ok(found.damage)
+    let mut missing = found.damage;
+    note_lost(&mut missing, &sources.takes);
+    Ok(missing)
 }

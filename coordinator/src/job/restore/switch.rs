@@ -11,6 +11,7 @@ use tidemark_proto::wire::control::{
 };
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
 
+use super::kept::{Takers, takes_of};
 use crate::context::{Context, Shared};
 use crate::fleet::{DESCRIBE_DEADLINE, Member};
 use crate::job::Job;
@@ -97,11 +98,22 @@ pub async fn resume_switch(
     context: Shared,
     job: std::sync::Arc<Job>,
     (begun, switching): (RestoreBegun, RestoreSwitching),
+    with_users: bool,
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
     job.phase("switching");
     let cluster = job.info().cluster;
     let finished = switch_all(&context, &cluster, &switching).await?;
+    let mut warnings = Vec::new();
+    if with_users {
+        job.phase("setting users");
+        let nodes = switching.targets.iter().map(|t| t.node.clone()).collect();
+        let takers = Takers { context: &context, cluster: &cluster, job: job.id(), nodes };
+        warnings = match takes_of(&context, &begun.source, begun.backup).await {
+            Ok(takes) => takers.set_users(&takes).await,
+            Err(e) => vec![format!("users were not set: {}", e.report())],
+        };
+    }
     end(&context, &mut recorder, job.id(), None).await;
     let nodes = switching.targets.iter().zip(&finished).map(
         |(t, f)| serde_json::json!({"node": t.node, "records": f.digest.count, "incarnation": f.incarnation, "slots": t.slots}),
@@ -111,6 +123,7 @@ pub async fn resume_switch(
         "records": finished.iter().map(|f| f.digest.count).sum::<u64>(),
         "nodes": nodes.collect::<Vec<_>>(),
         "resumed": true,
+        "warnings": warnings,
         // What a salvage left out was known to the coordinator that began it: its log and the plan tell of it.
         "complete": begun.salvage == 0,
     }))
