@@ -87,7 +87,8 @@ fn server(flavor: Flavor) -> Server {
 /// A base, then wild writes, then the cut: what the engine gives is what the server then held.
 fn exact(flavor: Flavor, wildness: Wildness) {
     let (server, dir) = (server(flavor), tempfile::tempdir().expect("folder"));
-    let engine = engine(&server, dir.path());
+    // Longer than a socket's name may be.
+    let engine = engine(&server, &dir.path().join("long".repeat(30)));
     let (job, at) = (JobId([7; 16]), Timestamp(42));
     let load = Load::start((0..3).map(|_| server.client()).collect(), wildness);
     eventually("some load", || (load.steps() > 500).then_some(()));
@@ -105,7 +106,7 @@ fn exact(flavor: Flavor, wildness: Wildness) {
     let of_slots = given(&engine, at, some);
     assert!(!of_slots.is_empty() && of_slots.iter().all(|(k, v)| wanted.get(k) == Some(v)));
     engine.unpin(&tidemark_agent::engine::job_pin(job)).expect("unpin");
-    let jobs = std::fs::read_dir(dir.path().join("jobs")).expect("folder").count();
+    let jobs = std::fs::read_dir(dir.path().join("long".repeat(30)).join("jobs")).expect("folder").count();
     assert_eq!((jobs, engine.pins().expect("pins").len()), (0, 0), "nothing stays behind");
 }
 

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ const MARK_LEN: usize = 40;
 pub struct Scratch {
     child: Child,
     dir: PathBuf,
+    /// The folder, open: by it the socket has a short name, whatever the folder's is (a socket's has at most 107 bytes).
+    at: File,
     listener: TcpListener,
     token: String,
 }
@@ -41,7 +44,7 @@ pub struct Scratch {
 fn config(dir: &Path, port: u16, token: &str) -> String {
     let dir = dir.display();
     format!(
-        "port 0\nunixsocket {dir}/socket\nunixsocketperm 700\ndir {dir}\ndbfilename dump.rdb\nsave \"\"\nappendonly no\n\
+        "port 0\nunixsocket socket\nunixsocketperm 700\ndir {dir}\ndbfilename dump.rdb\nsave \"\"\nappendonly no\n\
          daemonize no\nlogfile {dir}/log\ndatabases 65536\nmaxmemory 0\nrdbcompression yes\nreplicaof 127.0.0.1 {port}\n\
          masterauth {token}\nreplica-serve-stale-data yes\nrepl-diskless-load disabled\nsanitize-dump-payload no\n\
          repl-timeout 3600\nclient-query-buffer-limit 1gb\nproto-max-bulk-len 1gb\n"
@@ -92,11 +95,12 @@ impl Scratch {
         let port = listener.local_addr().or_kind(ErrorKind::Retry, "a port for the scratch server")?.port();
         let token = format!("{:032x}", rand::random::<u128>());
         let config = config(dir, port, &token);
+        let at = File::open(dir).or_kind(ErrorKind::Full, format_args!("{}", dir.display()))?;
         let named = [program];
         let candidates: &[&str] = if program.is_empty() { &PROGRAMS[usize::from(valkey)] } else { &named };
         for candidate in candidates {
             match spawn(candidate, dir, &config) {
-                Ok(child) => return Ok(Self { child, dir: dir.to_owned(), listener, token }),
+                Ok(child) => return Ok(Self { child, dir: dir.to_owned(), at, listener, token }),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(Error::config(format!("starting `{candidate}`")).with_source(e)),
             }
@@ -223,7 +227,8 @@ impl Scratch {
 
     /// A connection to it.
     pub fn connect(&self) -> Result<Connection> {
-        Connection::open(&Address::Unix(self.dir.join("socket")), &Login::default())
+        let socket = format!("/proc/self/fd/{}/socket", self.at.as_raw_fd());
+        Connection::open(&Address::Unix(socket.into()), &Login::default())
     }
 
     /// Its last lines, for errors.
