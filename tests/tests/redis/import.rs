@@ -47,6 +47,10 @@ fn files_of(cluster: &Cluster, fleet: &Fleet) -> Vec<PathBuf> {
 async fn files_of_a_cluster_become_a_backup_that_is_restored_and_searched() {
     let cluster = Cluster::start(Flavor::Redis, 3, &[]);
     spread(&cluster, filling());
+    for mut client in cluster.clients() {
+        let code = "#!lua name=mine\nredis.register_function('two', function() return 2 end)";
+        let _ = client.call(&["FUNCTION", "LOAD", code]);
+    }
     let mut fleet = Fleet::start().await;
     let files = files_of(&cluster, &fleet);
     let wanted = held_by_all(&cluster);
@@ -55,6 +59,10 @@ async fn files_of_a_cluster_become_a_backup_that_is_restored_and_searched() {
     let taken = fleet.backups("old").await;
     assert_eq!((taken.len(), taken[0].records, taken[0].state.as_str()), (1, wanted.len() as u64, "complete"));
     compare("restored", &restored(&mut fleet, "old", "copy").await, &wanted);
+    let shown = fleet.tidemark(&["backup", "show", "--cluster", "old"]).await;
+    assert!(shown.contains("mine"), "{shown}");
+    let all = fleet.tidemark(&["backup", "show", "--cluster", "old", "-o", "json"]).await;
+    assert!(all.contains("shard 2.rdb") && all.contains("by redis 7"), "{all}");
     let _ = fleet.verify("old", "latest").await.unwrap_or_else(|e| panic!("{}", e.report()));
     // Nothing of the importing agent stays.
     later("the agent to be gone", async || {

@@ -13,7 +13,7 @@ use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::rdb::{self, Family, RdbSink, RecordHead, Trailer, ValueSummary};
 use tidemark_common::record::split_redis_key;
 use tidemark_proto::id::JobId;
-use tidemark_proto::wire::control::{Description, Held, Ownership, Position, Sealed};
+use tidemark_proto::wire::control::{Description, Held, Kept, NotKept, Ownership, Position, Sealed, Setting};
 use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
 
 use super::base::BaseSink;
@@ -50,6 +50,10 @@ pub struct Dump {
 struct DumpJob {
     job: JobId,
     records: Arc<Sorted>,
+    /// Libraries of functions that the files hold.
+    libraries: Vec<Vec<u8>>,
+    /// What each file says of itself.
+    told: Vec<Setting>,
     at: Timestamp,
     dir: PathBuf,
 }
@@ -103,7 +107,8 @@ impl Dump {
         Position { history: self.incarnation.to_string(), offset: 0 }
     }
 
-    fn sort(&self, dir: &Path, cancel: &dyn Fn() -> bool, progress: &dyn Fn(u64)) -> Result<Sorted> {
+    fn sort(&self, job: JobId, cancel: &dyn Fn() -> bool, progress: &dyn Fn(u64)) -> Result<DumpJob> {
+        let dir = self.options.dir.join(job.to_string());
         let (wanted, free) = (self.bytes()?, free_space(&self.options.dir)?);
         if free < wanted {
             let dir = self.options.dir.display();
@@ -112,20 +117,27 @@ impl Dump {
                 format!("the files are sorted in {dir}, which may take {wanted} bytes, and {free} are free there"),
             ));
         }
-        let mut inner = BaseSink::new(Spill::new(dir)?);
-        let (mut trailer, mut done) = (None, 0);
+        let mut inner = BaseSink::new(Spill::new(&dir)?);
+        let (mut trailer, mut done, mut told) = (None, 0, Vec::new());
         for path in &self.options.files {
-            let mut sink = FileSink { inner, shift: self.options.shift_expiry.then_some(0) };
+            let shift = self.options.shift_expiry.then_some(0);
+            let mut sink = FileSink { inner, shift, written: 0, by: String::new() };
             let mut reader = Watched { file: open(path)?, done: &mut done, cancel, progress };
             let read = rdb::read(&mut reader, &mut sink);
             trailer = Some(read.map_err(|e| match cancel() {
                 true => Error::cancelled("the import was cancelled"),
                 false => e.context(path.display()),
             })?);
+            told.push(sink.told(path));
             inner = sink.inner;
         }
         let trailer: Trailer = trailer.ok_or_else(|| Error::bug("no file"))?;
-        Ok(inner.finish(&trailer)?.0)
+        let (records, gathered) = inner.finish(&trailer)?;
+        let mut libraries = gathered.functions;
+        // Each shard has them all.
+        libraries.sort();
+        libraries.dedup();
+        Ok(DumpJob { job, records: Arc::new(records), libraries, told, at: Timestamp::ZERO, dir })
     }
 }
 
@@ -171,15 +183,33 @@ impl RdbSink for Head {
 struct FileSink {
     inner: BaseSink,
     shift: Option<i64>,
+    /// Seconds since 1970 at which the file was written, and the server's version, as far as it says.
+    written: i64,
+    by: String,
+}
+
+impl FileSink {
+    /// Where its records come from, for people.
+    fn told(&self, path: &Path) -> Setting {
+        let name = path.file_name().map_or_else(Default::default, |n| n.to_string_lossy());
+        let value = format!("written at {} (seconds since 1970) by {}", self.written, self.by);
+        Setting { name: format!("file {name}"), value }
+    }
 }
 
 impl RdbSink for FileSink {
     fn aux(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
-        if let (Some(shift), b"ctime") = (&mut self.shift, key) {
-            let text = String::from_utf8_lossy(value);
-            let written: i64 =
-                text.parse().map_err(|_| Error::damaged(format!("ctime of the file is `{text}`")))?;
-            *shift = SystemClock.millis() as i64 - written.saturating_mul(1000);
+        let text = String::from_utf8_lossy(value);
+        match key {
+            b"ctime" => {
+                self.written =
+                    text.parse().map_err(|_| Error::damaged(format!("ctime of the file is `{text}`")))?;
+                let now = SystemClock.millis() as i64;
+                self.shift = self.shift.map(|_| now - self.written.saturating_mul(1000));
+            }
+            b"redis-ver" => self.by = format!("redis {text}"),
+            b"valkey-ver" => self.by = format!("valkey {text}"),
+            _ => {}
         }
         Ok(())
     }
@@ -285,9 +315,7 @@ impl Engine for Dump {
             return Ok(());
         }
         *jobs = None;
-        let dir = self.options.dir.join(job.to_string());
-        let records = Arc::new(self.sort(&dir, cancel, progress)?);
-        *jobs = Some(DumpJob { job, records, at: Timestamp::ZERO, dir });
+        *jobs = Some(self.sort(job, cancel, progress)?);
         Ok(())
     }
 
@@ -314,6 +342,21 @@ impl Engine for Dump {
 
     fn release(&self, _: JobId) -> Result<(Ownership, Duration)> {
         Ok((Self::ownership(), Duration::ZERO))
+    }
+
+    fn kept(&self, job: JobId, _: Timestamp, most: usize) -> Result<Kept> {
+        let jobs = self.jobs.lock().expect("jobs");
+        let kept = jobs.as_ref().filter(|j| j.job == job);
+        let kept = kept.ok_or_else(|| Error::conflict("the files are not sorted for this job"))?;
+        let mut told = Kept { read_millis: SystemClock.millis(), settings: kept.told.clone(), ..Kept::default() };
+        match kept.libraries.iter().map(Vec::len).sum::<usize>() <= most / 2 {
+            true => told.libraries.clone_from(&kept.libraries),
+            false => {
+                let why = format!("they take more than {} bytes", most / 2);
+                told.missing.push(NotKept { what: "libraries".to_owned(), why });
+            }
+        }
+        Ok(told)
     }
 
     fn pin(&self, name: &str, _: Timestamp, _: Duration) -> Result<()> {
