@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tidemark_common::clock::SystemClock;
+use tidemark_common::expiry::ExpiryMode;
 use tidemark_proto::{Error, Result, Timestamp};
 
 use crate::api::CreateBackup;
@@ -144,6 +145,9 @@ async fn restore(fleet: &Fleet, backup: &str) -> Result<JobInfo> {
         target: None,
         in_place: false,
         keys: Vec::new(),
+        slots: None,
+        dbs: Vec::new(),
+        expiry: ExpiryMode::Absolute,
         no_safety_backup: false,
         salvage: false,
     };

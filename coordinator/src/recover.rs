@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::job::{BackupBegun, RestoreBegun, RestoreSwitching};
+use tidemark_proto::stored::job::{BackupBegun, RestoreBegun, RestoreOptions, RestoreSwitching};
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, Result};
 
@@ -32,8 +32,8 @@ pub struct Left {
 enum What {
     Backup(LeftBackup),
     BeforeCut(BackupBegun),
-    Restore(RestoreBegun, JobRecorder),
-    Switch(RestoreBegun, RestoreSwitching, JobRecorder),
+    Restore(RestoreBegun, Option<RestoreOptions>, JobRecorder),
+    Switch(RestoreBegun, RestoreSwitching, Option<RestoreOptions>, JobRecorder),
 }
 
 /// Takes over every cluster: fences its ledger, and adopts the jobs that are open. A cluster whose history cannot be read
@@ -71,7 +71,7 @@ async fn open_jobs(context: &Shared, cluster: &ClusterName) -> Result<Vec<Left>>
 
 fn adopt(context: &Shared, cluster: &ClusterName, id: JobId, records: Vec<Record>, revision: u64) -> Option<Left> {
     let (mut begun, mut cut, mut stored) = (None, None, BTreeMap::new());
-    let (mut restore, mut switching) = (None, None);
+    let (mut restore, mut switching, mut options) = (None, None, None);
     for record in records {
         match record {
             Record::BackupBegun(b) => begun = Some(b),
@@ -83,14 +83,15 @@ fn adopt(context: &Shared, cluster: &ClusterName, id: JobId, records: Vec<Record
                 stored.extend(r.parts.into_iter().map(|p| ((p.node, p.region, p.lower.clone()), p)));
             }
             Record::RestoreBegun(b) => restore = Some(b),
+            Record::RestoreOptions(o) => options = Some(o),
             Record::RestoreSwitching(s) => switching = Some(s),
             Record::RestoreEnded(_) => return None,
         }
     }
     let recorder = || JobRecorder::new(&context.repository, cluster, id, context.epoch, revision);
     let (kind, started, what) = match (begun, cut, restore, switching) {
-        (_, _, Some(r), Some(s)) => (JobKind::Restore, r.started_millis, What::Switch(r, s, recorder())),
-        (_, _, Some(r), None) => (JobKind::Restore, r.started_millis, What::Restore(r, recorder())),
+        (_, _, Some(r), Some(s)) => (JobKind::Restore, r.started_millis, What::Switch(r, s, options, recorder())),
+        (_, _, Some(r), None) => (JobKind::Restore, r.started_millis, What::Restore(r, options, recorder())),
         (Some(b), Some(cut), ..) => {
             let request = BackupRequest { cluster: cluster.clone(), full: false, manual: b.manual != 0 };
             let left = LeftBackup { request, cut, stored: stored.into_values().collect(), revision };
@@ -121,13 +122,13 @@ async fn run(context: Shared, job: Arc<Job>, what: What) -> Result<serde_json::V
     match what {
         What::Backup(left) => backup::resume(context, job, left).await,
         What::BeforeCut(begun) => Err(fail(&context, &job, &begun).await),
-        What::Restore(begun, recorder) => {
+        What::Restore(begun, options, recorder) => {
             let (source, backup, reader) = (begun.source.clone(), begun.backup, job.id());
-            let restore = restore::resume(context.clone(), job, begun, recorder);
+            let restore = restore::resume(context.clone(), job, (begun, options), recorder);
             hold::reading(&context, &source, backup, reader, restore).await
         }
-        What::Switch(begun, switching, recorder) => {
-            restore::resume_switch(context, job, (begun, switching), recorder).await
+        What::Switch(begun, switching, options, recorder) => {
+            restore::resume_switch(context, job, (begun, switching, options), recorder).await
         }
     }
 }

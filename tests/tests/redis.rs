@@ -26,3 +26,5 @@ mod load;
 #[path = "rdb/model.rs"]
 #[allow(dead_code, reason = "the tier `rdb` uses all of it")]
 mod model;
+#[path = "redis/options.rs"]
+mod options;

@@ -11,7 +11,7 @@ use tidemark_proto::{ClusterName, Error, Result};
 
 use super::Job;
 use super::damage::{Damage, SHOWN};
-use super::inspect::{self, ALL, Depth, Packs};
+use super::inspect::{self, Depth, Packs, Scope};
 use super::restore::open_manifest;
 use crate::history::Seen;
 use crate::repository::{BackupRecord, Ledger, Repository};
@@ -78,7 +78,9 @@ async fn check_backup(
     packs: &Packs,
 ) -> Result<Damage> {
     match open_manifest(repository, cluster, &record.backup).await {
-        Ok(manifest) => Ok(inspect::inspect(&manifest, packs, Depth::Objects, ALL, None).await?.damage),
+        Ok(manifest) => {
+            Ok(inspect::inspect(&manifest, packs, Depth::Objects, Scope::default(), None).await?.damage)
+        }
         Err(e) if inspect::is_damage(&e) => {
             let mut damage = Damage::default();
             top::blame(&mut damage, paths::root(cluster, &record.backup.root), e.report());

@@ -1,6 +1,8 @@
 //! Restore jobs: a plan is a printable value, then an idempotent job that carries it out.
 
 mod driver;
+mod load;
+mod options;
 mod plan;
 mod ready;
 mod share;

@@ -6,7 +6,9 @@ use tidemark_proto::frame;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::envelope::{self, ObjectKind};
-use tidemark_proto::stored::job::{self, BackupBegun, BackupCut, RestoreBegun, RestoreEnded, RestoreSwitching};
+use tidemark_proto::stored::job::{
+    self, BackupBegun, BackupCut, RestoreBegun, RestoreEnded, RestoreOptions, RestoreSwitching,
+};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::stored::repository::JobRecord;
 use tidemark_proto::stored::{paths, repository as v1};
@@ -28,6 +30,8 @@ pub enum Record {
     Parts(JobRecord),
     /// A restore is about to touch its targets.
     RestoreBegun(RestoreBegun),
+    /// How it loads records.
+    RestoreOptions(RestoreOptions),
     /// It only goes forward from here on.
     RestoreSwitching(RestoreSwitching),
     /// It is over.
@@ -42,6 +46,7 @@ impl Record {
             R::BackupCut(b) => (ObjectKind::BackupCut, job::VERSION, frame::to_archive(b)),
             R::Parts(b) => (ObjectKind::JobRecord, v1::VERSION, frame::to_archive(b)),
             R::RestoreBegun(b) => (ObjectKind::RestoreBegun, job::VERSION, frame::to_archive(b)),
+            R::RestoreOptions(b) => (ObjectKind::RestoreOptions, job::VERSION, frame::to_archive(b)),
             R::RestoreSwitching(b) => (ObjectKind::RestoreSwitching, job::VERSION, frame::to_archive(b)),
             R::RestoreEnded(b) => (ObjectKind::RestoreEnded, job::VERSION, frame::to_archive(b)),
         };
@@ -59,6 +64,9 @@ impl Record {
             () if kind(ObjectKind::BackupCut) => Self::BackupCut(frame::from_archive(&of(ObjectKind::BackupCut)?)?),
             () if kind(ObjectKind::RestoreBegun) => {
                 Self::RestoreBegun(frame::from_archive(&of(ObjectKind::RestoreBegun)?)?)
+            }
+            () if kind(ObjectKind::RestoreOptions) => {
+                Self::RestoreOptions(frame::from_archive(&of(ObjectKind::RestoreOptions)?)?)
             }
             () if kind(ObjectKind::RestoreSwitching) => {
                 Self::RestoreSwitching(frame::from_archive(&of(ObjectKind::RestoreSwitching)?)?)

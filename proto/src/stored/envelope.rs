@@ -47,6 +47,8 @@ pub enum ObjectKind {
     RestoreSwitching = 17,
     /// A restore is over.
     RestoreEnded = 18,
+    /// How a restore loads records.
+    RestoreOptions = 23,
     /// Events of a job.
     JobEvents = 12,
     /// Limits of rates.
@@ -71,6 +73,7 @@ impl ObjectKind {
             Self::RestoreBegun => "begin of a restore",
             Self::RestoreSwitching => "switch of a restore",
             Self::RestoreEnded => "end of a restore",
+            Self::RestoreOptions => "options of a restore",
             Self::JobEvents => "job events",
             Self::Limits => "limits",
         }

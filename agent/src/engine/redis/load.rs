@@ -41,8 +41,18 @@ const LONG: usize = 64 << 10;
 /// Bytes of an entry in the list of expiring keys: time and hash.
 const EXPIRING: usize = 24;
 
-/// A finished part: digest of its source, digest of what was loaded.
-type Finished = BTreeMap<u32, (SetDigest, SetDigest)>;
+/// A finished part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Note {
+    /// Digest of its source.
+    source: SetDigest,
+    /// Digest of what was loaded.
+    loaded: SetDigest,
+    /// Records that had expired.
+    expired: u64,
+}
+
+type Finished = BTreeMap<u32, Note>;
 
 /// What stands in the folder of a restore.
 #[derive(Debug)]
@@ -65,26 +75,31 @@ impl Folder {
             let number = name.to_string_lossy().strip_prefix("part-").and_then(|n| n.parse().ok());
             if let Some(number) = number {
                 let text = std::fs::read_to_string(entry.path()).or_kind(ErrorKind::Retry, "a finished part")?;
-                let _ = found.insert(number, parse_digests(&text)?);
+                let _ = found.insert(number, Note::parse(&text)?);
             }
         }
         Ok(found)
     }
 }
 
-fn put_digests(source: SetDigest, loaded: SetDigest) -> String {
-    let words = [source, loaded].map(|d| format!("{} {} {}", d.count, d.low, d.high));
-    words.join(" ")
-}
+impl Note {
+    fn text(&self) -> String {
+        let words = [self.source, self.loaded].map(|d| format!("{} {} {}", d.count, d.low, d.high));
+        format!("{} {}", words.join(" "), self.expired)
+    }
 
-fn parse_digests(text: &str) -> Result<(SetDigest, SetDigest)> {
-    let damaged = || Error::damaged("the note of a loaded part does not hold: call the restore off and begin anew");
-    let numbers: Option<Vec<u64>> = text.split_ascii_whitespace().map(|w| w.parse().ok()).collect();
-    match numbers.as_deref() {
-        Some(&[a, b, c, d, e, f]) => {
-            Ok((SetDigest { count: a, low: b, high: c }, SetDigest { count: d, low: e, high: f }))
-        }
-        _ => Err(damaged()),
+    fn parse(text: &str) -> Result<Self> {
+        let damaged =
+            || Error::damaged("the note of a loaded part does not hold: call the restore off and begin anew");
+        let numbers: Option<Vec<u64>> = text.split_ascii_whitespace().map(|w| w.parse().ok()).collect();
+        let (digests, expired) = match numbers.as_deref() {
+            Some([digests @ .., expired]) if digests.len() == 6 => (digests, *expired),
+            // An earlier build counted none.
+            Some(digests) if digests.len() == 6 => (digests, 0),
+            _ => return Err(damaged()),
+        };
+        let digest = |n: usize| SetDigest { count: digests[n], low: digests[n + 1], high: digests[n + 2] };
+        Ok(Self { source: digest(0), loaded: digest(3), expired })
     }
 }
 
@@ -152,7 +167,12 @@ struct RedisLoader(Arc<Shared>);
 impl Loader for RedisLoader {
     fn loaded(&self) -> Result<Vec<(u32, SetDigest, SetDigest)>> {
         let _ = self.0.place.marker()?;
-        Ok(self.0.folder.finished()?.into_iter().map(|(n, (source, loaded))| (n, source, loaded)).collect())
+        Ok(self.0.folder.finished()?.into_iter().map(|(n, note)| (n, note.source, note.loaded)).collect())
+    }
+
+    fn expired(&self) -> Result<u64> {
+        let _ = self.0.place.marker()?;
+        Ok(self.0.folder.finished()?.values().map(|note| note.expired).sum())
     }
 
     fn part(&self, number: u32) -> Result<Box<dyn PartLoader>> {
@@ -373,7 +393,7 @@ impl PartLoader for RedisPart {
             let write = || File::create(&path)?.write_all(&self.expiring);
             write().or_kind(ErrorKind::Full, format_args!("{}", path.display()))?;
         }
-        let note = put_digests(source, self.loaded);
+        let note = Note { source, loaded: self.loaded, expired: self.expired }.text();
         let shared = &self.shared;
         shared.place.same_life(self.life, || fsutil::replace(&folder.part(self.number), note.as_bytes()))?;
         if self.expired > 0 {

@@ -5,26 +5,23 @@
 //! node back as it was.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tidemark_common::crash;
+use tidemark_common::expiry::ExpiryMode;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::job::{RestoreBegun, RestoreSwitching, SwitchTarget};
+use tidemark_proto::stored::job::{RestoreBegun, RestoreOptions};
 use tidemark_proto::stored::ledger::{Body, Policy};
-use tidemark_proto::stored::manifest::PartEntry;
-use tidemark_proto::wire::control::{
-    RestoreBegin, RestoreFinished, RestorePart, RestoreParts, RestorePartsDone, RestoreReady, RestoreVerified,
-    RestoreVerify, RunSource,
-};
-use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet, Timestamp};
+use tidemark_proto::wire::control::RestoreFinished;
+use tidemark_proto::{ClusterName, Error, Result, Timestamp};
 
 use tracing::Instrument;
 
-use super::plan::{PlanNode, RestorePlan, RestoreRequest, Sources, plan};
+use super::load::Ready;
+use super::options::{Options, recorded};
+use super::plan::{RestorePlan, RestoreRequest, Sources, plan_again};
 use super::ready::ready;
-use super::share::Batch;
-use super::sums::{Loaded, Sums};
-use super::switch::{BEGIN_DEADLINE, FINISH_DEADLINE, abort_all, called_off, end, switch_all};
+use super::sums::Sums;
+use super::switch::{abort_all, called_off, end, switch_all};
 use crate::context::Shared;
 use crate::fleet::Member;
 use crate::job::backup::{self, BackupRequest};
@@ -33,23 +30,19 @@ use crate::job::{Job, JobKind};
 use crate::repository::{JobRecorder, Ledger, Record};
 use crate::serve::ServeJob;
 
-/// Time without a word while parts are loaded before the node counts as silent.
-const LOAD_DEADLINE: Duration = Duration::from_secs(120);
-/// Attempts at a node's load; each loads only what is missing.
-const LOAD_ATTEMPTS: u32 = 5;
-/// Wait before the next attempt: an agent that restarts needs a moment.
-const RETRY_WAIT: Duration = Duration::from_secs(2);
-
-struct Driver {
-    context: Shared,
-    job: Arc<Job>,
-    id: JobId,
-    plan: RestorePlan,
-    sources: Sources,
+/// A restore at work.
+pub(super) struct Driver {
+    pub(super) context: Shared,
+    pub(super) job: Arc<Job>,
+    pub(super) id: JobId,
+    pub(super) plan: RestorePlan,
+    /// How records are loaded.
+    pub(super) options: Options,
+    pub(super) sources: Sources,
     /// What is left out because it is damaged.
     missing: Damage,
-    sums: Mutex<Sums>,
-    source: ClusterName,
+    pub(super) sums: Mutex<Sums>,
+    pub(super) source: ClusterName,
     target: ClusterName,
     recorder: tokio::sync::Mutex<JobRecorder>,
 }
@@ -58,14 +51,15 @@ struct Driver {
 pub async fn run(context: Shared, job: Arc<Job>, plan: RestorePlan) -> Result<serde_json::Value> {
     let target = plan.request.target.clone().unwrap_or_else(|| plan.request.cluster.clone());
     let recorder = JobRecorder::new(&context.repository, &target, job.id(), context.epoch, 0);
-    carry_out(context, job, plan, recorder).await
+    let options = Options::new(&plan.request, Timestamp(plan.cut), job.info().started_millis);
+    carry_out(context, job, plan, options, recorder).await
 }
 
 /// Goes on with a restore that another coordinator began: what its nodes have loaded stays.
 pub async fn resume(
     context: Shared,
     job: Arc<Job>,
-    begun: RestoreBegun,
+    (begun, options): (RestoreBegun, Option<RestoreOptions>),
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
     let target = job.info().cluster;
@@ -74,10 +68,16 @@ pub async fn resume(
     job.phase("waiting for the nodes");
     let planned = async {
         context.fleet.wait_for(&members, context.config.backup.patience()).await?;
-        plan(&context, request_of(&begun, &target)).await
+        let (request, now) = match &options {
+            None => (request_of(&begun, &target), begun.started_millis),
+            Some(options) => recorded(request_of(&begun, &target), options)?,
+        };
+        let plan = plan_again(&context, request).await?;
+        let options = Options::new(&plan.request, Timestamp(plan.cut), now);
+        Ok::<_, Error>((plan, options))
     };
     match planned.await {
-        Ok(plan) => carry_out(context, job, plan, recorder).await,
+        Ok((plan, options)) => carry_out(context, job, plan, options, recorder).await,
         Err(e) => {
             let stuck = abort_all(&context, &target, job.id(), &begun.targets).await;
             let e = called_off(e.context("the restore could not be taken up again and was called off"), &stuck);
@@ -94,6 +94,9 @@ fn request_of(begun: &RestoreBegun, target: &ClusterName) -> RestoreRequest {
         target: Some(target.clone()),
         in_place: begun.in_place != 0,
         keys: begun.keys.clone(),
+        slots: None,
+        dbs: Vec::new(),
+        expiry: ExpiryMode::Absolute,
         // It was made before the restore began, or was not wanted.
         no_safety_backup: true,
         salvage: begun.salvage != 0,
@@ -104,6 +107,7 @@ async fn carry_out(
     context: Shared,
     job: Arc<Job>,
     mut plan: RestorePlan,
+    options: Options,
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
     if !plan.problems.is_empty() {
@@ -124,7 +128,7 @@ async fn carry_out(
         missing => missing?,
     };
     let (sums, recorder) = (Mutex::default(), tokio::sync::Mutex::new(recorder));
-    let driver = Driver { context, job, id, plan, sources, missing, sums, source, target, recorder };
+    let driver = Driver { context, job, id, plan, options, sources, missing, sums, source, target, recorder };
     let serve = ServeJob::new(driver.source.clone(), driver.target.clone());
     driver.context.serve.open(id, serve);
     let result = Box::pin(driver.guarded_restore()).await;
@@ -133,7 +137,7 @@ async fn carry_out(
 }
 
 impl Driver {
-    fn member(&self, node: usize) -> Member {
+    pub(super) fn member(&self, node: usize) -> Member {
         Member { cluster: self.target.clone(), node: self.plan.targets[node].node.clone() }
     }
 
@@ -204,18 +208,17 @@ impl Driver {
         });
         let mut recorder = self.recorder.lock().await;
         if recorder.revision() == 0 {
+            if !self.options.are_usual() {
+                recorder.write(&Record::RestoreOptions(self.options.to_record(self.id, None))).await?;
+            }
             recorder.write(&Record::RestoreBegun(self.begun())).await?;
             crash::point("restore.begun");
         }
-        let ready = self.load_and_verify().await;
-        let ready = match ready {
-            Ok((loaded, switching)) => {
-                let noted = recorder.write(&Record::RestoreSwitching(switching.clone())).await;
-                noted.map(|()| (loaded, switching))
-            }
+        let ready = match self.load_and_verify().await {
+            Ok(ready) => self.note_ready(&mut recorder, &ready).await.map(|()| ready),
             Err(e) => Err(e),
         };
-        let (loaded, switching) = match ready {
+        let ready = match ready {
             Ok(ready) => ready,
             Err(e) => {
                 let nodes: Vec<_> = self.plan.targets.iter().map(|t| t.node.clone()).collect();
@@ -226,10 +229,18 @@ impl Driver {
         };
         self.job.phase("switching");
         crash::point("restore.switching");
-        let finished = switch_all(&self.context, &self.target, &switching).await?;
+        let finished = switch_all(&self.context, &self.target, &ready.switching).await?;
         crash::point("restore.switched");
         end(&self.context, &mut recorder, self.id, None).await;
-        Ok(self.summary(&loaded, &finished))
+        Ok(self.summary(&ready, &finished))
+    }
+
+    /// From here on the restore only goes forward.
+    async fn note_ready(&self, recorder: &mut JobRecorder, ready: &Ready) -> Result<()> {
+        if !self.options.are_usual() || ready.expired != Some(0) {
+            recorder.write(&Record::RestoreOptions(self.options.to_record(self.id, ready.expired))).await?;
+        }
+        recorder.write(&Record::RestoreSwitching(ready.switching.clone())).await
     }
 
     fn begun(&self) -> RestoreBegun {
@@ -246,138 +257,7 @@ impl Driver {
         }
     }
 
-    /// Up to here the restore can be called off; answers what each node will hold.
-    async fn load_and_verify(&self) -> Result<(Vec<Loaded>, RestoreSwitching)> {
-        let loaded = tokio::select! {
-            loaded = self.load_everywhere() => loaded?,
-            () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
-        };
-        crash::point("restore.loaded");
-        self.compared()?;
-        self.verify_everywhere(&loaded).await?;
-        crash::point("restore.verified");
-        let target = |(t, l): (&PlanNode, &Loaded)| SwitchTarget {
-            node: t.node.clone(),
-            slots: t.slots.clone(),
-            expect: l.digest,
-        };
-        let targets = self.plan.targets.iter().zip(&loaded).map(target).collect();
-        Ok((loaded, RestoreSwitching { job: self.id, at: Timestamp(self.plan.cut), targets }))
-    }
-
-    async fn load_everywhere(&self) -> Result<Vec<Loaded>> {
-        self.job.phase("opening staging areas");
-        let _: Vec<()> = futures::future::try_join_all((0..self.plan.targets.len()).map(|n| self.begin(n))).await?;
-        self.job.phase("loading parts");
-        futures::future::try_join_all((0..self.plan.targets.len()).map(|n| self.load(n))).await
-    }
-
-    async fn begin(&self, node: usize) -> Result<()> {
-        let begin = RestoreBegin {
-            at: Timestamp(self.plan.cut),
-            slots: self.plan.targets[node].slots.clone(),
-            in_place: u8::from(self.plan.request.in_place),
-            serve: self.context.bulk_address.clone(),
-        };
-        let head = self.context.head(self.id, 1);
-        let _: RestoreReady =
-            self.context.fleet.command(&self.member(node), head, &begin, BEGIN_DEADLINE, |_| ()).await?;
-        Ok(())
-    }
-
-    /// Hands the node its parts, batch by batch.
-    async fn load(&self, node: usize) -> Result<Loaded> {
-        let (name, slots) = (&self.plan.targets[node].node, &self.plan.targets[node].slots);
-        let mut share = self.sources.share(node, slots);
-        let mut loaded = Loaded::default();
-        while let Some(batch) = share.next().await? {
-            self.context.serve.hand_out(&self.id, name, batch.iter().cloned().collect());
-            let command = self.command(slots, &batch)?;
-            let done = self.load_persistently(node, &command).await?;
-            let taken = self.sums.lock().expect("sums").take(&batch, slots, done.parts)?;
-            loaded.parts += taken.parts;
-            loaded.digest = loaded.digest.plus(taken.digest);
-        }
-        Ok(loaded)
-    }
-
-    async fn load_persistently(&self, node: usize, batch: &RestoreParts) -> Result<RestorePartsDone> {
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            match self.load_batch(node, batch, attempt).await {
-                // `Conflict`: the agent was started anew and has not opened its staging area again.
-                Err(e) if matches!(e.kind(), ErrorKind::Retry | ErrorKind::Conflict) && attempt < LOAD_ATTEMPTS => {
-                    tracing::warn!(attempt, error = %e.report(), "load broke: going on with what is missing");
-                    let told = format!("load broke, going on with what is missing: {}", e.report());
-                    self.job.log.note("retry", self.plan.targets[node].node.as_str(), told);
-                    tokio::time::sleep(RETRY_WAIT).await;
-                    let member = self.member(node);
-                    self.context.fleet.wait_for(&[member], self.context.config.backup.patience()).await?;
-                    // An agent that has restarted must reopen its staging area first.
-                    if let Err(e) = self.begin(node).await {
-                        tracing::warn!(error = %e.report(), "the node does not take up the restore yet");
-                    }
-                }
-                done => return done,
-            }
-        }
-    }
-
-    async fn load_batch(&self, node: usize, batch: &RestoreParts, attempt: u32) -> Result<RestorePartsDone> {
-        let (member, head) = (self.member(node), self.context.head(self.id, attempt));
-        let report = |p| self.job.progress_of(&member.node, p);
-        self.context.fleet.command(&member, head, batch, LOAD_DEADLINE, report).await
-    }
-
-    fn command(&self, slots: &SlotSet, batch: &Batch) -> Result<RestoreParts> {
-        let part = |(number, part): &(u32, Arc<PartEntry>)| {
-            let (slots, runs) = (part.slots.intersect(slots), self.runs(part)?);
-            Ok(RestorePart { number: *number, slots, runs, bytes: part.live_bytes })
-        };
-        let parts = batch.iter().map(part).collect::<Result<_>>()?;
-        Ok(RestoreParts { parts, keys: self.plan.request.keys.clone(), concurrency: 0 })
-    }
-
-    fn runs(&self, part: &PartEntry) -> Result<Vec<RunSource>> {
-        let keys = self.context.repository.keys();
-        let source = |(number, run): (usize, &tidemark_proto::stored::manifest::RunEntry)| {
-            Ok(RunSource {
-                number: number as u32,
-                blocks: run.blocks,
-                run_tag: keys.run_tag(&self.source, part.region, &part.lower, &run.salt),
-                key: keys.subkey(run.key_id, &run.salt)?,
-                encrypt: u8::from(run.key_id != 0),
-            })
-        };
-        part.runs.iter().enumerate().map(source).collect()
-    }
-
-    /// Every part was read as the manifest says, over all nodes that took a share of it.
-    fn compared(&self) -> Result<()> {
-        let healthy = u64::from(self.sources.manifest.parts()) - self.sources.bad.len();
-        self.sums.lock().expect("sums").whole(healthy)
-    }
-
-    /// Every node reads back what it has loaded.
-    async fn verify_everywhere(&self, loaded: &[Loaded]) -> Result<()> {
-        self.job.phase("reading back");
-        let verify = |(node, loaded): (usize, &Loaded)| {
-            let (member, head, expect) = (self.member(node), self.context.head(self.id, 1), loaded.digest);
-            async move {
-                let verify = RestoreVerify { expect };
-                self.context.fleet.command(&member, head, &verify, FINISH_DEADLINE, |_| ()).await
-            }
-        };
-        let all = futures::future::try_join_all(loaded.iter().enumerate().map(verify));
-        let _: Vec<RestoreVerified> = tokio::select! {
-            all = all => all?,
-            () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
-        };
-        Ok(())
-    }
-
-    fn summary(&self, loaded: &[Loaded], finished: &[RestoreFinished]) -> serde_json::Value {
+    fn summary(&self, ready: &Ready, finished: &[RestoreFinished]) -> serde_json::Value {
         let nodes: Vec<_> = self
             .plan
             .targets
@@ -390,8 +270,12 @@ impl Driver {
         serde_json::json!({
             "backup": self.plan.backup,
             "cut": self.plan.cut,
-            "parts": loaded.iter().map(|l| l.parts).sum::<u64>(),
+            "parts": ready.loaded.iter().map(|l| l.parts).sum::<u64>(),
             "records": finished.iter().map(|f| f.digest.count).sum::<u64>(),
+            // Apart from the records: left out because they had expired.
+            "expired": ready.expired,
+            "expiry": self.options.expiry,
+            "shift_millis": self.options.shift_millis,
             "nodes": nodes,
             "complete": self.missing.is_none(),
             "missing": self.missing,

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
+use tidemark_common::expiry::ExpiryMode;
 use tidemark_common::glob::KeyFilter;
+use tidemark_common::select::Selection;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::Backup;
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
+use super::options::selection;
 use super::share::Share;
 use crate::context::Context;
 use crate::job::backup::tiling;
 use crate::job::damage::{Damage, PartSet};
-use crate::job::inspect::{ALL, Depth, Packs, inspect};
+use crate::job::inspect::{Depth, Packs, Scope, inspect};
 use crate::repository::{BackupRecord, Ledger, Manifest, Repository};
 
 /// Throughput assumed for the time estimate until a fleet's own is known, bytes a second and node.
@@ -43,6 +46,18 @@ pub struct RestoreRequest {
     /// Key globs; `!` in front excludes; empty takes all.
     #[serde(default)]
     pub keys: Vec<String>,
+    /// Slots whose keys are restored, e.g. `0-5460,10000`; all where absent.
+    #[schema(value_type = Option<String>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<SlotSet>,
+    /// Databases whose keys are restored (Redis and Valkey); empty takes all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dbs: Vec<u64>,
+    /// When keys expire (Redis and Valkey): `absolute`, when they did; `shift`, as long after the restore as they would have
+    /// after the cut; `drop`, never.
+    #[schema(value_type = String, example = "absolute")]
+    #[serde(default)]
+    pub expiry: ExpiryMode,
     /// Do not back up the present state before it is replaced in place.
     #[serde(default)]
     pub no_safety_backup: bool,
@@ -123,12 +138,23 @@ pub(super) struct Sources {
     pages: Vec<Vec<u32>>,
     /// Parts that are damaged and are left out.
     pub(super) bad: Arc<PartSet>,
+    /// Parts of which no slot is wanted.
+    unwanted: Arc<PartSet>,
+    /// Which records are wanted.
+    pub(super) selection: Selection,
 }
 
 impl Sources {
     /// The share of the target with this number, which takes `slots`.
     pub(super) fn share(&self, target: usize, slots: &SlotSet) -> Share {
-        Share::new(&self.manifest, self.pages[target].clone(), slots, self.bad.clone())
+        let left_out = vec![self.bad.clone(), self.unwanted.clone()];
+        Share::new(&self.manifest, self.pages[target].clone(), slots, left_out)
+    }
+
+    /// Number of the parts that are read.
+    pub(super) fn parts(&self) -> u64 {
+        let read = |number: &u32| !self.bad.contains(*number) && !self.unwanted.contains(*number);
+        (0..self.manifest.parts()).filter(read).count() as u64
     }
 }
 
@@ -173,6 +199,15 @@ pub async fn open_manifest(repository: &Repository, cluster: &ClusterName, backu
 
 /// Plans a restore. Errors are about the request; what stands against running it is listed in the plan.
 pub async fn plan(context: &Context, request: RestoreRequest) -> Result<RestorePlan> {
+    plan_as(context, request, false).await
+}
+
+/// Plans a restore that was begun: what empty nodes hold by now is what it has loaded.
+pub(super) async fn plan_again(context: &Context, request: RestoreRequest) -> Result<RestorePlan> {
+    plan_as(context, request, true).await
+}
+
+async fn plan_as(context: &Context, request: RestoreRequest, begun: bool) -> Result<RestorePlan> {
     let _ = KeyFilter::new(&request.keys)?;
     let ledger = Ledger::load(&context.repository, &request.cluster).await?;
     if let Err(e) = context.history.check(&request.cluster, &ledger) {
@@ -192,7 +227,7 @@ pub async fn plan(context: &Context, request: RestoreRequest) -> Result<RestoreP
             node: member.node,
             engine: described.engine,
             slots: described.ownership.slots,
-            records: described.records,
+            records: if begun && !request.in_place { 0 } else { described.records },
         });
     }
     plan_onto(manifest, candidates, request).await
@@ -205,18 +240,21 @@ pub async fn plan_onto(
     request: RestoreRequest,
 ) -> Result<RestorePlan> {
     let root = manifest.root();
+    let selection = selection(&request, &root.engine)?;
     let mut problems: Vec<String> = candidates
         .iter()
         .filter(|c| !fits(&c.engine, &root.engine))
         .map(|c| format!("node {} is {}, the backup is of {}", c.node, c.engine, root.engine))
         .collect();
     let packs = Packs::list(manifest.repository(), manifest.cluster()).await?;
-    let found = inspect(&manifest, &packs, Depth::Objects, ALL, None).boxed().await?;
+    let scope = Scope { slots: selection.slots.clone(), ..Scope::default() };
+    let found = inspect(&manifest, &packs, Depth::Objects, scope, None).boxed().await?;
     if !request.salvage {
         found.whole().map_err(|e| refused(&manifest, e))?;
     }
     let bad = Arc::new(found.bad);
-    let (targets, pages) = shares(&manifest, &candidates, &bad).await?;
+    let Shares { nodes: targets, pages, unwanted } = shares(&manifest, &candidates, &bad, &selection.slots).await?;
+    let unwanted = Arc::new(unwanted);
     let owners = targets.iter().map(|t| (t.node.as_str(), &t.slots));
     match targets.is_empty() {
         true => {
@@ -242,7 +280,7 @@ pub async fn plan_onto(
         problems,
         missing: found.damage,
         request,
-        sources: Some(Sources { manifest, pages, bad }),
+        sources: Some(Sources { manifest, pages, bad, unwanted, selection }),
     })
 }
 
@@ -253,12 +291,18 @@ pub(super) fn refused(manifest: &Manifest, error: Error) -> Error {
     error.context(format_args!("backup {}: {told}", manifest.root().job))
 }
 
-/// What each node takes, and the pages in which it finds that.
-async fn shares(
-    manifest: &Manifest,
-    candidates: &[Candidate],
-    bad: &PartSet,
-) -> Result<(Vec<PlanNode>, Vec<Vec<u32>>)> {
+/// Who takes what.
+struct Shares {
+    /// What each node takes.
+    nodes: Vec<PlanNode>,
+    /// The pages in which it finds that.
+    pages: Vec<Vec<u32>>,
+    /// Parts of which no slot is wanted.
+    unwanted: PartSet,
+}
+
+/// What each node takes of the parts with some of the slots `wanted`.
+async fn shares(manifest: &Manifest, candidates: &[Candidate], bad: &PartSet, wanted: &SlotSet) -> Result<Shares> {
     let node = |c: &Candidate| PlanNode {
         node: c.node.clone(),
         slots: c.slots.clone(),
@@ -269,7 +313,7 @@ async fn shares(
     };
     let mut nodes: Vec<PlanNode> = candidates.iter().map(node).collect();
     let mut needed: Vec<Vec<u32>> = vec![Vec::new(); nodes.len()];
-    let mut pages = manifest.pages();
+    let (mut pages, mut unwanted) = (manifest.pages(), PartSet::default());
     // Parts of one region follow each other: who takes its slots is looked up once.
     let mut slots = SlotSet::EMPTY;
     let mut takers: Vec<(usize, u32)> = Vec::new();
@@ -279,7 +323,11 @@ async fn shares(
             Err(_) if lost => continue,
             numbered => numbered?,
         };
-        for (_, part) in numbered.filter(|(number, _)| !bad.contains(*number)) {
+        for (number, part) in numbered.filter(|(number, _)| !bad.contains(*number)) {
+            if part.slots.intersect(wanted).is_empty() {
+                unwanted.insert(number);
+                continue;
+            }
             if part.slots != slots {
                 slots.clone_from(&part.slots);
                 let share = nodes.iter().map(|n| n.slots.intersect(&slots).len()).enumerate();
@@ -297,7 +345,7 @@ async fn shares(
     for node in &mut nodes {
         node.disk_bytes = node.bytes * DISK_PERCENT / 100;
     }
-    Ok((nodes, needed))
+    Ok(Shares { nodes, pages: needed, unwanted })
 }
 
 /// Whether records of a backup of `source` can be loaded by `engine`. The embedded store and the reference store in

@@ -8,7 +8,7 @@ use tidemark_proto::{Error, Result};
 use super::plan::{RestorePlan, Sources, refused};
 use crate::job::Job;
 use crate::job::damage::Damage;
-use crate::job::inspect::{ALL, Depth, Packs, inspect};
+use crate::job::inspect::{Depth, Packs, Scope, inspect};
 
 /// Inspects the backup: every block where present data is replaced or damage is to be left out; else every object and
 /// every index, because a block that does not open later leaves empty nodes empty. A damaged backup is refused, unless it
@@ -20,7 +20,8 @@ pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sour
     let manifest = &sources.manifest;
     let look = async {
         let packs = Packs::list(manifest.repository(), manifest.cluster()).await?;
-        inspect(manifest, &packs, depth, ALL, Some(job)).await
+        let scope = Scope { slots: sources.selection.slots.clone(), ..Scope::default() };
+        inspect(manifest, &packs, depth, scope, Some(job)).await
     }
     .boxed();
     let found = tokio::select! {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::job::{RestoreBegun, RestoreEnded, RestoreSwitching, SwitchTarget};
+use tidemark_proto::stored::job::{RestoreBegun, RestoreEnded, RestoreOptions, RestoreSwitching, SwitchTarget};
 use tidemark_proto::wire::control::{
     Done, ListJobs, OpenJobs, RestoreAbort, RestoreBegin, RestoreFinish, RestoreFinished, RestoreReady,
     RestoreVerified, RestoreVerify,
@@ -96,7 +96,7 @@ pub(super) async fn switch_all(
 pub async fn resume_switch(
     context: Shared,
     job: std::sync::Arc<Job>,
-    (begun, switching): (RestoreBegun, RestoreSwitching),
+    (begun, switching, options): (RestoreBegun, RestoreSwitching, Option<RestoreOptions>),
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
     job.phase("switching");
@@ -109,6 +109,7 @@ pub async fn resume_switch(
     Ok(serde_json::json!({
         "cut": switching.at.0,
         "records": finished.iter().map(|f| f.digest.count).sum::<u64>(),
+        "expired": options.map_or(Some(0), |options| options.expired),
         "nodes": nodes.collect::<Vec<_>>(),
         "resumed": true,
         // What a salvage left out was known to the coordinator that began it: its log and the plan tell of it.

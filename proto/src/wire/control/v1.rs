@@ -1,11 +1,15 @@
 //! Control messages, version 1. Frozen: never edit a struct that a build has sent.
 
+mod options;
+
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::hash::{Hash, SetDigest};
 use crate::id::{Incarnation, JobId};
 use crate::slot::SlotSet;
 use crate::time::Timestamp;
+
+pub use options::{LoadOptions, RestoreBeginAs, RestoreCount, RestoreCounted};
 
 /// Opens every command.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
