@@ -28,3 +28,7 @@ mod load;
 mod model;
 #[path = "redis/options.rs"]
 mod options;
+#[path = "redis/pretend.rs"]
+mod pretend;
+#[path = "redis/targets.rs"]
+mod targets;

@@ -23,6 +23,8 @@ mod lives;
 mod load;
 mod marker;
 pub mod merge;
+mod notes;
+mod part;
 mod place;
 mod readback;
 pub mod resp;
@@ -32,6 +34,7 @@ pub mod server;
 pub mod spill;
 pub mod stream;
 mod sync;
+mod target;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

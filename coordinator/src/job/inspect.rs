@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
 use rand::RngExt;
+use tidemark_common::run::Entry;
 use tidemark_proto::id::PackId;
 use tidemark_proto::stored::envelope::CHECKSUM_LEN;
 use tidemark_proto::stored::manifest::{Extent, PartEntry};
@@ -32,11 +33,20 @@ pub struct Scope {
     pub percent: f64,
     /// Parts without any of these slots are passed over.
     pub slots: SlotSet,
+    /// Sees every record that is read.
+    pub check: Option<Arc<dyn RecordCheck>>,
+}
+
+/// Looks at records beside what an inspection looks for.
+pub trait RecordCheck: std::fmt::Debug + Send + Sync {
+    /// A record of a part that may be found damaged yet. It keeps to itself what it thinks of it; an error says that the
+    /// record is damaged.
+    fn see(&self, entry: &Entry<'_>) -> Result<()>;
 }
 
 impl Default for Scope {
     fn default() -> Self {
-        Self { percent: ALL, slots: SlotSet::all() }
+        Self { percent: ALL, slots: SlotSet::all(), check: None }
     }
 }
 
@@ -163,7 +173,7 @@ pub async fn inspect(
                 _ => true,
             })
         })
-        .map(|item| part::look(manifest, packs, depth, item).boxed())
+        .map(|item| part::look(manifest, packs, depth, scope.check.as_ref(), item).boxed())
         .buffer_unordered(depth.parallel());
     let mut inspection = Inspector { manifest, counts, sum: Inspection::default(), lost_pages: Vec::new() };
     while let Some((item, found)) = found.next().await {

@@ -8,6 +8,7 @@ mod ready;
 mod share;
 mod sums;
 mod switch;
+mod types;
 
 pub use driver::{resume, run};
 pub use plan::{Candidate, PlanNode, RestorePlan, RestoreRequest, find_backup, open_manifest, plan, plan_onto};

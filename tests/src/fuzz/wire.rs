@@ -71,6 +71,9 @@ pub fn control(bytes: &[u8]) {
         c::Prepared,
         c::Diagnose,
         c::Diagnosed,
+        c::RestoreBeginAs,
+        c::RestoreCount,
+        c::RestoreCounted,
     );
     if let Some((_, body)) = bytes.split_first_chunk::<HEADER_LEN>()
         && let Ok(description) = c::Description::from_body(body)

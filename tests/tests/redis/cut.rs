@@ -17,7 +17,7 @@ use tidemark_tests::redis::{Flavor, PATIENCE, Server, eventually};
 use super::contents::{Contents, compare, held_by};
 use super::load::{Load, Wildness};
 
-fn engine(server: &Server, dir: &std::path::Path) -> Arc<Redis> {
+pub(crate) fn engine(server: &Server, dir: &std::path::Path) -> Arc<Redis> {
     let options = Options {
         address: Address::Unix(server.socket()),
         login: Login::default(),

@@ -128,6 +128,9 @@ impl Driver {
                     self.context.fleet.wait_for(&[member], self.context.config.backup.patience()).await?;
                     // An agent that has restarted must reopen its staging area first.
                     if let Err(e) = self.begin(node).await {
+                        if !matches!(e.kind(), ErrorKind::Retry | ErrorKind::Conflict) {
+                            return Err(e);
+                        }
                         tracing::warn!(error = %e.report(), "the node does not take up the restore yet");
                     }
                 }

@@ -13,6 +13,7 @@ use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
 use super::options::selection;
 use super::share::Share;
+use super::types::{Taker, Types};
 use crate::context::Context;
 use crate::job::backup::tiling;
 use crate::job::damage::{Damage, PartSet};
@@ -23,6 +24,9 @@ use crate::repository::{BackupRecord, Ledger, Manifest, Repository};
 const ASSUMED_RATE: u64 = 100 << 20;
 /// Disk that a loaded byte takes while old and new data lie side by side, in percent.
 const DISK_PERCENT: u64 = 130;
+
+/// Role of a node that follows another one.
+const REPLICA: &str = "replica";
 
 /// The word for the newest backup.
 const LATEST: &str = "latest";
@@ -142,6 +146,8 @@ pub(super) struct Sources {
     unwanted: Arc<PartSet>,
     /// Which records are wanted.
     pub(super) selection: Selection,
+    /// Whether all values can be loaded where they go.
+    pub(super) types: Arc<Types>,
 }
 
 impl Sources {
@@ -165,8 +171,14 @@ pub struct Candidate {
     pub node: NodeName,
     /// Its engine.
     pub engine: String,
+    /// Version of its engine or server.
+    pub engine_version: String,
+    /// Whether it follows another node and takes no writes.
+    pub replica: bool,
     /// Slots that it owns.
     pub slots: SlotSet,
+    /// Slots that are moving to or from it.
+    pub moving: SlotSet,
     /// Records that it holds now.
     pub records: u64,
 }
@@ -226,7 +238,10 @@ async fn plan_as(context: &Context, request: RestoreRequest, begun: bool) -> Res
         candidates.push(Candidate {
             node: member.node,
             engine: described.engine,
+            engine_version: described.engine_version,
+            replica: described.ownership.role == REPLICA,
             slots: described.ownership.slots,
+            moving: described.ownership.moving,
             records: if begun && !request.in_place { 0 } else { described.records },
         });
     }
@@ -240,28 +255,43 @@ pub async fn plan_onto(
     request: RestoreRequest,
 ) -> Result<RestorePlan> {
     let root = manifest.root();
+    // They get what their primaries load.
+    let (replicas, candidates): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.replica);
     let selection = selection(&request, &root.engine)?;
     let mut problems: Vec<String> = candidates
         .iter()
         .filter(|c| !fits(&c.engine, &root.engine))
         .map(|c| format!("node {} is {}, the backup is of {}", c.node, c.engine, root.engine))
         .collect();
+    problems.extend(candidates.iter().filter(|c| !c.moving.is_empty()).map(|c| {
+        format!(
+            "slots {} are moving from or to node {}: wait until they have moved, then restore",
+            c.moving, c.node
+        )
+    }));
     let packs = Packs::list(manifest.repository(), manifest.cluster()).await?;
     let scope = Scope { slots: selection.slots.clone(), ..Scope::default() };
     let found = inspect(&manifest, &packs, Depth::Objects, scope, None).boxed().await?;
     if !request.salvage {
         found.whole().map_err(|e| refused(&manifest, e))?;
     }
+    let types = types(&manifest, &candidates, &selection);
     let bad = Arc::new(found.bad);
     let Shares { nodes: targets, pages, unwanted } = shares(&manifest, &candidates, &bad, &selection.slots).await?;
     let unwanted = Arc::new(unwanted);
     let owners = targets.iter().map(|t| (t.node.as_str(), &t.slots));
     match targets.is_empty() {
-        true => {
+        true if replicas.is_empty() => {
             let target = request.target.as_ref().unwrap_or(&request.cluster);
             problems.push(format!("no node of cluster {target} is connected"));
         }
-        false => problems.extend(tiling::slots(owners).err().map(|e| e.message().to_owned())),
+        _ => problems.extend(tiling::slots(owners).err().map(|e| e.message().to_owned())),
+    }
+    if !problems.is_empty() {
+        let told = |c: &Candidate| {
+            format!("the server of node {} is a read-only replica: an agent beside its primary is needed", c.node)
+        };
+        problems.extend(replicas.iter().map(told));
     }
     let full: Vec<_> = targets.iter().filter(|t| t.present_records > 0).map(|t| t.node.as_str()).collect();
     if !full.is_empty() && !request.in_place {
@@ -280,8 +310,18 @@ pub async fn plan_onto(
         problems,
         missing: found.damage,
         request,
-        sources: Some(Sources { manifest, pages, bad, unwanted, selection }),
+        sources: Some(Sources { manifest, pages, bad, unwanted, selection, types }),
     })
+}
+
+/// What looks at the types of values on their way to `candidates`.
+fn types(manifest: &Manifest, candidates: &[Candidate], selection: &Selection) -> Arc<Types> {
+    let taker = |c: &Candidate| {
+        let (node, slots, server) = (c.node.clone(), c.slots.clone(), c.engine_version.clone());
+        Taker { node, slots, server }
+    };
+    let sources = manifest.root().nodes.iter().map(|node| node.engine_version.clone()).collect();
+    Types::new(candidates.iter().map(taker).collect(), sources, selection.clone())
 }
 
 /// The refusal of a damaged backup.
