@@ -15,6 +15,7 @@
 
 mod body;
 mod bytes;
+pub mod commands;
 pub mod convert;
 mod crc;
 mod decode;

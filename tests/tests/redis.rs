@@ -26,6 +26,8 @@ mod load;
 #[path = "rdb/model.rs"]
 #[allow(dead_code, reason = "the tier `rdb` uses all of it")]
 mod model;
+#[path = "redis/native.rs"]
+mod native;
 #[path = "redis/options.rs"]
 mod options;
 #[path = "redis/pretend.rs"]

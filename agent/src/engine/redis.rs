@@ -41,6 +41,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
+use tidemark_common::record::REDIS_MAX_VALUE;
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{Description, Held, Ownership, Sealed};
 use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
@@ -50,6 +51,7 @@ use conn::{Address, Connection, Login};
 use fence::Fences;
 use incarnation::{read_incarnation, write_incarnation};
 use jobs::{Job, SharedJob, free_space};
+pub use load::MAX_PAYLOAD;
 use server::View;
 
 /// Name of the engine.
@@ -68,6 +70,8 @@ pub struct Options {
     pub scratch_server: String,
     /// Take the base also where the server counts replicas before it accepts writes (`min-replicas-to-write`).
     pub allow_min_replicas: bool,
+    /// Values over this many bytes are restored by commands, piece by piece; at most [`MAX_PAYLOAD`].
+    pub native_over: usize,
 }
 
 /// A server of Redis or Valkey.
@@ -223,7 +227,7 @@ impl Engine for Redis {
     }
 
     fn max_value(&self) -> usize {
-        load::MAX_PAYLOAD
+        REDIS_MAX_VALUE
     }
 
     fn restoring(&self) -> Result<Option<JobId>> {

@@ -23,8 +23,8 @@ use super::readback::read_back;
 use super::{Redis, target};
 use crate::engine::{Loader, PartLoader};
 
-/// Longest value that is sent as one payload: servers take no longer strings by default (`proto-max-bulk-len`).
-pub(super) const MAX_PAYLOAD: usize = 400 << 20;
+/// Longest value that is sent as one payload, in bytes: servers take no longer strings by default (`proto-max-bulk-len`).
+pub const MAX_PAYLOAD: usize = 400 << 20;
 /// What the loaders of one restore share.
 #[derive(Debug)]
 pub(super) struct Shared {

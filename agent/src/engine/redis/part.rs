@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use tidemark_common::clock::{SystemClock, WallClock};
+use tidemark_common::crash;
+use tidemark_common::rdb::commands::{CommandSink, MOST_STRING, put_key};
 use tidemark_common::rdb::convert::type_for_server;
 use tidemark_common::rdb::{Crc64, convert, payload};
 use tidemark_common::record::{RedisMeta, split_redis_key};
@@ -10,7 +12,7 @@ use tidemark_proto::hash::SetDigest;
 use tidemark_proto::{Error, Result};
 
 use super::conn::Connection;
-use super::load::{MAX_PAYLOAD, Shared};
+use super::load::Shared;
 use super::notes::{Expiring, Note};
 use super::resp::{put_bulk, put_head, put_request};
 use super::target;
@@ -34,6 +36,8 @@ pub(super) struct RedisPart {
     /// Requests in `out`, and those whose replies are due.
     queued: usize,
     due: usize,
+    /// Bytes of them that were sent from the middle of a command.
+    ahead: usize,
     db: u64,
     loaded: SetDigest,
     expiring: Vec<Expiring>,
@@ -51,6 +55,7 @@ impl RedisPart {
             payload: Vec::new(),
             queued: 0,
             due: 0,
+            ahead: 0,
             db: 0,
             loaded: SetDigest::default(),
             expiring: Vec::new(),
@@ -71,11 +76,11 @@ impl RedisPart {
     fn flush(&mut self) -> Result<()> {
         let out = std::mem::take(&mut self.out);
         let due = std::mem::replace(&mut self.due, self.queued);
-        self.queued = 0;
+        (self.queued, self.ahead) = (0, 0);
         let connection = self.connection()?;
         connection.send(&out)?;
         for _ in 0..due {
-            if let Err(e) = connection.reply()?.ok("RESTORE") {
+            if let Err(e) = connection.reply()?.ok("loading a record") {
                 return Err(target::explain(e, &self.shared.redis));
             }
         }
@@ -115,9 +120,6 @@ impl RedisPart {
                 meta.type_byte
             ))
         };
-        if value.len() > MAX_PAYLOAD {
-            return Err(Error::unsupported(format!("a value of {} bytes: at most {MAX_PAYLOAD}", value.len())));
-        }
         let target = type_for_server(version, meta.family, meta.type_byte).ok_or_else(too_new)?;
         self.payload.clear();
         if target != meta.type_byte {
@@ -151,6 +153,69 @@ impl RedisPart {
         options.iter().for_each(|arg| put_bulk(&mut self.out, arg));
         Ok(())
     }
+
+    /// Sends a value as one payload.
+    fn put_payload(&mut self, key: &[u8], meta: &RedisMeta, value: &[u8]) -> Result<()> {
+        self.make_payload(meta, key, value)?;
+        let ttl = meta.expire_at_millis.unwrap_or(0).to_string();
+        let payload = std::mem::take(&mut self.payload);
+        let mut options: Vec<&[u8]> = vec![b"REPLACE", b"ABSTTL"];
+        let (idle, frequency) = (meta.idle_seconds.map(|s| s.to_string()), meta.frequency.map(|f| f.to_string()));
+        if let Some(seconds) = &idle {
+            options.extend([&b"IDLETIME"[..], seconds.as_bytes()]);
+        } else if let Some(frequency) = &frequency {
+            options.extend([&b"FREQ"[..], frequency.as_bytes()]);
+        }
+        if payload.is_empty() {
+            self.send_long(key, ttl.as_bytes(), meta.type_byte, value, &options)?;
+        } else {
+            let mut args: Vec<&[u8]> = vec![b"RESTORE", key, ttl.as_bytes(), &payload];
+            args.extend(&options);
+            self.request(&args);
+        }
+        self.payload = payload;
+        Ok(())
+    }
+
+    /// Sends a value as commands, in pieces. How long and how often its key was used is lost.
+    fn put_natively(&mut self, key: &[u8], meta: &RedisMeta, value: &[u8]) -> Result<()> {
+        put_key(self, key, meta, value, MOST_STRING)?.ok_or_else(|| {
+            let (type_byte, bytes) = (meta.type_byte, value.len());
+            let key = String::from_utf8_lossy(&key[..key.len().min(128)]).into_owned();
+            Error::unsupported(format!(
+                "key `{key}` has a value of RDB type {type_byte} and {bytes} bytes: servers take no payload of that length, and \
+                 no known commands make it. Leave it out (--keys '!…')"
+            ))
+        })
+    }
+}
+
+impl CommandSink for RedisPart {
+    fn commands(&mut self, count: usize) -> Result<()> {
+        // Whole commands alone are answered.
+        if self.out.len() + self.ahead >= BATCH {
+            self.flush()?;
+            crash::point("agent.native-flushed");
+        }
+        self.queued += count;
+        Ok(())
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.out.len() + bytes.len() < BATCH {
+            self.out.extend_from_slice(bytes);
+            return Ok(());
+        }
+        // Long strings go from where they lie.
+        let mut out = std::mem::take(&mut self.out);
+        let connection = self.connection()?;
+        connection.send(&out)?;
+        connection.send(bytes)?;
+        self.ahead += out.len() + bytes.len();
+        out.clear();
+        self.out = out;
+        Ok(())
+    }
 }
 
 impl PartLoader for RedisPart {
@@ -166,24 +231,10 @@ impl PartLoader for RedisPart {
             return Ok(());
         }
         self.select(db)?;
-        self.make_payload(&meta, key, record.value)?;
-        let ttl = meta.expire_at_millis.unwrap_or(0).to_string();
-        let payload = std::mem::take(&mut self.payload);
-        let mut options: Vec<&[u8]> = vec![b"REPLACE", b"ABSTTL"];
-        let (idle, frequency) = (meta.idle_seconds.map(|s| s.to_string()), meta.frequency.map(|f| f.to_string()));
-        if let Some(seconds) = &idle {
-            options.extend([&b"IDLETIME"[..], seconds.as_bytes()]);
-        } else if let Some(frequency) = &frequency {
-            options.extend([&b"FREQ"[..], frequency.as_bytes()]);
+        match record.value.len() > self.shared.redis.options.native_over {
+            true => self.put_natively(key, &meta, record.value)?,
+            false => self.put_payload(key, &meta, record.value)?,
         }
-        if payload.is_empty() {
-            self.send_long(key, ttl.as_bytes(), meta.type_byte, record.value, &options)?;
-        } else {
-            let mut args: Vec<&[u8]> = vec![b"RESTORE", key, ttl.as_bytes(), &payload];
-            args.extend(&options);
-            self.request(&args);
-        }
-        self.payload = payload;
         self.loaded.add(hash);
         if let Some(at) = meta.expire_at_millis {
             self.expiring.push((at, hash));

@@ -98,7 +98,10 @@ pub(super) fn explain(error: Error, server: &Redis) -> Error {
             (_, Some([slot, to])) => Error::unsupported(format!("slot {slot} is moving to {to}: {STAY}")),
             _ => error,
         },
-        ErrorKind::Denied => error.context("the agent's user needs the rights ~* +restore +select +flushall"),
+        ErrorKind::Denied => error.context(format!(
+            "the agent's user needs the rights ~* +restore +select +flushall, and +@write for values over {} bytes",
+            server.options.native_over
+        )),
         _ => error,
     }
 }
