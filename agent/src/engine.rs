@@ -76,6 +76,17 @@ pub trait Engine: Send + Sync + 'static {
     /// What the node is and how it stands. Fields that the agent itself knows (addresses, ledger) are left empty.
     fn describe(&self) -> Result<Description>;
 
+    /// Which data this is, and whether [`Snapshot::changes`] finds what changed: what of [`Engine::describe`] is known also
+    /// while the store is away.
+    fn identity(&self) -> Result<(Incarnation, bool)> {
+        self.describe().map(|d| (d.incarnation, d.changes_since))
+    }
+
+    /// What a backup by this node would be of: the node itself, or the primary that it can stand in for.
+    fn describe_source(&self) -> Result<Description> {
+        self.describe()
+    }
+
     /// Makes the store ready for a cut of `job`, which may take long: an engine whose snapshot is costly takes its base here
     /// and keeps the log from it on, so that [`Engine::hold`] and [`Engine::seal`] only read positions. Done at once where
     /// the base of `job` stands; one that was lost is taken again, and one of another job is dropped. The base counts as

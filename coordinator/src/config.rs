@@ -111,6 +111,8 @@ pub struct BackupConfig {
     pub max_clock_offset_seconds: u64,
     /// Bases that are taken at once on one host, where an engine takes them before the cut.
     pub max_parallel_bases: u32,
+    /// Whether bases are taken from replicas that have an agent, so that primaries need not fork.
+    pub prefer_replicas: bool,
     /// A job waits this long for a node that lost its connection to come back, in seconds.
     pub node_patience_seconds: u64,
 }
@@ -124,6 +126,7 @@ impl Default for BackupConfig {
             agent_concurrency: 0,
             max_clock_offset_seconds: 60,
             max_parallel_bases: 1,
+            prefer_replicas: true,
             node_patience_seconds: 60,
         }
     }

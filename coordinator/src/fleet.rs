@@ -8,7 +8,7 @@ use quinn::Connection;
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::transport::open_bi;
 use tidemark_proto::frame::Message;
-use tidemark_proto::wire::control::{CommandHead, Describe, Description, Progress};
+use tidemark_proto::wire::control::{CommandHead, Describe, DescribeSource, Description, Progress};
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
 use tokio::sync::watch;
 
@@ -124,6 +124,16 @@ impl Fleet {
             agent.description = Some(description.clone());
         }
         Ok(description)
+    }
+
+    /// Asks an agent what it can be backed up for.
+    pub async fn describe_source(&self, member: &Member, head: CommandHead) -> Result<Description> {
+        let described: Description =
+            self.command(member, head, &DescribeSource {}, DESCRIBE_DEADLINE, |_| ()).await?;
+        match described.ownership.is_canonical() {
+            true => Ok(described),
+            false => Err(Error::damaged(format!("node {member}: a slot set is not in order"))),
+        }
     }
 
     /// Sends a command and waits for its reply; `deadline` bounds the time without a word from the agent. Dropping the

@@ -32,5 +32,7 @@ mod native;
 mod options;
 #[path = "redis/pretend.rs"]
 mod pretend;
+#[path = "redis/replicas.rs"]
+mod replicas;
 #[path = "redis/targets.rs"]
 mod targets;

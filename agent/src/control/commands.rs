@@ -9,9 +9,9 @@ use tidemark_common::transport::FrameReader;
 use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
-    CommandHead, Describe, Description, Diagnose, Done, Hold, ListJobs, OpenJobs, Prepare, Prepared, Release,
-    Released, RestoreAbort, RestoreBegin, RestoreBeginAs, RestoreCount, RestoreFinish, RestoreParts, RestoreVerify,
-    Seal, Settle, Upload, UploadRest,
+    CommandHead, Describe, DescribeSource, Description, Diagnose, Done, Hold, ListJobs, OpenJobs, Prepare,
+    Prepared, Release, Released, RestoreAbort, RestoreBegin, RestoreBeginAs, RestoreCount, RestoreFinish,
+    RestoreParts, RestoreVerify, Seal, Settle, Upload, UploadRest,
 };
 use tidemark_proto::{Error, Result};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
         return tracing::Span::none();
     }
     let command = match header.kind {
-        Describe::KIND => "describe",
+        Describe::KIND | DescribeSource::KIND => "describe",
         Prepare::KIND => "prepare",
         Hold::KIND => "hold",
         Seal::KIND => "seal",
@@ -59,6 +59,10 @@ pub(super) async fn dispatch(
         Describe::KIND => {
             let Describe {} = body(reader, header).await?;
             reply.finish(describe(agent.clone())).await
+        }
+        DescribeSource::KIND => {
+            let DescribeSource {} = body(reader, header).await?;
+            reply.finish(blocking(move || engine.describe_source())).await
         }
         Prepare::KIND => {
             let Prepare {} = body(reader, header).await?;
@@ -203,7 +207,7 @@ async fn settle_job(agent: Arc<Agent>, head: CommandHead, settle: Settle) -> Res
         let job_pin = crate::engine::job_pin(head.job);
         let committed = settle.committed != 0;
         crash::point("agent.settling");
-        if committed && agent.engine.describe()?.changes_since {
+        if committed && agent.engine.identity()?.1 {
             agent.engine.pin(PARENT_PIN, settle.at, PARENT_LEASE)?;
         }
         agent.engine.unpin(&job_pin)?;

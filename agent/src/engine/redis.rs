@@ -31,10 +31,12 @@ pub mod resp;
 mod saved;
 pub mod scratch;
 pub mod server;
+mod shard;
 pub mod spill;
 pub mod stream;
 mod sync;
 mod target;
+mod worker;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -53,6 +55,7 @@ use incarnation::{read_incarnation, write_incarnation};
 use jobs::{Job, SharedJob, free_space};
 pub use load::MAX_PAYLOAD;
 use server::View;
+use shard::Shard;
 
 /// Name of the engine.
 pub const ENGINE: &str = "redis";
@@ -84,6 +87,7 @@ pub struct Redis {
     /// Held while a restore that stands is brought to its end: whoever looks at the store does that.
     ending: Mutex<()>,
     jobs: Mutex<HashMap<JobId, SharedJob>>,
+    shard: Shard,
 }
 
 impl Redis {
@@ -102,6 +106,7 @@ impl Redis {
                 control: Mutex::default(),
                 ending: Mutex::default(),
                 jobs: Mutex::default(),
+                shard: Shard::default(),
             }
         };
         Ok(Arc::new_cyclic(new))
@@ -116,7 +121,7 @@ impl Redis {
         let mut kept = self.control.lock().expect("connection");
         let open = || self.connect();
         // One that the server has closed meanwhile shows at the first question.
-        let alive = kept.take().filter_map_alive();
+        let alive = kept.take().and_then(Connection::if_alive);
         let mut connection = alive.map_or_else(open, Ok)?;
         let done = work(&mut connection)?;
         *kept = Some(connection);
@@ -148,30 +153,9 @@ impl Redis {
     fn view(&self) -> Result<View> {
         self.ask(View::read)
     }
-}
 
-trait Alive {
-    fn filter_map_alive(self) -> Option<Connection>;
-}
-
-impl Alive for Option<Connection> {
-    fn filter_map_alive(self) -> Option<Connection> {
-        self.and_then(|mut c| c.call(&[b"PING"]).is_ok_and(|r| r.ok("PING").is_ok()).then_some(c))
-    }
-}
-
-impl Engine for Redis {
-    fn describe(&self) -> Result<Description> {
-        let restoring = self.restoring()?;
-        if restoring.is_none() {
-            self.open_replicas();
-        }
-        let view = self.view()?;
-        let state = match (view.unready(), restoring) {
-            (Some(_), _) => "loading",
-            (None, Some(_)) => "restoring",
-            (None, None) => "available",
-        };
+    /// What `view` says of the server, with what the agent knows.
+    fn described(&self, view: &View, state: &str) -> Result<Description> {
         Ok(Description {
             engine: ENGINE.to_owned(),
             engine_version: view.info.version(),
@@ -187,6 +171,31 @@ impl Engine for Redis {
             ledger_number: 0,
             ledger_hash: Default::default(),
         })
+    }
+}
+
+impl Engine for Redis {
+    fn describe(&self) -> Result<Description> {
+        let restoring = self.restoring()?;
+        if restoring.is_none() {
+            self.open_replicas();
+        }
+        let view = self.view()?;
+        self.shard.note(&view);
+        let state = match (view.unready(), restoring) {
+            (Some(_), _) => "loading",
+            (None, Some(_)) => "restoring",
+            (None, None) => "available",
+        };
+        self.described(&view, state)
+    }
+
+    fn identity(&self) -> Result<(Incarnation, bool)> {
+        Ok((self.incarnation(), false))
+    }
+
+    fn describe_source(&self) -> Result<Description> {
+        self.source()
     }
 
     fn prepare(

@@ -67,9 +67,9 @@ pub(super) fn plan(
     if !command.slots.is_canonical() || command.parents.iter().any(|p| !p.slots.is_canonical()) {
         return Err(Error::request("upload: a slot set is not in order"));
     }
-    let description = agent.engine.describe()?;
-    let same = description.incarnation == command.parent_incarnation && command.parent_at != Timestamp::ZERO;
-    let by_changes = description.changes_since && agent.config.delta == DeltaMethod::Auto;
+    let (incarnation, changes_since) = agent.engine.identity()?;
+    let same = incarnation == command.parent_incarnation && command.parent_at != Timestamp::ZERO;
+    let by_changes = changes_since && agent.config.delta == DeltaMethod::Auto;
     let since = by_changes.then_some(command.parent_at);
     let mut parts = Vec::new();
     for region in 0..map.count() {

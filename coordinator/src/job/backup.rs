@@ -1,5 +1,6 @@
 //! Backup jobs: the core decides ([`core`]), the driver acts.
 
+mod choose;
 pub mod core;
 mod driver;
 pub mod entry;

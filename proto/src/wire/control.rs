@@ -46,6 +46,7 @@ crate::messages! {
     56 => v1::RestoreBeginAs, v 1;
     57 => v1::RestoreCount, v 1;
     58 => v1::RestoreCounted, v 1;
+    60 => v1::DescribeSource, v 1;
 }
 
 #[cfg(test)]

@@ -67,6 +67,7 @@ pub fn control(bytes: &[u8]) {
         c::UploadRest,
         c::ListJobs,
         c::OpenJobs,
+        c::DescribeSource,
         c::Prepare,
         c::Prepared,
         c::Diagnose,

@@ -54,7 +54,7 @@ async fn a_cluster_is_backed_up_and_a_missing_agent_is_told_of_by_its_slots() {
 }
 
 #[tokio::test]
-async fn a_replica_takes_no_part_until_it_owns_the_slots() {
+async fn a_replica_stands_in_for_its_primary_and_the_primary_for_it() {
     let (mut fleet, mut cluster) = three().await;
     let cluster = tokio::task::spawn_blocking(move || {
         cluster.add_replica(1, &[]);
@@ -70,7 +70,7 @@ async fn a_replica_takes_no_part_until_it_owns_the_slots() {
     let nodes = |b: &tidemark_coordinator::catalog::BackupDetail| {
         b.node_evidence.iter().map(|n| n.node.clone()).collect::<Vec<_>>()
     };
-    assert_eq!(nodes(&fleet.backup("cache").await.unwrap()), ["n0", "n1", "n2"]);
+    assert_eq!(nodes(&fleet.backup("cache").await.unwrap()), ["n0", "n2", "n3"]);
     let promoted = tokio::task::spawn_blocking(move || {
         let _ = cluster.nodes[3].1.client().run("CLUSTER FAILOVER");
         cluster

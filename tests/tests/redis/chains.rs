@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use tidemark_tests::redis::{Client, Cluster, Reply};
+use tidemark_tests::redis::{Client, Cluster, Reply, eventually};
 
 /// Keys of one chain.
 const LINKS: u64 = 64;
@@ -55,21 +55,22 @@ impl Chains {
     }
 }
 
-/// Writes to the node that owns the key: the one that took it last, or whichever does not send elsewhere.
+/// Writes to the node that owns the key: the one that took it last, or whichever does not send elsewhere. In a failover
+/// there may be none for a moment.
 fn write(clients: &mut [Client], owner: &mut BTreeMap<String, usize>, key: &str, step: u64) {
-    let first = owner.get(key).copied().unwrap_or(0);
-    for i in 0..clients.len() {
-        let node = (first + i) % clients.len();
-        match clients[node].ask(&["SET", key, &step.to_string()]).expect("reply") {
-            Reply::Error(e) if e.starts_with("MOVED") => {}
-            Reply::Error(e) => panic!("SET {key}: {e}"),
-            _ => {
-                let _ = owner.insert(key.to_owned(), node);
-                return;
+    let (first, count) = (owner.get(key).copied().unwrap_or(0), clients.len());
+    let took = eventually("a node that takes the key", || {
+        (0..count).map(|i| (first + i) % count).find(|node| {
+            match clients[*node].ask(&["SET", key, &step.to_string()]).expect("reply") {
+                Reply::Error(e) if ["MOVED", "CLUSTERDOWN", "TRYAGAIN", "ASK"].iter().any(|k| e.starts_with(k)) => {
+                    false
+                }
+                Reply::Error(e) => panic!("SET {key}: {e}"),
+                _ => true,
             }
-        }
-    }
-    panic!("no node takes {key}");
+        })
+    });
+    let _ = owner.insert(key.to_owned(), took);
 }
 
 /// Checks chains 0 to `count`, read by `get`; answers the steps that were found.

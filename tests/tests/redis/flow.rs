@@ -13,14 +13,14 @@ use super::load::{Load, Wildness};
 /// Keys that a filled store has.
 const KEYS: usize = 30_000;
 
-fn spec(cluster: &str, node: &str, address: String) -> AgentSpec {
+pub(crate) fn spec(cluster: &str, node: &str, address: String) -> AgentSpec {
     let mut spec = AgentSpec::new(cluster, node, SlotSet::EMPTY);
     spec.engine = EngineKind::Redis(address, String::new());
     spec
 }
 
 /// Starts an agent beside each node of a Cluster.
-async fn protect(fleet: &mut Fleet, name: &str, cluster: &Cluster) {
+pub(crate) async fn protect(fleet: &mut Fleet, name: &str, cluster: &Cluster) {
     for (i, port) in cluster.ports().into_iter().enumerate() {
         fleet.start_agent(spec(name, &format!("n{i}"), format!("127.0.0.1:{port}")));
     }
@@ -28,13 +28,13 @@ async fn protect(fleet: &mut Fleet, name: &str, cluster: &Cluster) {
 }
 
 /// Starts an agent beside a server of its own.
-async fn protect_one(fleet: &mut Fleet, name: &str, server: &Server) {
+pub(crate) async fn protect_one(fleet: &mut Fleet, name: &str, server: &Server) {
     fleet.start_agent(spec(name, "n0", format!("unix:{}", server.socket().display())));
     let _ = fleet.ready(name, 1).await;
 }
 
 /// Sends commands to the nodes that own their keys.
-fn spread(cluster: &Cluster, commands: Vec<Vec<String>>) {
+pub(crate) fn spread(cluster: &Cluster, commands: Vec<Vec<String>>) {
     let mut left = commands;
     for mut client in cluster.clients() {
         let replies = client.pipeline(&left);
@@ -44,11 +44,11 @@ fn spread(cluster: &Cluster, commands: Vec<Vec<String>>) {
     assert!(left.is_empty(), "no node takes {:?}", left.first());
 }
 
-fn words(line: String) -> Vec<String> {
+pub(crate) fn words(line: String) -> Vec<String> {
     line.split(' ').map(str::to_owned).collect()
 }
 
-fn filling() -> Vec<Vec<String>> {
+pub(crate) fn filling() -> Vec<Vec<String>> {
     let one = |i: usize| match i % 6 {
         0 => format!("SET s:{i} {}", "v".repeat(1 + i % 300)),
         1 => format!("HSET h:{i} a {i} b {}", i * 7),
@@ -60,7 +60,7 @@ fn filling() -> Vec<Vec<String>> {
     (0..KEYS).map(|i| words(one(i))).collect()
 }
 
-fn get(clients: &mut [Client], key: &str) -> Option<u64> {
+pub(crate) fn get(clients: &mut [Client], key: &str) -> Option<u64> {
     for client in clients {
         match client.ask(&["GET", key]).expect("reply") {
             Reply::Bulk(value) => return String::from_utf8(value).expect("text").parse().ok(),
@@ -72,7 +72,7 @@ fn get(clients: &mut [Client], key: &str) -> Option<u64> {
     panic!("no node has {key}");
 }
 
-async fn backup(fleet: &Fleet, cluster: &str) -> BackupDetail {
+pub(crate) async fn backup(fleet: &Fleet, cluster: &str) -> BackupDetail {
     fleet.backup(cluster).await.unwrap_or_else(|e| panic!("{}", e.report()))
 }
 

@@ -188,6 +188,11 @@ impl Connection {
         Ok(())
     }
 
+    /// Itself, when the server answers.
+    pub fn if_alive(mut self) -> Option<Self> {
+        self.call(&[b"PING"]).is_ok_and(|r| r.ok("PING").is_ok()).then_some(self)
+    }
+
     /// Where the server is.
     pub fn address(&self) -> &Address {
         &self.address

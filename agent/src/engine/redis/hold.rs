@@ -30,17 +30,17 @@ impl Redis {
     pub(super) fn hold_writes(&self, job: JobId, budget: Duration) -> Result<Held> {
         let shared = self.job(job)?;
         let mut this = shared.lock().expect("job");
-        if this.link.as_ref().is_none_or(|link| link.base_if_whole().is_none()) {
+        if !this.has_base() {
             return Err(Error::conflict("the base of this backup was lost: it must be taken again"));
         }
         (this.hold, this.cut, this.state) = (None, None, None);
         let paused = !budget.is_zero();
-        let (view, since) = self.ask(|connection| pause(connection, budget))?;
+        let (view, since) = self.ask_primary(|connection| pause(connection, budget))?;
         let (position, ownership) = (view.info.position()?, view.ownership()?);
         this.hold =
             Some(HoldState { position: position.clone(), ownership: ownership.clone(), since, budget, paused });
         if view.info.role() != PRIMARY {
-            return Err(Error::conflict("the server is a replica by now"));
+            return Err(Error::conflict("what was the primary is a replica by now"));
         }
         Ok(Held {
             position,
@@ -56,7 +56,7 @@ impl Redis {
         let shared = self.job(job)?;
         let mut this = shared.lock().expect("job");
         let hold = this.hold.clone().ok_or_else(|| Error::conflict("a seal without a hold"))?;
-        let view = self.view()?;
+        let view = self.ask_primary(View::read)?;
         let now = view.info.position()?;
         if now.history != hold.position.history || view.ownership()? != hold.ownership {
             return Err(Error::conflict("the server's history, role or slots changed in the hold"));
@@ -77,13 +77,13 @@ impl Redis {
         // A pause that has ended by itself may be somebody else's by now.
         let ours = hold.paused && hold.since.elapsed() < hold.budget;
         if ours {
-            let _ = self.ask(|c| c.call(&[b"CLIENT", b"UNPAUSE"]))?.ok("CLIENT UNPAUSE")?;
+            let _ = self.ask_primary(|c| c.call(&[b"CLIENT", b"UNPAUSE"]))?.ok("CLIENT UNPAUSE")?;
         }
         let held = if hold.paused { hold.since.elapsed().min(hold.budget) } else { Duration::ZERO };
         if let Some(hold) = &mut this.hold {
             hold.paused = false;
         }
-        Ok((self.view()?.ownership()?, held))
+        Ok((self.ask_primary(View::read)?.ownership()?, held))
     }
 }
 

@@ -26,12 +26,21 @@ pub(super) struct Job {
     pub(super) hold: Option<HoldState>,
     pub(super) cut: Option<(Timestamp, Position)>,
     pub(super) state: Option<Arc<State>>,
+    /// Whether the base is Valkey's.
+    pub(super) valkey: bool,
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
         self.link = None;
         let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Job {
+    /// Whether base and log stand.
+    pub(super) fn has_base(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.base_if_whole().is_some())
     }
 }
 
@@ -45,7 +54,8 @@ impl Redis {
 
     fn job_or_new(&self, job: JobId) -> SharedJob {
         let dir = self.options.dir.join("jobs").join(job.to_string());
-        let new = || Arc::new(Mutex::new(Job { dir, link: None, hold: None, cut: None, state: None }));
+        let new =
+            || Arc::new(Mutex::new(Job { dir, link: None, hold: None, cut: None, state: None, valkey: false }));
         self.jobs.lock().expect("jobs").entry(job).or_insert_with(new).clone()
     }
 
@@ -54,10 +64,11 @@ impl Redis {
         if let Some(why) = view.unready() {
             return Err(Error::retry(why));
         }
-        if view.info.role() != PRIMARY {
-            return Err(Error::conflict("the server is a replica: the base is taken from its primary"));
-        }
-        if view.info.has("min_slaves_good_slaves") && !self.options.allow_min_replicas {
+        // A replica counts nobody.
+        if view.info.role() == PRIMARY
+            && view.info.has("min_slaves_good_slaves")
+            && !self.options.allow_min_replicas
+        {
             return Err(Error::config(
                 "the server counts its replicas before it accepts writes (min-replicas-to-write), and would count the \
                  agent: set engine.allow_min_replicas = true to take the base all the same",
@@ -89,12 +100,20 @@ impl Redis {
         self.jobs.lock().expect("jobs").retain(|other, _| *other == job);
         let shared = self.job_or_new(job);
         let mut this = shared.lock().expect("job");
-        if this.link.as_ref().is_some_and(|link| link.base_if_whole().is_some()) {
+        if this.has_base() {
             return Ok(());
         }
         this.link = None;
-        self.admit(&self.view()?)?;
-        let link = Link::start(self.options.address.clone(), self.options.login.clone(), &this.dir.join("link"))?;
+        let view = self.view()?;
+        self.admit(&view)?;
+        self.shard.note(&view);
+        this.valkey = view.info.version().starts_with("valkey");
+        let link = Link::start(
+            self.options.address.clone(),
+            self.options.login.clone(),
+            self.shard.servers.clone(),
+            &this.dir.join("link"),
+        )?;
         let _ = link.base(&cancel, &progress).map_err(|e| e.context("taking the base"))?;
         this.link = Some(link);
         Ok(())
@@ -106,7 +125,7 @@ impl Redis {
             return Ok(state.clone());
         }
         let (at, position) = job.cut.clone().ok_or_else(|| Error::bug("a state without a cut"))?;
-        let valkey = self.view()?.info.version().starts_with("valkey");
+        let valkey = job.valkey;
         let dir = job.dir.join("fold");
         let link = job.link.as_mut().ok_or_else(|| Error::bug("a cut without a link"))?;
         let up_to = link.up_to(&position, CUT_PATIENCE)?;

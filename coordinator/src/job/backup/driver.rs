@@ -1,6 +1,6 @@
 //! The driver of a backup job: does what the core decides, and tells it what happened.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +50,7 @@ pub(super) struct Driver {
     pub(super) nodes: Vec<NodeName>,
     pub(super) hosts: Vec<String>,
     pub(super) others: Vec<String>,
+    pub(super) stand_ins: HashSet<NodeName>,
     pub(super) policy: Policy,
     pub(super) parent: Option<Parent>,
     pub(super) ledger: Mutex<Ledger>,
@@ -118,6 +119,7 @@ impl Driver {
             nodes: prepared.nodes,
             hosts: prepared.hosts,
             others: prepared.others,
+            stand_ins: prepared.stand_ins,
             policy: prepared.policy,
             parent: prepared.parent,
             ledger: Mutex::new(ledger),
@@ -237,10 +239,7 @@ impl Driver {
 
     async fn act(&self, action: Action, cut: Option<Cut>) -> Option<Event> {
         Some(match action {
-            Action::Describe(n) => Event::Described(
-                n,
-                self.context.fleet.describe(&self.member(n), self.context.head(self.id, 0)).await,
-            ),
+            Action::Describe(n) => Event::Described(n, self.describe(n).await),
             Action::Prepare(n) => Event::Prepared(n, self.prepare(n).await),
             Action::Hold(n, attempt, budget) => {
                 let hold = Hold { budget_micros: budget.as_micros() as u64 };

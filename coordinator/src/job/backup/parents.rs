@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::stored::manifest::{PartEntry, Root};
 use tidemark_proto::wire::control::PartParent;
-use tidemark_proto::{ClusterName, Result};
+use tidemark_proto::{ClusterName, NodeName, Result};
 
 use crate::repository::{Ledger, Repository, read_page, read_root};
 
@@ -49,6 +49,11 @@ impl Parent {
             }
         }
         Ok(Self { hash, root, parts })
+    }
+
+    /// The nodes that it is of.
+    pub(super) fn nodes(&self) -> Vec<NodeName> {
+        self.root.nodes.iter().map(|n| n.node.clone()).collect()
     }
 
     /// The number of `node` in the parent's root.

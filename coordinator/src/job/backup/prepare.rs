@@ -1,5 +1,7 @@
 //! Before and after a backup job: what it works with, and the record of its failure.
 
+use std::collections::HashSet;
+
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::{Failed, Policy};
@@ -7,7 +9,7 @@ use tidemark_proto::{Error, NodeName, Result};
 
 use super::BackupRequest;
 use super::entry::{FailureEntry, append_failure};
-use super::members::{Team, gather};
+use super::members::{Preference, Team, gather};
 use super::parents::Parent;
 use crate::context::{Context, Shared};
 use crate::job::Job;
@@ -21,6 +23,8 @@ pub(super) struct Prepared {
     pub(super) hosts: Vec<String>,
     /// Connected nodes that take no part, with the reason.
     pub(super) others: Vec<String>,
+    /// Those of the nodes that stand in for their primary.
+    pub(super) stand_ins: HashSet<NodeName>,
     /// How the cluster is protected from this backup on.
     pub(super) policy: Policy,
     /// The backup whose runs it builds on.
@@ -35,7 +39,14 @@ pub(super) async fn prepare(
     ledger: &Ledger,
 ) -> Result<Prepared> {
     job.phase("reading the ledger");
-    let team = gather(context, job, &request.cluster).await?;
+    let parent = Parent::newest(&context.repository, &request.cluster, ledger).await?;
+    let parent = parent.filter(|_| !request.full);
+    let preference = Preference {
+        before: Vec::new(),
+        parent: parent.as_ref().map(Parent::nodes).unwrap_or_default(),
+        replicas: context.config.backup.prefer_replicas,
+    };
+    let team = gather(context, job, &request.cluster, &preference).await?;
     let (engine, names) = (team.engine.clone(), team_names(&team));
     let slots_per_region = match ledger.policy() {
         Some(p) if p.engine != engine => {
@@ -48,14 +59,12 @@ pub(super) async fn prepare(
         None => context.config.backup.slots_per_region,
     };
     let policy = Policy { engine, slots_per_region, nodes: names };
-    let parent = Parent::newest(&context.repository, &request.cluster, ledger).await?;
-    let parent = parent.filter(|_| !request.full);
-    let Team { nodes, hosts, others, bytes, .. } = team;
+    let Team { nodes, hosts, others, bytes, stand_ins, .. } = team;
     if parent.is_none() {
         // A full backup reads about what the nodes hold; what a delta reads is not known before.
         job.update(|i| i.progress.total_bytes = bytes);
     }
-    Ok(Prepared { nodes, hosts, others, policy, parent })
+    Ok(Prepared { nodes, hosts, others, stand_ins, policy, parent })
 }
 
 /// The nodes of a team as a policy names them.

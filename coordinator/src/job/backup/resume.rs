@@ -1,5 +1,6 @@
 //! Going on with a backup that another coordinator has begun.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tidemark_proto::hash::Hash;
@@ -41,7 +42,7 @@ pub async fn resume(context: Shared, job: Arc<Job>, left: LeftBackup) -> Result<
     let policy = Policy { engine: cut.engine, slots_per_region: cut.slots_per_region, nodes: names };
     let recorder = JobRecorder::new(&context.repository, &request.cluster, job.id(), context.epoch, revision);
     let (hosts, others) = (vec![String::new(); nodes.len()], Vec::new());
-    let prepared = Prepared { nodes, hosts, others, policy, parent };
+    let prepared = Prepared { nodes, hosts, others, stand_ins: HashSet::new(), policy, parent };
     let driver = Driver::new(context, job, request, prepared, ledger, recorder, stored);
     driver.to_its_end(|settings| Core::resumed(settings, held)).await
 }

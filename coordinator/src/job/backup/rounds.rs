@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemark_proto::stored::ledger::Policy;
-use tidemark_proto::wire::control::{Done, Prepare, Prepared, Settle};
+use tidemark_proto::wire::control::{Description, Done, Prepare, Prepared, Settle};
 use tidemark_proto::{Error, NodeName, Result, Timestamp};
 
 use super::core::{Core, Used};
 use super::driver::{CUT_DEADLINE, Driver};
-use super::members::gather_whole;
+use super::members::{Preference, gather_whole};
+use super::parents::Parent;
 use super::prepare::team_names;
 use crate::fleet::Member;
 
@@ -19,6 +20,15 @@ use crate::fleet::Member;
 pub const BASE_DEADLINE: Duration = Duration::from_secs(1800);
 
 impl Driver {
+    /// What a node is, or what the primary is for which it stands in.
+    pub(super) async fn describe(&self, n: usize) -> Result<Description> {
+        let (fleet, member, head) = (&self.context.fleet, self.member(n), self.context.head(self.id, 0));
+        match self.stand_ins.contains(&self.nodes[n]) {
+            true => fleet.describe_source(&member, head).await,
+            false => fleet.describe(&member, head).await,
+        }
+    }
+
     /// Lets a node take its base.
     pub(super) async fn prepare(&self, n: usize) -> Result<()> {
         let (member, head) = (self.member(n), self.context.head(self.id, 0));
@@ -36,7 +46,12 @@ impl Driver {
     pub(super) async fn next_round(self: Arc<Self>, used: Used) -> Result<(Arc<Self>, Core), (Arc<Self>, Error)> {
         let (cluster, patience) = (self.request.cluster.clone(), self.context.config.backup.patience());
         self.job.phase("asking who takes part now");
-        let team = match gather_whole(&self.context, &self.job, &cluster, patience).await {
+        let preference = Preference {
+            before: self.nodes.clone(),
+            parent: self.parent.as_ref().map(Parent::nodes).unwrap_or_default(),
+            replicas: self.context.config.backup.prefer_replicas,
+        };
+        let team = match gather_whole(&self.context, &self.job, &cluster, &preference, patience).await {
             Ok(team) if team.engine == self.policy.engine => team,
             Ok(team) => {
                 let error = format!("cluster {cluster} was {} and is now {}", self.policy.engine, team.engine);
@@ -54,6 +69,7 @@ impl Driver {
         };
         driver.policy = Policy { nodes: team_names(&team), ..driver.policy };
         (driver.nodes, driver.hosts, driver.others) = (team.nodes, team.hosts, team.others);
+        driver.stand_ins = team.stand_ins;
         let mut settings = driver.settings(&*driver.ledger.lock().await);
         settings.used = used;
         Ok((Arc::new(driver), Core::new(settings)))

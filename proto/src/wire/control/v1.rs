@@ -195,6 +195,12 @@ pub struct OpenJobs {
     pub restores: Vec<JobId>,
 }
 
+/// What could this node be backed up for? Answered with a [`Description`]: of the node itself where it owns its slots; of the
+/// primary that it follows where it is a replica in step with it, or where its own store is away and it still holds the
+/// log of its shard. Anything else is a failure that says why.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct DescribeSource {}
+
 /// Take the base of a backup, before its cut, and keep the log from there on. Answered with [`Prepared`]; a base of the same
 /// job that stands is enough. Progress tells the bytes of base received.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]

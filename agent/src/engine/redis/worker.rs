@@ -1,0 +1,217 @@
+//! The thread of a link: base, stream, and going on after the link dropped.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidemark_proto::wire::control::Position;
+use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+
+use super::base::BaseSink;
+use super::conn::{Address, Connection, Login};
+use super::link::{Base, LOG, Shared};
+use super::server::Info;
+use super::shard::Servers;
+use super::spill::Spill;
+use super::stream::Splitter;
+use super::sync::{Sync, acknowledge, join, psync, read_base};
+
+/// The server is told that the link lives this often.
+const ACK_EVERY: Duration = Duration::from_secs(1);
+/// Longest wait for bytes of the stream before the link looks after its duties.
+const TICK: Duration = Duration::from_millis(200);
+/// Attempts at taking a dropped link up again, and the wait between them.
+const RECONNECTS: u32 = 20;
+const RECONNECT_WAIT: Duration = Duration::from_millis(500);
+/// Bytes of the stream read at once.
+const READ: usize = 256 << 10;
+/// Most bytes of stream that are kept on disk before the cut.
+const MAX_LOG: u64 = 64 << 30;
+
+/// Does the work of a link, on a thread of its own.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    /// The server.
+    pub(super) address: Address,
+    /// Where the link goes at present.
+    pub(super) at: Address,
+    pub(super) login: Login,
+    pub(super) servers: Servers,
+    pub(super) dir: PathBuf,
+}
+
+impl Worker {
+    pub(super) fn run(&mut self) -> Result<()> {
+        let mut connection = self.connect()?;
+        let position = match psync(&mut connection, None)? {
+            Sync::Full(position) => position,
+            Sync::Continue(_) => {
+                return Err(Error::unsupported("the server goes on with what was never asked for"));
+            }
+        };
+        let (base, unread) = self.read_base(&mut connection, position)?;
+        let position = base.position.clone();
+        self.shared.update(|s| {
+            (s.history, s.received, s.moved) = (position.history.clone(), position.offset, position.offset);
+            s.base = Some(Arc::new(base));
+        });
+        let path = self.dir.join(LOG);
+        let log = File::create(&path).or_kind(ErrorKind::Full, format_args!("{}", path.display()))?;
+        let mut stream = Stream { log, splitter: Splitter::new(position.offset), first: position.offset };
+        let _ = stream.take(&self.shared, &unread)?;
+        acknowledge(&mut connection)?;
+        self.follow(connection, &mut stream)
+    }
+
+    fn connect(&self) -> Result<Connection> {
+        join(&self.address, &self.login)
+    }
+
+    fn read_base(&self, connection: &mut Connection, position: Position) -> Result<(Base, Vec<u8>)> {
+        let mut sink = BaseSink::new(Spill::new(&self.dir.join("base"))?);
+        let watch = |bytes: u64| {
+            self.shared.lock().transferred += bytes;
+            !self.shared.stopped()
+        };
+        let (trailer, unread) = read_base(connection, &watch, &mut sink)?;
+        let (records, gathered) = sink.finish(&trailer)?;
+        tracing::info!(records = records.records, bytes = records.bytes, offset = position.offset, "base taken");
+        Ok((Base { position, records: Arc::new(records), gathered }, unread))
+    }
+
+    /// Keeps the stream until the link is stopped.
+    fn follow(&mut self, mut connection: Connection, stream: &mut Stream) -> Result<()> {
+        loop {
+            match self.keep(&mut connection, stream) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.kind() == ErrorKind::Retry && !self.shared.stopped() => {
+                    tracing::warn!(error = %e.report(), "the link to the server dropped: taking it up again");
+                    connection = self.again(stream.splitter.position(), e)?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Takes the link up where it stood: at the server itself, or at another one of its shard, which has the same stream.
+    fn again(&mut self, offset: u64, cause: Error) -> Result<Connection> {
+        let history = self.shared.lock().history.clone();
+        let mut last = cause;
+        // Asking one that has forgotten makes it prepare a base.
+        let mut forgot = BTreeSet::new();
+        for _ in 0..RECONNECTS {
+            self.shared.rest(RECONNECT_WAIT);
+            let places = std::iter::once(self.address.clone()).chain(self.servers.list());
+            for place in places {
+                if self.shared.stopped() {
+                    return Err(Error::cancelled("the link was ended"));
+                }
+                if forgot.contains(&place) {
+                    continue;
+                }
+                match self.take_up(&place, &history, offset) {
+                    Ok(Some(connection)) => return Ok(connection),
+                    Ok(None) => _ = forgot.insert(place),
+                    Err(e) => last = e,
+                }
+            }
+            if forgot.contains(&self.address) {
+                return Err(Error::conflict(
+                    "the server has forgotten where the link stood (its backlog is too short, or it was started \
+                     anew): the base must be taken again",
+                ));
+            }
+        }
+        Err(last.context("the link to the server dropped and could not be taken up"))
+    }
+
+    /// Goes on with the stream behind `offset` at `place`; `None` when the server has forgotten it.
+    fn take_up(&mut self, place: &Address, history: &str, offset: u64) -> Result<Option<Connection>> {
+        let mut connection = join(place, &self.login)?;
+        match psync(&mut connection, Some((history, offset + 1)))? {
+            Sync::Continue(new) => {
+                tracing::info!(offset, %place, history = %new, "the link goes on");
+                self.shared.update(|s| s.history = if new.is_empty() { history.to_owned() } else { new });
+                acknowledge(&mut connection)?;
+                self.at = place.clone();
+                Ok(Some(connection))
+            }
+            Sync::Full(_) => Ok(None),
+        }
+    }
+
+    /// Reads the stream until it breaks (an error) or the link is stopped.
+    fn keep(&self, connection: &mut Connection, stream: &mut Stream) -> Result<()> {
+        connection.set_timeout(TICK)?;
+        let (mut buffer, mut acked, mut asking) = (vec![0; READ], Instant::now(), None);
+        while !self.shared.stopped() {
+            let asked = match connection.reader().read(&mut buffer) {
+                Ok(0) => return Err(Error::retry("the server closed the link")),
+                Ok(len) => stream.take(&self.shared, &buffer[..len])?,
+                Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                    false
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => false,
+                Err(e) => return Err(Error::retry("the link to the server ended").with_source(e)),
+            };
+            if asked || acked.elapsed() >= ACK_EVERY {
+                acked = Instant::now();
+                if self.server_leaves(&mut asking) {
+                    return Err(Error::retry("the server shuts down"));
+                }
+                acknowledge(connection)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the server waits for its replicas in order to shut down. When it cannot be asked, the link itself will tell.
+    fn server_leaves(&self, asking: &mut Option<Connection>) -> bool {
+        let open = |kept: Option<Connection>| kept.map_or_else(|| Connection::open(&self.at, &self.login), Ok);
+        let ask = |mut connection: Connection| -> Result<(bool, Connection)> {
+            let info = Info::parse(&connection.call(&[b"INFO", b"server"])?.text("INFO")?);
+            Ok((info.has("shutdown_in_milliseconds"), connection))
+        };
+        let answer = open(asking.take()).and_then(ask);
+        answer.is_ok_and(|(leaves, connection)| {
+            *asking = Some(connection);
+            leaves
+        })
+    }
+}
+
+/// The stream's file, and where its commands end.
+struct Stream {
+    log: File,
+    splitter: Splitter,
+    first: u64,
+}
+
+impl Stream {
+    /// Keeps bytes of the stream. Answers whether the server asked for an acknowledgement.
+    fn take(&mut self, shared: &Shared, bytes: &[u8]) -> Result<bool> {
+        if self.splitter.position() - self.first > MAX_LOG {
+            return Err(Error::new(
+                ErrorKind::Full,
+                format!("more than {MAX_LOG} bytes were written since the base"),
+            ));
+        }
+        self.log.write_all(bytes).or_kind(ErrorKind::Full, "keeping the stream of changes on disk")?;
+        let (mut moved, mut asked) = (None, false);
+        self.splitter.feed(bytes, |passed| {
+            match passed.is_idle() {
+                true => asked |= !passed.is("PING"),
+                false => moved = Some(passed.end),
+            }
+            Ok(())
+        })?;
+        shared.update(|s| {
+            s.received = self.splitter.position();
+            s.moved = moved.unwrap_or(s.moved);
+        });
+        Ok(asked)
+    }
+}
