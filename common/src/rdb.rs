@@ -19,6 +19,7 @@ pub mod commands;
 pub mod convert;
 mod crc;
 mod decode;
+pub mod fields;
 mod input;
 mod length;
 mod lzf;
