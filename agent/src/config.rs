@@ -119,6 +119,14 @@ pub enum EngineConfig {
     },
     /// A server of Redis or Valkey.
     Redis(RedisConfig),
+    /// RDB files, which can only be backed up: `tidemark import` starts an agent of them.
+    Rdb {
+        /// The files: of one server, or one of each shard of a Cluster.
+        files: Vec<PathBuf>,
+        /// Times to live count from the import on instead of from when the file was written.
+        #[serde(default)]
+        shift_expiry: bool,
+    },
 }
 
 impl EngineConfig {
@@ -129,7 +137,7 @@ impl EngineConfig {
             Self::Embedded { listen, advertise, .. } | Self::Memory { listen, advertise, .. } => {
                 Some((listen, advertise))
             }
-            Self::Redis(_) => None,
+            Self::Redis(_) | Self::Rdb { .. } => None,
         }
     }
 }

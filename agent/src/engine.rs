@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
-use tidemark_proto::wire::control::{Description, Held, Ownership, Sealed};
-use tidemark_proto::{Incarnation, Result, SlotSet, Timestamp};
+use tidemark_proto::wire::control::{Description, Held, Kept, Ownership, RestoreKept, RestoredKept, Sealed};
+use tidemark_proto::{Error, Incarnation, Result, SlotSet, Timestamp};
 
 /// Longest key of any engine, in bytes.
 pub const MAX_KEY: usize = 64 << 10;
@@ -114,6 +114,23 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Ends the hold of `job` (a hold that has ended is no error) and reads ownership again.
     fn release(&self, job: JobId) -> Result<(Ownership, Duration)>;
+
+    /// What the store keeps beside its records, for the cut of `job` at `at`: users, libraries of functions, settings, the
+    /// nodes of its own cluster. At most `most` bytes; what does not fit, or may not be read, is named as missing, which is
+    /// no error. Nothing where there is nothing of the kind.
+    fn kept(&self, job: JobId, at: Timestamp, most: usize) -> Result<Kept> {
+        let _ = (job, at, most);
+        Ok(Kept::default())
+    }
+
+    /// Takes what a backup keeps beside its records, by the steps of [`RestoreKept`]; each may be taken again.
+    fn restore_kept(&self, job: JobId, kept: &RestoreKept) -> Result<RestoredKept> {
+        let _ = job;
+        match kept.libraries.is_empty() && kept.users.is_empty() {
+            true => Ok(RestoredKept::default()),
+            false => Err(Error::unsupported("this store has neither users nor libraries of functions of its own")),
+        }
+    }
 
     /// Keeps every version that a reader at `at` needs until `unpin(name)` or until `lease` has passed, also over
     /// restarts. Pinning again under a name moves and renews the pin. `TooOld` cannot be pinned: `NotFound`.

@@ -11,6 +11,7 @@ use crate::config::{EngineConfig, RedisConfig};
 use crate::engine::Engine;
 use crate::engine::embedded::{Embedded, Options};
 use crate::engine::memory::Memory;
+use crate::engine::redis::dump::{Dump, DumpOptions};
 use crate::engine::redis::{self, Redis};
 use crate::kv::KvStore;
 
@@ -41,6 +42,11 @@ pub(crate) fn open(config: &EngineConfig, state_dir: &Path) -> Result<Store> {
         EngineConfig::Memory { slots, .. } => {
             let store = Arc::new(Memory::new(slots.clone(), clock));
             Ok(Store { engine: store.clone(), kv: Some(store), changes_since: false, close: Box::new(|| ()) })
+        }
+        EngineConfig::Rdb { files, shift_expiry } => {
+            let (files, dir) = (files.clone(), state_dir.join("rdb"));
+            let store = Arc::new(Dump::open(DumpOptions { files, shift_expiry: *shift_expiry, dir })?);
+            Ok(Store { engine: store, kv: None, changes_since: false, close: Box::new(|| ()) })
         }
         EngineConfig::Redis(config) => {
             let store = Redis::open(redis_options(config, state_dir)?)?;

@@ -7,6 +7,7 @@ pub mod crash;
 pub mod expiry;
 pub mod glob;
 pub mod identity;
+pub mod kept;
 pub mod kv_client;
 pub mod log;
 pub mod metric_names;

@@ -55,9 +55,34 @@ impl Scrubber {
     }
 }
 
+/// Rules of a user of Redis or Valkey without passwords and their hashes: `#` and 64 digits, `>` and `<` and a word.
+pub fn rules(text: &str) -> String {
+    let word = |word: &str| {
+        let inner = word.trim_start_matches(['(', '\'', '"', '`']);
+        let end = inner.trim_end_matches([')', '\'', '"', '`', '.', ',', ':']);
+        match end.strip_prefix(['#', '>', '<', '!']) {
+            Some(secret) if !secret.is_empty() => {
+                let (before, mark) = (&word[..word.len() - inner.len()], &end[..1]);
+                format!("{before}{mark}{HIDDEN}{}", &inner[end.len()..])
+            }
+            _ => word.to_owned(),
+        }
+    };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_are_shown_without_hashes() {
+        let line = "user app on #98c1eb4ee934 #00ff ~app:* &* -@all +get (~side:* >word)";
+        let shown = "user app on #(hidden) #(hidden) ~app:* &* -@all +get (~side:* >(hidden))";
+        assert_eq!(rules(line), shown);
+        assert_eq!(rules("Error in modifier '#98c1': no"), "Error in modifier '#(hidden)': no");
+        assert_eq!(rules("user a on nopass ~* &* +@all"), "user a on nopass ~* &* +@all");
+    }
 
     #[test]
     fn secrets_go_however_they_are_written() {

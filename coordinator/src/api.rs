@@ -101,7 +101,7 @@ mod tests {
         let document = super::document();
         assert_eq!(document.paths.paths.len(), 18);
         let json = serde_json::to_string(&document).unwrap();
-        for schema in ["RestorePlan", "BackupDetail", "JobInfo", "Problem"] {
+        for schema in ["RestorePlan", "BackupDetail", "KeptSummary", "JobInfo", "Problem"] {
             assert!(json.contains(&format!("\"{schema}\"")), "{schema}");
         }
     }

@@ -2,6 +2,7 @@
 
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
+use tidemark_proto::stored::kept::KeptThings;
 use tidemark_proto::stored::ledger::Body;
 use tidemark_proto::stored::manifest::{Root, Totals};
 use tidemark_proto::{ClusterName, Error, Result};
@@ -9,7 +10,8 @@ use tidemark_proto::{ClusterName, Error, Result};
 use crate::context::Context;
 use crate::job::restore::find_backup;
 use crate::job::{JobInfo, JobKind, JobState};
-use crate::repository::{Ledger, Repository, read_root};
+use crate::kept::KeptSummary;
+use crate::repository::{Ledger, Repository, read_kept, read_root, read_root_with_kept};
 
 /// A backup in a list.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -94,6 +96,9 @@ pub struct BackupDetail {
     pub same_parts: u64,
     /// The nodes with their evidence.
     pub node_evidence: Vec<BackupNode>,
+    /// What they keep beside their records; absent for stores that keep nothing of the kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptSummary>,
 }
 
 fn made(manual: u8) -> String {
@@ -118,7 +123,7 @@ fn item(root: &Root) -> BackupItem {
 }
 
 /// A root in full.
-pub fn detail(root: &Root, hash: &Hash) -> BackupDetail {
+pub fn detail(root: &Root, hash: &Hash, kept: Option<KeptSummary>) -> BackupDetail {
     let Totals { read_bytes, stored_bytes, parts, full_parts, delta_parts, same_parts, .. } = root.totals;
     let nodes = root.nodes.iter().map(|n| BackupNode {
         node: n.node.to_string(),
@@ -145,12 +150,13 @@ pub fn detail(root: &Root, hash: &Hash) -> BackupDetail {
         delta_parts,
         same_parts,
         node_evidence: nodes.collect(),
+        kept,
     }
 }
 
 /// A root in full, as JSON.
-pub fn backup_value(root: &Root, hash: &Hash) -> serde_json::Value {
-    serde_json::to_value(detail(root, hash)).unwrap_or_default()
+pub fn backup_value(root: &Root, hash: &Hash, kept: Option<&KeptThings>) -> serde_json::Value {
+    serde_json::to_value(detail(root, hash, kept.map(KeptSummary::of))).unwrap_or_default()
 }
 
 /// All backups of a cluster, newest first: complete, failed and running.
@@ -215,12 +221,20 @@ pub async fn known(repository: &Repository, cluster: &ClusterName) -> Result<Led
     Ok(ledger)
 }
 
-/// One backup in full, from ledger and root alone.
+/// One backup in full, from ledger, root and kept things alone.
 pub async fn show(repository: &Repository, cluster: &ClusterName, backup: &str) -> Result<BackupDetail> {
     let ledger = known(repository, cluster).await?;
     let record = find_backup(&ledger, backup)?;
-    let root = read_root(repository, cluster, &record.backup.root).await?;
-    Ok(detail(&root, &record.backup.root))
+    let (root, kept) = read_root_with_kept(repository, cluster, &record.backup.root).await?;
+    let kept = match kept {
+        None => None,
+        // The rest of the backup is as good without it.
+        Some(kept) => Some(match read_kept(repository, cluster, &kept).await {
+            Ok(things) => KeptSummary::of(&things),
+            Err(e) => KeptSummary::unreadable(e.report()),
+        }),
+    };
+    Ok(detail(&root, &record.backup.root, kept))
 }
 
 /// Marks a backup as deleted: it is no restore point any more. What only it needs is garbage from then on.

@@ -9,7 +9,9 @@ mod demo;
 mod diagnose;
 mod events;
 mod follow;
+mod import;
 mod jobs;
+mod kept;
 mod kv;
 mod limits;
 mod output;
@@ -56,6 +58,8 @@ enum Verb {
     Restore(restore::RestoreCommand),
     /// Read a backup back and check every block, seal and digest
     Verify(backup::VerifyCommand),
+    /// Take RDB files into the repository as a backup
+    Import(import::ImportCommand),
     /// List, show and cancel jobs
     #[command(subcommand)]
     Job(jobs::JobCommand),
@@ -104,6 +108,7 @@ async fn client_verb(verb: Verb, global: &connect::GlobalArgs) -> Result<()> {
         Verb::Backup(command) => command.run(global).await,
         Verb::Restore(command) => command.run(global).await,
         Verb::Verify(command) => command.run(global).await,
+        Verb::Import(command) => command.run(global).await,
         Verb::Job(command) => command.run(global).await,
         Verb::Events(command) => command.run(global).await,
         Verb::Limits(command) => command.run(global).await,

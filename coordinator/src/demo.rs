@@ -8,7 +8,6 @@
 
 mod fleet;
 mod place;
-mod process;
 mod proof;
 mod stopwatch;
 mod summary;
@@ -57,7 +56,7 @@ pub async fn run(options: &DemoOptions, tell: impl Fn(&str)) -> Result<Summary> 
     let start = Instant::now();
     let tell = |text: String| tell(&format!("{:>5.1} s  {text}", start.elapsed().as_secs_f64()));
     // Fields are dropped in the order of declaration: processes end before their folder goes.
-    let agent_binary = process::agent_binary()?;
+    let agent_binary = crate::process::agent_binary()?;
     let place = Place::create(options.dir.as_deref(), SystemClock.time()).await?;
     let mut fleet = Fleet::start(&place, &agent_binary, &AGENTS_BEFORE).await?;
     tell(format!("a coordinator and {} nodes run, the repository is encrypted", AGENTS_BEFORE.len()));
@@ -150,6 +149,7 @@ async fn restore(fleet: &Fleet, backup: &str) -> Result<JobInfo> {
         expiry: ExpiryMode::Absolute,
         no_safety_backup: false,
         salvage: false,
+        with_users: false,
     };
     ended(fleet, fleet.client().create_restore(&request).await?).await
 }

@@ -34,7 +34,10 @@ pub use health::Health;
 pub use keyring::{Keyring, MasterKey};
 pub use ledger::{BackupRecord, Condemned, Ledger, Recorded};
 pub use limits::{LimitsRecord, read_limits, write_limits};
-pub use manifest::{ManifestWriter, Written, decode_page, decode_root, read_page, read_root};
+pub use manifest::{
+    ManifestWriter, Written, decode_kept, decode_page, decode_root, decode_root_with_kept, read_kept, read_page,
+    read_root, read_root_with_kept,
+};
 pub use pack::{PackKind, PackSet};
 pub use pages::{Manifest, PageRead};
 pub use record::{JobRecorder, Record, read_job, read_job_record};

@@ -3,6 +3,7 @@
 pub mod envelope;
 pub mod events;
 pub mod job;
+pub mod kept;
 pub mod ledger;
 pub mod limits;
 pub mod manifest;

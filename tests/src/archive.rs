@@ -12,9 +12,10 @@ use tidemark_coordinator::repository::{
 };
 use tidemark_proto::hash::{Hash, SetDigest};
 use tidemark_proto::id::{Incarnation, JobId};
+use tidemark_proto::stored::kept::{KeptOf, KeptThings};
 use tidemark_proto::stored::ledger::{Backup, Body, Policy};
 use tidemark_proto::stored::manifest::{NodeEntry, PartEntry, Root, RunEntry, Totals};
-use tidemark_proto::wire::control::{Held, Ownership, Position, Sealed};
+use tidemark_proto::wire::control::{Held, Kept, Ownership, Position, Sealed, SecretBytes};
 use tidemark_proto::{ClusterName, Result, SlotSet, Timestamp, slot_of};
 
 /// Slots of a region: 16 regions, one part each.
@@ -203,12 +204,26 @@ impl Maker {
         for part in parts {
             writer.push(part).await.expect("page");
         }
+        // The second backup has a root of the second version.
+        if self.parent != Hash::ZERO {
+            writer.keep(&kept_things(job)).await.expect("kept things");
+        }
         let Written { hash, .. } = writer.finish(root).await.expect("root");
         let backup = Backup { job, cut, root: hash, parent: self.parent };
         let _ = self.ledger.append(2, 1, &Body::Backup(backup.clone()), |_| Ok(())).await.expect("entry");
         self.parent = hash;
         backup
     }
+}
+
+fn kept_things(job: JobId) -> KeptThings {
+    let kept = Kept {
+        read_millis: 1,
+        users: vec![SecretBytes(b"user app on #00 ~* -@all +get".to_vec())],
+        libraries: vec![b"#!lua name=lib\n".to_vec()],
+        ..Kept::default()
+    };
+    KeptThings { job, nodes: vec![KeptOf { node: "n0".parse().expect("name"), kept }] }
 }
 
 fn root(repository: &Repository, job: JobId, cut: Timestamp, parent: Hash, parts: &[PartEntry]) -> Root {

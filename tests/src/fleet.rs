@@ -142,6 +142,11 @@ impl Fleet {
 
     /// Runs the command line as the operator; answers what it prints. It must end well.
     pub async fn tidemark(&self, args: &[&str]) -> String {
+        self.try_tidemark(args).await.unwrap_or_else(|told| panic!("tidemark {args:?}: {told}"))
+    }
+
+    /// As [`Self::tidemark`]; when it does not end well, what it says of that.
+    pub async fn try_tidemark(&self, args: &[&str]) -> std::result::Result<String, String> {
         let url = format!("https://{}", self.coordinator().api_address);
         let mut command = tokio::process::Command::new(binary("tidemark"));
         let _ = command
@@ -153,8 +158,8 @@ impl Fleet {
             .env_remove("TIDEMARK_CLUSTER")
             .kill_on_drop(true);
         let done = command.output().await.expect("tidemark");
-        assert!(done.status.success(), "tidemark {args:?}: {}", String::from_utf8_lossy(&done.stderr));
-        String::from_utf8(done.stdout).expect("UTF-8")
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        if done.status.success() { Ok(text(done.stdout)) } else { Err(text(done.stderr)) }
     }
 
     /// The metrics of the coordinator.
@@ -265,6 +270,15 @@ impl Fleet {
         self.restart_agent(cluster, node);
     }
 
+    /// Waits until an agent has died and starts it again, to die at another point (`TIDEMARK_CRASH_AT`).
+    pub async fn revive_agent_with(&mut self, cluster: &str, node: &str, dies_at: &str) {
+        let agent = self.agent(cluster, node);
+        let _ = agent.process.ended().await;
+        agent.spec.env.retain(|(name, _)| name != "TIDEMARK_CRASH_AT");
+        agent.spec.env.push(("TIDEMARK_CRASH_AT".into(), dies_at.into()));
+        self.restart_agent(cluster, node);
+    }
+
     /// Waits until `n` nodes of the cluster are connected, described and available.
     pub async fn ready(&self, cluster: &str, n: usize) -> ClusterDetail {
         eventually(&format!("{n} nodes of {cluster}"), async || {
@@ -349,6 +363,7 @@ pub fn restore_of(cluster: &str, target: &str) -> RestoreRequest {
         expiry: ExpiryMode::Absolute,
         no_safety_backup: false,
         salvage: false,
+        with_users: false,
     }
 }
 

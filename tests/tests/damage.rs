@@ -1,6 +1,9 @@
 //! Every kind of stored object, every kind of damage: what is hit is named, nothing wrong is ever given out, nothing
 //! panics.
 
+#[path = "damage/kept.rs"]
+mod kept;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;

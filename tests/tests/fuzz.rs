@@ -62,6 +62,7 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         "restore-ended",
         "job-events",
         "limits",
+        "restore-with-users",
     ];
     for (name, bytes) in golden("proto/golden/stored-v1.txt") {
         let wrapped = bytes.starts_with(b"TIDE");
@@ -70,7 +71,7 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         }
         let body = if wrapped { bytes[HEADER_LEN..bytes.len() - CHECKSUM_LEN].to_vec() } else { bytes };
         match &name[..] {
-            "root" | "page" => out.push(("manifest", name, body)),
+            "root" | "page" | "root-with-kept" | "kept-things" => out.push(("manifest", name, body)),
             "run-index" => out.push(("index", name, body)),
             _ if name.starts_with("ledger-") => {
                 out.push(("ledger", format!("{name}-entry"), body.clone()));

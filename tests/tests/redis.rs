@@ -17,19 +17,27 @@ mod files;
 mod fill;
 #[path = "redis/flow.rs"]
 mod flow;
+#[path = "redis/import.rs"]
+mod import;
 #[path = "redis/in_place.rs"]
 mod in_place;
 #[path = "redis/in_place_broken.rs"]
 mod in_place_broken;
+#[path = "redis/kept.rs"]
+mod kept;
 #[path = "redis/load.rs"]
 mod load;
 #[path = "rdb/model.rs"]
 #[allow(dead_code, reason = "the tier `rdb` uses all of it")]
 mod model;
+#[path = "redis/moving.rs"]
+mod moving;
 #[path = "redis/native.rs"]
 mod native;
 #[path = "redis/options.rs"]
 mod options;
+#[path = "redis/phases.rs"]
+mod phases;
 #[path = "redis/pretend.rs"]
 mod pretend;
 #[path = "redis/replicas.rs"]

@@ -9,9 +9,9 @@ use tidemark_common::transport::FrameReader;
 use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
-    CommandHead, Describe, DescribeSource, Description, Diagnose, Done, Hold, ListJobs, OpenJobs, Prepare,
-    Prepared, Release, Released, RestoreAbort, RestoreBegin, RestoreBeginAs, RestoreCount, RestoreFinish,
-    RestoreParts, RestoreVerify, Seal, Settle, Upload, UploadRest,
+    CommandHead, Describe, DescribeSource, Description, Diagnose, Done, Hold, KEPT_LIBRARIES, KEPT_PROBE, Keep,
+    ListJobs, OpenJobs, Prepare, Prepared, Release, Released, RestoreAbort, RestoreBegin, RestoreBeginAs,
+    RestoreCount, RestoreFinish, RestoreKept, RestoreParts, RestoreVerify, Seal, Settle, Upload, UploadRest,
 };
 use tidemark_proto::{Error, Result};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,7 @@ pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
         Seal::KIND => "seal",
         Release::KIND => "release",
         Upload::KIND | UploadRest::KIND => "upload",
+        Keep::KIND => "keep",
         Settle::KIND => "settle",
         RestoreBegin::KIND | RestoreBeginAs::KIND => "restore-begin",
         RestoreParts::KIND => "restore-parts",
@@ -42,6 +43,7 @@ pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
         RestoreVerify::KIND => "restore-verify",
         RestoreFinish::KIND => "restore-finish",
         RestoreAbort::KIND => "restore-abort",
+        RestoreKept::KIND => "restore-kept",
         _ => "unknown",
     };
     tracing::info_span!("job", job = %head.job, attempt = head.attempt, command)
@@ -98,6 +100,10 @@ pub(super) async fn dispatch(
             let command: UploadRest = body(reader, header).await?;
             send(agent, head, command, reply).await
         }
+        Keep::KIND => {
+            let Keep { at, most_bytes } = body(reader, header).await?;
+            reply.finish(blocking(move || engine.kept(job, at, most_bytes as usize))).await
+        }
         ListJobs::KIND => {
             let ListJobs {} = body(reader, header).await?;
             let agent = agent.clone();
@@ -148,6 +154,17 @@ async fn dispatch_restore(
         RestoreFinish::KIND => {
             let finish: RestoreFinish = body(reader, header).await?;
             reply.finish(restore::finish(agent.clone(), head, finish)).await
+        }
+        RestoreKept::KIND => {
+            let kept: RestoreKept = body(reader, header).await?;
+            let (engine, job) = (agent.engine.clone(), head.job);
+            let point = match kept.step {
+                KEPT_PROBE => "agent.kept-probe",
+                KEPT_LIBRARIES => "agent.kept-libraries",
+                _ => "agent.kept-users",
+            };
+            let take = move || engine.restore_kept(job, &kept).inspect(|_| crash::point(point));
+            reply.finish(blocking(take)).await
         }
         RestoreAbort::KIND => {
             let RestoreAbort {} = body(reader, header).await?;

@@ -12,11 +12,13 @@
 pub mod base;
 pub mod check;
 pub mod conn;
+pub mod dump;
 mod fence;
 pub mod fold;
 mod hold;
 mod incarnation;
 mod jobs;
+mod kept;
 pub mod keys;
 pub mod link;
 mod lives;
@@ -35,6 +37,7 @@ mod shard;
 pub mod spill;
 pub mod stream;
 mod sync;
+mod take;
 mod target;
 mod worker;
 
@@ -45,7 +48,7 @@ use std::time::Duration;
 
 use tidemark_common::record::REDIS_MAX_VALUE;
 use tidemark_proto::id::JobId;
-use tidemark_proto::wire::control::{Description, Held, Ownership, Sealed};
+use tidemark_proto::wire::control::{Description, Held, Kept, Ownership, RestoreKept, RestoredKept, Sealed};
 use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
 
 use crate::engine::{Engine, Loader, Snapshot, job_of_pin, job_pin};
@@ -217,6 +220,14 @@ impl Engine for Redis {
 
     fn release(&self, job: JobId) -> Result<(Ownership, Duration)> {
         self.release_hold(job)
+    }
+
+    fn kept(&self, job: JobId, at: Timestamp, most: usize) -> Result<Kept> {
+        self.kept_of(job, at, most)
+    }
+
+    fn restore_kept(&self, job: JobId, kept: &RestoreKept) -> Result<RestoredKept> {
+        self.take_kept(job, kept)
     }
 
     fn pin(&self, name: &str, _: Timestamp, _: Duration) -> Result<()> {

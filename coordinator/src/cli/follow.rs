@@ -71,10 +71,11 @@ fn complete(info: &JobInfo) -> Result<()> {
         return Ok(());
     }
     let missing: Damage = serde_json::from_value(field("missing")).unwrap_or_default();
-    Err(Error::new(
-        ErrorKind::Incomplete,
-        format!("{} parts are missing, of regions {}: they were damaged", missing.parts, missing.regions),
-    ))
+    let what = match (missing.parts, &missing.regions) {
+        (0, _) => format!("all records are there, and this is missing: {}", missing.words()),
+        (parts, regions) => format!("{parts} parts are missing, of regions {regions}: they were damaged"),
+    };
+    Err(Error::new(ErrorKind::Incomplete, what))
 }
 
 /// The error of a job that ended with one.

@@ -5,6 +5,7 @@ use tidemark_common::expiry::ExpiryMode;
 use tidemark_proto::Timestamp;
 
 use super::follow::took;
+use super::kept;
 use super::output::{count, duration, fields, listing, micros, short, size};
 use super::time;
 use crate::catalog::BackupDetail;
@@ -32,6 +33,9 @@ pub(crate) struct RestoreResult {
     /// What a salvage left out.
     #[serde(default)]
     pub(crate) missing: Damage,
+    /// What is not as it was.
+    #[serde(default)]
+    pub(crate) warnings: Vec<String>,
 }
 
 /// A restored node.
@@ -134,6 +138,7 @@ fn backup_done(info: &JobInfo, detail: &BackupDetail) -> String {
         ("moved", format!("{} read, {sent} sent, {} stored", size(detail.read_bytes), size(i.new_bytes))),
         ("parts", parts(detail)),
         ("writes", writes(held, detail.cut_attempt)),
+        ("kept", detail.kept.as_ref().map(kept::counted).unwrap_or_default()),
     ])
 }
 
@@ -188,7 +193,9 @@ pub(crate) fn backup(d: &BackupDetail) -> String {
     });
     let heading =
         ["NODE", "SLOTS", "HELD AT / SEALED AT", "STOOD STILL", "WRITES HELD", "HIGHEST TIMESTAMP", "DATA"];
-    format!("{head}\nevidence of the cut (attempt {})\n{}", d.cut_attempt, listing(heading, evidence, "none"))
+    let evidence = listing(heading, evidence, "none");
+    let kept = d.kept.as_ref().map(kept::shown).unwrap_or_default();
+    format!("{head}\nevidence of the cut (attempt {})\n{evidence}{kept}", d.cut_attempt)
 }
 
 fn restore_done(info: &JobInfo, r: &RestoreResult) -> String {
@@ -211,7 +218,8 @@ fn restore_done(info: &JobInfo, r: &RestoreResult) -> String {
         ("expired", expired),
     ]);
     let nodes = r.nodes.iter().map(|n| [n.node.clone(), n.slots.clone(), count(n.records)]);
-    format!("{head}\n{}{}", listing(["NODE", "SLOTS", "RECORDS"], nodes, "no node"), missing(&r.missing))
+    let table = listing(["NODE", "SLOTS", "RECORDS"], nodes, "no node");
+    format!("{head}\n{table}{}{}", missing(&r.missing), kept::warnings(&r.warnings))
 }
 
 /// What is missing, in lines; nothing where nothing is.
@@ -220,7 +228,10 @@ fn missing(damage: &Damage) -> String {
         return String::new();
     }
     let Damage { parts, regions, slots, faults } = damage;
-    let mut out = format!("\nMISSING: {parts} parts of regions {regions}, slots {slots}\n");
+    let mut out = match parts {
+        0 => "\nMISSING, beside the records:\n".to_owned(),
+        parts => format!("\nMISSING: {parts} parts of regions {regions}, slots {slots}\n"),
+    };
     for fault in faults {
         out.push_str(&format!("  {fault}\n"));
     }
@@ -260,9 +271,10 @@ pub(crate) fn plan(p: &RestorePlan) -> String {
         (
             "onto",
             format!(
-                "cluster {target}, {} nodes{}",
+                "cluster {target}, {} nodes{}{}",
                 p.targets.len(),
-                if p.request.in_place { ", replacing what they hold" } else { "" }
+                if p.request.in_place { ", replacing what they hold" } else { "" },
+                if p.request.with_users { ", with the users of the backup" } else { "" }
             ),
         ),
         ("only", wanted(&p.request)),
@@ -283,7 +295,7 @@ pub(crate) fn plan(p: &RestorePlan) -> String {
     });
     let table =
         listing(["NODE", "SLOTS", "PARTS", "LOADS", "NEEDS DISK", "HOLDS NOW"], targets, "no node takes it");
-    let mut out = format!("{head}\n{table}{}", missing(&p.missing));
+    let mut out = format!("{head}\n{table}{}{}", missing(&p.missing), kept::warnings(&p.warnings));
     for problem in &p.problems {
         out.push_str(&format!("\nIT CANNOT RUN: {problem}"));
     }

@@ -104,6 +104,10 @@ pub(crate) struct What {
     /// the exit code is 6
     #[arg(long)]
     salvage: bool,
+    /// Set the users of the backup as well (Redis and Valkey), on primaries and replicas, when the restore has ended: those of
+    /// the backup and no others. The agent's own user stays as it is
+    #[arg(long)]
+    with_users: bool,
 }
 
 /// Options of `restore run`.
@@ -133,6 +137,7 @@ impl What {
             expiry: self.expiry.into(),
             no_safety_backup: self.no_safety_backup,
             salvage: self.salvage,
+            with_users: self.with_users,
         };
         client.plan_restore(&request).await
     }

@@ -11,11 +11,11 @@ use tokio::time::{Instant, sleep};
 
 use super::CLUSTER;
 use super::place::Place;
-use super::process::{Process, own_binary};
 use super::summary::Kept;
 use crate::api::ClusterDetail;
 use crate::client::ApiClient;
 use crate::kv::{Router, routes};
+use crate::process::{Process, own_binary};
 
 /// The nodes that are backed up.
 pub(super) const AGENTS_BEFORE: [&str; 3] = ["a1", "a2", "a3"];

@@ -5,6 +5,7 @@ pub mod core;
 mod driver;
 pub mod entry;
 mod finish;
+mod keep;
 mod manifest;
 mod members;
 mod parents;

@@ -79,7 +79,10 @@ async fn check_backup(
 ) -> Result<Damage> {
     match open_manifest(repository, cluster, &record.backup).await {
         Ok(manifest) => {
-            Ok(inspect::inspect(&manifest, packs, Depth::Objects, Scope::default(), None).await?.damage)
+            let scope = Scope::default();
+            let mut damage = inspect::inspect(&manifest, packs, Depth::Objects, scope, None).await?.damage;
+            inspect::kept(&manifest, &mut damage).await?;
+            Ok(damage)
         }
         Err(e) if inspect::is_damage(&e) => {
             let mut damage = Damage::default();

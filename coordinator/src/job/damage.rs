@@ -53,7 +53,7 @@ impl Damage {
     }
 
     /// Adds a fault that hits `slots`.
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         object: String,
         parts: u64,

@@ -183,6 +183,17 @@ pub async fn inspect(
     Ok(inspection.end(structure.into_inner().expect("structure")))
 }
 
+/// Looks at what the nodes of a backup keep beside their records; damage to it hits no part.
+pub async fn kept(manifest: &Manifest, damage: &mut Damage) -> Result<()> {
+    match (manifest.kept().await, manifest.kept_ref()) {
+        (Err(e), Some(kept)) if is_damage(&e) => {
+            damage.add(paths::root(manifest.cluster(), &kept.hash), 0, &SlotSet::EMPTY, 1, e.report());
+            Ok(())
+        }
+        (read, _) => read.map(drop),
+    }
+}
+
 struct Inspector<'a> {
     manifest: &'a Manifest,
     counts: Counts<'a>,
@@ -238,7 +249,7 @@ impl Inspector<'_> {
 }
 
 /// Whether an error says that the data is damaged (and not that it cannot be reached at the moment).
-pub(super) fn is_damage(error: &Error) -> bool {
+pub(crate) fn is_damage(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Unsupported)
 }
 

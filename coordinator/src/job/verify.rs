@@ -39,10 +39,11 @@ pub async fn run(repository: Repository, job: Arc<Job>, request: VerifyRequest) 
     let packs = Packs::list(&repository, &request.cluster).await?;
     let scope = Scope { percent: request.sample, ..Scope::default() };
     job.phase("reading back");
-    let found = tokio::select! {
+    let mut found = tokio::select! {
         found = inspect::inspect(&manifest, &packs, Depth::Blocks, scope, Some(&job)) => found?,
         () = job.cancel.cancelled() => return Err(Error::cancelled("the verification was cancelled")),
     };
+    inspect::kept(&manifest, &mut found.damage).await?;
     let backup = record.backup.job;
     let result = serde_json::json!({
         "backup": backup, "parts": manifest.parts(), "checked_parts": found.checked,

@@ -6,8 +6,11 @@ use std::collections::{BTreeMap, HashSet};
 use tidemark_proto::frame;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::PackId;
-use tidemark_proto::stored::envelope::ObjectKind;
-use tidemark_proto::stored::manifest::{PAGE_PARTS, Page, PageRef, PartEntry, Root, VERSION};
+use tidemark_proto::stored::envelope::{ObjectKind, version_of};
+use tidemark_proto::stored::kept::{self, KeptThings};
+use tidemark_proto::stored::manifest::{
+    KeptRef, PAGE_PARTS, Page, PageRef, PartEntry, Root, RootWithKept, VERSION, VERSION_WITH_KEPT,
+};
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet};
 
@@ -16,6 +19,7 @@ use super::drawn::Scope;
 
 const ROOT_NAME: &str = "root";
 const PAGE_NAME: &str = "page";
+const KEPT_NAME: &str = "kept";
 
 /// Streams part entries into pages, so that a manifest is never whole in memory.
 #[derive(Debug)]
@@ -27,13 +31,14 @@ pub struct ManifestWriter<'r> {
     parts: Vec<PartEntry>,
     pages: Vec<PageRef>,
     page_parts: usize,
+    kept: Option<KeptRef>,
 }
 
 impl<'r> ManifestWriter<'r> {
     /// A writer for a manifest of `cluster`; the names of root and pages go to `scope` before they are written.
     pub fn new(repository: &'r Repository, cluster: &ClusterName, scope: &'r Scope) -> Self {
         let (cluster, named, parts, pages) = (cluster.clone(), HashSet::new(), Vec::new(), Vec::new());
-        Self { repository, cluster, scope, named, parts, pages, page_parts: PAGE_PARTS }
+        Self { repository, cluster, scope, named, parts, pages, page_parts: PAGE_PARTS, kept: None }
     }
 
     /// With pages of at most so many entries: what tests need for manifests of several pages.
@@ -63,8 +68,16 @@ impl<'r> ManifestWriter<'r> {
         let count = parts.len() as u32;
         self.named.extend(live.keys());
         let page = Page { parts, packs: live.into_iter().collect() };
-        let hash = self.put(ObjectKind::Page, PAGE_NAME, &frame::to_archive(&page)).await?;
+        let (hash, _) = self.put(ObjectKind::Page, VERSION, PAGE_NAME, &frame::to_archive(&page)).await?;
         self.pages.push(PageRef { hash, parts: count });
+        Ok(())
+    }
+
+    /// Writes what the nodes keep beside their records; the root will name it.
+    pub async fn keep(&mut self, things: &KeptThings) -> Result<()> {
+        let body = frame::to_archive(things);
+        let (hash, bytes) = self.put(ObjectKind::Kept, kept::VERSION, KEPT_NAME, &body).await?;
+        self.kept = Some(KeptRef { hash, bytes });
         Ok(())
     }
 
@@ -72,16 +85,28 @@ impl<'r> ManifestWriter<'r> {
     pub async fn finish(mut self, mut root: Root) -> Result<Written> {
         self.flush().await?;
         root.pages = std::mem::take(&mut self.pages);
-        let hash = self.put(ObjectKind::Root, ROOT_NAME, &frame::to_archive(&root)).await?;
+        let (hash, root) = match self.kept {
+            // What older builds read as well.
+            None => {
+                let (hash, _) = self.put(ObjectKind::Root, VERSION, ROOT_NAME, &frame::to_archive(&root)).await?;
+                (hash, root)
+            }
+            Some(kept) => {
+                let whole = RootWithKept { root, kept };
+                let body = frame::to_archive(&whole);
+                let (hash, _) = self.put(ObjectKind::Root, VERSION_WITH_KEPT, ROOT_NAME, &body).await?;
+                (hash, whole.root)
+            }
+        };
         Ok(Written { hash, root, packs: self.named })
     }
 
-    async fn put(&self, kind: ObjectKind, name: &str, body: &[u8]) -> Result<Hash> {
-        let bytes = self.repository.seal_object(&self.cluster, kind, VERSION, name, body)?;
-        let hash = Hash::of(&bytes);
+    async fn put(&self, kind: ObjectKind, version: u8, name: &str, body: &[u8]) -> Result<(Hash, u64)> {
+        let bytes = self.repository.seal_object(&self.cluster, kind, version, name, body)?;
+        let (hash, len) = (Hash::of(&bytes), bytes.len() as u64);
         self.scope.root(hash);
         self.repository.store().put(&paths::root(&self.cluster, &hash), bytes.into()).await?;
-        Ok(hash)
+        Ok((hash, len))
     }
 }
 
@@ -99,10 +124,10 @@ pub struct Written {
 async fn get(
     repository: &Repository,
     cluster: &ClusterName,
-    kind: ObjectKind,
+    (kind, max_version): (ObjectKind, u8),
     name: &str,
     hash: &Hash,
-) -> Result<Vec<u8>> {
+) -> Result<(u8, Vec<u8>)> {
     let path = paths::root(cluster, hash);
     // It is asked for because something names it.
     let bytes = repository.store().get(&path).await.map_err(|e| match e.kind() {
@@ -112,13 +137,27 @@ async fn get(
     if Hash::of(&bytes) != *hash {
         return Err(Error::damaged(format!("{path}: its bytes are not those that its name says")));
     }
-    repository.open_object(cluster, kind, VERSION, name, &bytes).map_err(|e| e.context(path))
+    let body = repository.open_object(cluster, kind, max_version, name, &bytes);
+    Ok((version_of(&bytes), body.map_err(|e| e.context(path))?))
 }
 
 /// Reads a manifest root by its hash.
 pub async fn read_root(repository: &Repository, cluster: &ClusterName, hash: &Hash) -> Result<Root> {
-    let body = get(repository, cluster, ObjectKind::Root, ROOT_NAME, hash).await?;
-    decode_root(&body).map_err(|e| e.context(paths::root(cluster, hash)))
+    read_root_with_kept(repository, cluster, hash).await.map(|(root, _)| root)
+}
+
+/// Reads a manifest root of any version by its hash, and which kept things it names.
+pub async fn read_root_with_kept(
+    repository: &Repository,
+    cluster: &ClusterName,
+    hash: &Hash,
+) -> Result<(Root, Option<KeptRef>)> {
+    let (version, body) = get(repository, cluster, (ObjectKind::Root, VERSION_WITH_KEPT), ROOT_NAME, hash).await?;
+    let read = match version {
+        VERSION => decode_root(&body).map(|root| (root, None)),
+        _ => decode_root_with_kept(&body).map(|(root, kept)| (root, Some(kept))),
+    };
+    read.map_err(|e| e.context(paths::root(cluster, hash)))
 }
 
 /// Decodes the body of a root. `Damaged` when a set of slots is not in order, as all who read it rely on.
@@ -126,6 +165,26 @@ pub fn decode_root(body: &[u8]) -> Result<Root> {
     let root: Root = frame::from_archive(body)?;
     in_order(root.nodes.iter().map(|n| &n.slots))?;
     Ok(root)
+}
+
+/// Decodes the body of a root of version 2; as [`decode_root`].
+pub fn decode_root_with_kept(body: &[u8]) -> Result<(Root, KeptRef)> {
+    let RootWithKept { root, kept } = frame::from_archive(body)?;
+    in_order(root.nodes.iter().map(|n| &n.slots))?;
+    Ok((root, kept))
+}
+
+/// Reads kept things.
+pub async fn read_kept(repository: &Repository, cluster: &ClusterName, kept: &KeptRef) -> Result<KeptThings> {
+    let (_, body) = get(repository, cluster, (ObjectKind::Kept, kept::VERSION), KEPT_NAME, &kept.hash).await?;
+    decode_kept(&body).map_err(|e| e.context(paths::root(cluster, &kept.hash)))
+}
+
+/// Decodes the body of kept things. `Damaged` when a set of slots is not in order.
+pub fn decode_kept(body: &[u8]) -> Result<KeptThings> {
+    let things: KeptThings = frame::from_archive(body)?;
+    in_order(things.nodes.iter().flat_map(|n| &n.kept.topology).map(|n| &n.slots))?;
+    Ok(things)
 }
 
 /// Decodes the body of a page. `Damaged` when a set of slots is not in order, as all who read it rely on.
@@ -144,7 +203,7 @@ fn in_order<'a>(mut sets: impl Iterator<Item = &'a SlotSet>) -> Result<()> {
 
 /// Reads a page of a manifest.
 pub async fn read_page(repository: &Repository, cluster: &ClusterName, page: &PageRef) -> Result<Page> {
-    let body = get(repository, cluster, ObjectKind::Page, PAGE_NAME, &page.hash).await?;
+    let (_, body) = get(repository, cluster, (ObjectKind::Page, VERSION), PAGE_NAME, &page.hash).await?;
     let read = decode_page(&body).map_err(|e| e.context(paths::root(cluster, &page.hash)))?;
     if read.parts.len() != page.parts as usize {
         return Err(Error::damaged(format!(

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use futures::{FutureExt, Stream, StreamExt};
 use tidemark_proto::hash::Hash;
-use tidemark_proto::stored::manifest::{PAGE_PARTS, Page, PartEntry, Root};
+use tidemark_proto::stored::kept::KeptThings;
+use tidemark_proto::stored::manifest::{KeptRef, PAGE_PARTS, Page, PartEntry, Root};
 use tidemark_proto::{ClusterName, Error, Result};
 
-use super::{Repository, read_page, read_root};
+use super::{Repository, read_kept, read_page, read_root_with_kept};
 
 /// Pages read at once.
 const PARALLEL_PAGES: usize = 4;
@@ -27,6 +28,7 @@ struct Inner {
     cluster: ClusterName,
     hash: Hash,
     root: Root,
+    kept: Option<KeptRef>,
     /// Number of the first part of each page; one more for the end.
     firsts: Vec<u32>,
 }
@@ -55,7 +57,7 @@ impl PageRead {
 impl Manifest {
     /// Reads the root of a manifest. `Damaged` or `NotFound` name the object.
     pub async fn open(repository: &Repository, cluster: &ClusterName, hash: &Hash) -> Result<Self> {
-        let root = read_root(repository, cluster, hash).await?;
+        let (root, kept) = read_root_with_kept(repository, cluster, hash).await?;
         let mut firsts = vec![0u32];
         for page in &root.pages {
             let end = firsts[firsts.len() - 1].checked_add(page.parts);
@@ -65,7 +67,7 @@ impl Manifest {
             })?);
         }
         let (repository, cluster, hash) = (repository.clone(), cluster.clone(), *hash);
-        Ok(Self { inner: Arc::new(Inner { repository, cluster, hash, root, firsts }) })
+        Ok(Self { inner: Arc::new(Inner { repository, cluster, hash, root, kept, firsts }) })
     }
 
     /// The repository.
@@ -86,6 +88,17 @@ impl Manifest {
     /// The root.
     pub fn root(&self) -> &Root {
         &self.inner.root
+    }
+
+    /// Which kept things the backup names; `None` for stores that keep nothing beside their records.
+    pub fn kept_ref(&self) -> Option<&KeptRef> {
+        self.inner.kept.as_ref()
+    }
+
+    /// Reads what the nodes keep beside their records. `Damaged` names the object.
+    pub async fn kept(&self) -> Result<Option<KeptThings>> {
+        let Some(kept) = self.kept_ref() else { return Ok(None) };
+        read_kept(self.repository(), self.cluster(), kept).await.map(Some)
     }
 
     /// Number of parts.

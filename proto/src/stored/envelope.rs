@@ -49,6 +49,10 @@ pub enum ObjectKind {
     RestoreEnded = 18,
     /// How a restore loads records.
     RestoreOptions = 23,
+    /// What the nodes of a backup keep beside their records.
+    Kept = 19,
+    /// A restore sets users too.
+    RestoreWithUsers = 20,
     /// Events of a job.
     JobEvents = 12,
     /// Limits of rates.
@@ -74,6 +78,8 @@ impl ObjectKind {
             Self::RestoreSwitching => "switch of a restore",
             Self::RestoreEnded => "end of a restore",
             Self::RestoreOptions => "options of a restore",
+            Self::Kept => "kept things",
+            Self::RestoreWithUsers => "users of a restore",
             Self::JobEvents => "job events",
             Self::Limits => "limits",
         }
@@ -83,6 +89,11 @@ impl ObjectKind {
 /// The number of the kind in the header of `bytes`; 0 when there is none. Nothing is checked: that is [`unwrap`]'s work.
 pub fn kind_of(bytes: &[u8]) -> u8 {
     bytes.get(4).copied().unwrap_or(0)
+}
+
+/// The version in the header of `bytes`; 0 when there is none. Nothing is checked.
+pub fn version_of(bytes: &[u8]) -> u8 {
+    bytes.get(5).copied().unwrap_or(0)
 }
 
 /// The first bytes of an object.

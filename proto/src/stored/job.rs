@@ -85,6 +85,13 @@ pub struct RestoreOptions {
     pub expired: Option<u64>,
 }
 
+/// The restore sets the users of its backup as well, after the switch. Stands before [`RestoreBegun`].
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RestoreWithUsers {
+    /// The job.
+    pub job: JobId,
+}
+
 /// Every node has read back what it loaded: from here on the restore only goes forward.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct RestoreSwitching {

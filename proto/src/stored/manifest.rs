@@ -11,6 +11,8 @@ use crate::wire::control::{Held, Ownership, Sealed};
 
 /// Version of [`Root`] and [`Page`].
 pub const VERSION: u8 = 1;
+/// Version of [`RootWithKept`].
+pub const VERSION_WITH_KEPT: u8 = 2;
 /// Part entries of one page at most.
 pub const PAGE_PARTS: usize = 1024;
 
@@ -174,4 +176,22 @@ pub struct Root {
     pub pages: Vec<PageRef>,
     /// Sums.
     pub totals: Totals,
+}
+
+/// Names the kept things of a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct KeptRef {
+    /// Hash of the stored bytes, and name.
+    pub hash: Hash,
+    /// Their number.
+    pub bytes: u64,
+}
+
+/// The root of a backup whose nodes keep more than records: version 2 of the object.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RootWithKept {
+    /// As in version 1.
+    pub root: Root,
+    /// What they keep.
+    pub kept: KeptRef,
 }

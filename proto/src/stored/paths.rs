@@ -39,7 +39,7 @@ pub fn ledger(cluster: &ClusterName, number: u64) -> String {
     format!("{}/{number:0DIGITS$}", ledger_dir(cluster))
 }
 
-/// A manifest root or page, named by the hash of its bytes.
+/// A manifest root or page, or the kept things of a backup, named by the hash of its bytes.
 pub fn root(cluster: &ClusterName, hash: &Hash) -> String {
     format!("{}/{hash}", roots_dir(cluster))
 }

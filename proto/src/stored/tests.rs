@@ -3,13 +3,15 @@
 use proptest::prelude::*;
 
 use super::envelope::{self, ObjectKind};
-use super::{events, job, ledger, limits, manifest, repository, run};
+use super::{events, job, kept, ledger, limits, manifest, repository, run};
 use crate::frame::{self, Header};
 use crate::hash::{Hash, SetDigest};
 use crate::id::{ClusterName, Incarnation, JobId, NodeName, PackId, RepositoryId};
 use crate::slot::SlotSet;
 use crate::time::Timestamp;
-use crate::wire::control::{Held, Ownership, Position, RestoreParts, Sealed, Settle, Upload};
+use crate::wire::control::{
+    Held, Kept, Ownership, Position, RestoreParts, Sealed, SecretBytes, Setting, Settle, Upload,
+};
 use crate::wire::golden::check_stored;
 
 const FILE: &str = "stored-v1.txt";
@@ -116,6 +118,24 @@ fn root() -> manifest::Root {
             same_parts: 9,
         },
     }
+}
+
+fn root_with_kept() -> manifest::RootWithKept {
+    let kept = manifest::KeptRef { hash: Hash::of(b"kept"), bytes: 1234 };
+    manifest::RootWithKept { root: root(), kept }
+}
+
+fn kept_things() -> kept::KeptThings {
+    let kept = Kept {
+        read_millis: 1_700_000_000_126,
+        users: vec![SecretBytes(b"user default on nopass ~* &* +@all".to_vec())],
+        libraries: vec![b"#!lua name=lib".to_vec()],
+        settings: vec![Setting { name: "maxmemory".into(), value: "0".into() }],
+        topology: Vec::new(),
+        missing: Vec::new(),
+    };
+    let nodes = vec![kept::KeptOf { node: NodeName::new("n1").unwrap(), kept }];
+    kept::KeptThings { job: JobId::from_u128(6), nodes }
 }
 
 fn page() -> manifest::Page {
@@ -234,11 +254,15 @@ fn golden_bytes_of_the_manifest() {
     // The name by which a later backup calls this part its parent.
     assert_eq!(part().hash(), Hash::of(&frame::to_archive(&part())));
     archive!("run-index", index());
+    archive!("root-with-kept", root_with_kept());
+    object!("kept-things", ObjectKind::Kept, kept::VERSION, kept_things());
 }
 
 /// Every decoder of structured bytes.
 fn decode_all(bytes: &[u8]) {
     let _ = frame::from_archive::<manifest::Root>(bytes);
+    let _ = frame::from_archive::<manifest::RootWithKept>(bytes);
+    let _ = frame::from_archive::<kept::KeptThings>(bytes);
     let _ = frame::from_archive::<manifest::Page>(bytes);
     let _ = frame::from_archive::<manifest::PartEntry>(bytes);
     let _ = frame::from_archive::<repository::Description>(bytes);
@@ -278,7 +302,7 @@ proptest! {
     /// Archives of real values with some bytes changed or cut away: these get further than noise.
     #[test]
     fn no_decoder_panics_on_damaged_archives(
-        which in 0usize..7,
+        which in 0usize..9,
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         cut in proptest::option::of(any::<prop::sample::Index>()),
     ) {
@@ -289,6 +313,8 @@ proptest! {
             3 => frame::to_archive(&index()),
             4 => frame::to_archive(&root().nodes[0].held),
             5 => frame::to_archive(&job_events()),
+            6 => frame::to_archive(&root_with_kept()),
+            7 => frame::to_archive(&kept_things()),
             _ => {
                 let (kind, body) = bodies()[4].1.encode();
                 frame::to_archive(&entry(kind, body))
@@ -340,6 +366,7 @@ fn golden_bytes_of_job_records() {
         expired: Some(17),
     };
     object!("restore-options", ObjectKind::RestoreOptions, job::VERSION, options);
+    object!("restore-with-users", ObjectKind::RestoreWithUsers, job::VERSION, job::RestoreWithUsers { job: id });
     let expect = SetDigest { count: 3, low: 4, high: 5 };
     let target = job::SwitchTarget { node: name("n1"), slots: SlotSet::range(0, 5460), expect };
     let switching = job::RestoreSwitching { job: id, at: Timestamp(1 << 50), targets: vec![target] };

@@ -11,6 +11,11 @@ pub mod v1;
 
 pub use v1::*;
 
+/// Most bytes that a node keeps beside its records: code, rules, settings.
+pub const MAX_KEPT: u32 = 16 << 20;
+/// Largest message with kept things: their bytes, and what frames them.
+const MAX_KEPT_MESSAGE: u32 = MAX_KEPT + (1 << 20);
+
 crate::messages! {
     20 => v1::CommandHead, v 1;
     21 => v1::Describe, v 1;
@@ -46,6 +51,10 @@ crate::messages! {
     56 => v1::RestoreBeginAs, v 1;
     57 => v1::RestoreCount, v 1;
     58 => v1::RestoreCounted, v 1;
+    52 => v1::Keep, v 1;
+    53 => v1::Kept, v 1, max MAX_KEPT_MESSAGE;
+    54 => v1::RestoreKept, v 1, max MAX_KEPT_MESSAGE;
+    55 => v1::RestoredKept, v 1;
     60 => v1::DescribeSource, v 1;
 }
 

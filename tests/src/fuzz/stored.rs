@@ -4,7 +4,8 @@
 use tidemark_common::run::{Merge, RunReader, blocks_for, open_bytes, open_index, record_hash};
 use tidemark_common::seal::{NONCE_LEN, Sealer};
 use tidemark_coordinator::job::backup::tiling;
-use tidemark_coordinator::repository::{decode_page, decode_root};
+use tidemark_coordinator::kept::KeptSummary;
+use tidemark_coordinator::repository::{decode_kept, decode_page, decode_root, decode_root_with_kept};
 use tidemark_proto::frame::from_archive;
 use tidemark_proto::stored::envelope::{self as e, ObjectKind};
 use tidemark_proto::stored::events::JobEvents;
@@ -20,7 +21,7 @@ const MAX_VALUE: usize = 8 << 20;
 /// Largest object that is opened.
 const MAX_OBJECT: usize = 16 << 20;
 
-const KINDS: [ObjectKind; 10] = [
+const KINDS: [ObjectKind; 12] = [
     ObjectKind::Repository,
     ObjectKind::Key,
     ObjectKind::Epoch,
@@ -31,6 +32,8 @@ const KINDS: [ObjectKind; 10] = [
     ObjectKind::JobRecord,
     ObjectKind::JobEvents,
     ObjectKind::Limits,
+    ObjectKind::Kept,
+    ObjectKind::RestoreWithUsers,
 ];
 
 fn sealer() -> Sealer {
@@ -51,7 +54,7 @@ pub fn envelope(bytes: &[u8]) {
 /// Bodies of the small objects: the first byte chooses which.
 pub fn small(bytes: &[u8]) {
     let Some((which, body)) = bytes.split_first() else { return };
-    match which % 12 {
+    match which % 13 {
         0 => drop(from_archive::<r::Description>(body)),
         1 => drop(from_archive::<r::WrappedKey>(body)),
         2 => drop(from_archive::<r::Epoch>(body)),
@@ -62,8 +65,9 @@ pub fn small(bytes: &[u8]) {
         7 => drop(from_archive::<job::RestoreSwitching>(body)),
         8 => drop(from_archive::<job::RestoreEnded>(body)),
         9 => drop(from_archive::<JobEvents>(body)),
-        10 => drop(from_archive::<job::RestoreOptions>(body)),
-        _ => drop(from_archive::<Limits>(body)),
+        10 => drop(from_archive::<Limits>(body)),
+        11 => drop(from_archive::<job::RestoreOptions>(body)),
+        _ => drop(from_archive::<job::RestoreWithUsers>(body)),
     }
 }
 
@@ -81,6 +85,12 @@ pub fn ledger(bytes: &[u8]) {
 pub fn manifest(bytes: &[u8]) {
     if let Ok(root) = decode_root(bytes) {
         let _ = tiling::slots(root.nodes.iter().map(|n| (n.node.as_str(), &n.slots)));
+    }
+    if let Ok((root, _)) = decode_root_with_kept(bytes) {
+        let _ = tiling::slots(root.nodes.iter().map(|n| (n.node.as_str(), &n.slots)));
+    }
+    if let Ok(kept) = decode_kept(bytes) {
+        let _ = KeptSummary::of(&kept);
     }
     if let Ok(page) = decode_page(bytes) {
         let _ = tiling::parts(&page.parts, &[SlotSet::all(), SlotSet::range(0, 99)]);

@@ -75,6 +75,10 @@ pub fn control(bytes: &[u8]) {
         c::RestoreBeginAs,
         c::RestoreCount,
         c::RestoreCounted,
+        c::Keep,
+        c::Kept,
+        c::RestoreKept,
+        c::RestoredKept,
     );
     if let Some((_, body)) = bytes.split_first_chunk::<HEADER_LEN>()
         && let Ok(description) = c::Description::from_body(body)

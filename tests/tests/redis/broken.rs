@@ -10,7 +10,7 @@ use super::contents::{compare, held_by};
 
 /// The rights that the documentation names.
 const RIGHTS: &str = "resetchannels -@all +ping +psync +replconf +info +time +client|setname +client|pause \
-                      +client|unpause +cluster|nodes +acl|dryrun";
+                      +client|unpause +cluster|nodes +acl|dryrun +acl|list +config|get";
 
 fn spec(name: &str, server: &Server, more: &str) -> AgentSpec {
     let mut spec = AgentSpec::new(name, "n0", SlotSet::EMPTY);
@@ -65,6 +65,7 @@ async fn the_rights_in_the_documents_are_enough_and_missing_ones_are_named() {
     assert!(good && text.contains("all that a backup needs"), "{text}");
     let taken = fleet.backup("orders").await.unwrap_or_else(|e| panic!("{}", e.report()));
     assert_eq!(taken.item.records, 2000);
+    assert!(taken.kept.is_some_and(|kept| kept.missing.is_empty()));
     assert!(is_empty(&jobs(&fleet, "orders")), "nothing stays behind");
 
     let _ = server.client().run("ACL SETUSER backup -client|pause -psync");

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tidemark_tests::redis::{Client, Cluster, Reply, eventually};
 
+/// Rest of a writer between two steps: the processor belongs to what is tried.
+const PACE: Duration = Duration::from_millis(1);
 /// Keys of one chain.
 const LINKS: u64 = 64;
 
@@ -35,6 +38,7 @@ impl Chains {
                         return;
                     }
                     write(&mut clients, &mut owner, &key(chain, step), step);
+                    std::thread::park_timeout(PACE);
                     let _ = steps.fetch_add(1, Ordering::Relaxed);
                 }
             })

@@ -1,6 +1,7 @@
 //! What a server holds, by the file that it writes itself.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use tidemark_common::rdb::{self, RdbSink, RecordHead, ValueSummary};
 use tidemark_common::record::redis_key;
@@ -66,4 +67,23 @@ pub(crate) fn compare(what: &str, given: &Contents, wanted: &Contents) {
         wanted.len(),
         other.iter().map(|(k, _)| key(k)).take(5).collect::<Vec<_>>()
     );
+}
+
+/// No file below `dir` holds any of these words; answers how many there are.
+pub(crate) fn holds_none(dir: &Path, words: &[&str]) -> usize {
+    let mut files = 0;
+    for entry in std::fs::read_dir(dir).expect("folder") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            files += holds_none(&path, words);
+            continue;
+        }
+        let bytes = std::fs::read(&path).expect("file");
+        for word in words {
+            let found = bytes.windows(word.len()).any(|w| w == word.as_bytes());
+            assert!(!found, "{} holds `{word}`", path.display());
+        }
+        files += 1;
+    }
+    files
 }

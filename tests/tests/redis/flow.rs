@@ -114,15 +114,22 @@ async fn a_cluster_is_backed_up_and_restored_into_other_shapes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn chains_over_a_cluster_under_load_are_whole_in_every_backup() {
     const CHAINS: usize = 3;
-    const BACKUPS: usize = 4;
+    const BACKUPS: usize = 20;
+    /// The other load makes the data grow: it ends after so many backups.
+    const LOADED: usize = 3;
     let source = Cluster::start(Flavor::Redis, 3, &[]);
-    spread(&source, filling());
+    spread(&source, filling().into_iter().take(6000).collect());
     let mut fleet = Fleet::start().await;
     protect(&mut fleet, "orders", &source).await;
     let chains = Chains::start(&source, CHAINS);
-    let load = Load::start(source.clients(), Wildness::Cluster);
+    let mut load = Some(Load::start(source.clients(), Wildness::Cluster));
     let mut before = 0;
     for i in 0..BACKUPS {
+        if i == LOADED
+            && let Some(load) = load.take()
+        {
+            load.stop();
+        }
         let begun = chains.steps();
         eventually("steps of chains", || (chains.steps() > begun + 200).then_some(()));
         let taken = backup(&fleet, "orders").await;
@@ -137,7 +144,6 @@ async fn chains_over_a_cluster_under_load_are_whole_in_every_backup() {
         before = steps;
         fleet.agent(&name, "n0").process.stop().await;
     }
-    load.stop();
     chains.stop();
 }
 

@@ -4,11 +4,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidemark_tests::redis::{Client, Reply};
 
+/// Rest of a client between two steps: the processor belongs to what is tried.
+const PACE: Duration = Duration::from_micros(300);
 /// Keys of each kind.
 const KEYS: u32 = 300;
 
@@ -51,6 +54,7 @@ impl Load {
                         }
                     }
                     let _ = done.fetch_add(1, Ordering::Relaxed);
+                    std::thread::park_timeout(PACE);
                 }
             })
         };

@@ -9,7 +9,7 @@ use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
 use tidemark_proto::{SlotSet, slot_of};
 use tidemark_tests::fleet::{AgentSpec, EngineKind, Fleet, eventually as later, restore_of};
-use tidemark_tests::redis::{Cluster, Flavor, Server};
+use tidemark_tests::redis::{Cluster, Flavor, Server, eventually};
 
 use super::contents::{compare, held_by, held_by_all};
 use super::cut::engine;
@@ -172,6 +172,24 @@ async fn slots_that_move_are_named_and_nothing_stays_behind() {
     }
     let _ = later("the restore", async || fleet.restore(&restore_of("orders", "copy")).await.ok()).await;
     compare("when they stay", &held_by_all(&cluster), &held_by(&source));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_beside_replicas_take_no_part_of_a_restore() {
+    let (mut fleet, source) = backed_up().await;
+    let mut cluster = Cluster::start(Flavor::Redis, 3, &[]);
+    cluster.add_replica(1, &[]);
+    for (i, (_, server)) in cluster.nodes.iter().enumerate() {
+        fleet.start_agent(spec("copy", &format!("n{i}"), server, ""));
+    }
+    let _ = fleet.ready("copy", 4).await;
+    let plan = good(fleet.plan(&restore_of("orders", "copy")).await);
+    assert_eq!((plan.targets.len(), plan.problems), (3, Vec::<String>::new()));
+    let _ = good(fleet.restore(&restore_of("orders", "copy")).await);
+    let replica = cluster.nodes.pop().expect("the replica").1;
+    compare("the primaries", &held_by_all(&cluster), &held_by(&source));
+    let owned = held_by(&cluster.nodes[1].1);
+    eventually("the replica to have it all", || (held_by(&replica) == owned).then_some(()));
 }
 
 #[test]

@@ -23,6 +23,9 @@ const NEEDED: [&[&[u8]]; 9] = [
     &[b"PSYNC", b"?", b"-1"],
 ];
 
+/// What is kept beside the records, and what the agent's user must be allowed for it. A backup is one without these too.
+const WANTED: [(&str, &[&[u8]]); 2] = [("users", &[b"ACL", b"LIST"]), ("settings", &[b"CONFIG", b"GET", b"*"])];
+
 /// What was found.
 #[derive(Debug, Default)]
 pub struct Findings {
@@ -96,28 +99,19 @@ fn rights(connection: &mut Connection, options: &Options, found: &mut Findings) 
     };
     let mut missing = Vec::new();
     for command in NEEDED {
-        let mut ask: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
-        ask.extend(command);
-        let name = command[..words(command)].join(&b'|');
-        let name = String::from_utf8_lossy(&name).to_lowercase();
-        match connection.call(&ask)? {
-            Reply::Status(ok) if ok == "OK" => {}
-            Reply::Error(e) if e.starts_with("NOPERM") => {
-                found.told.push("rights: cannot be tried without +acl|dryrun".to_owned());
-                return Ok(());
-            }
-            Reply::Error(e) if e.contains("unknown") || e.contains("Unknown") => {
-                found.told.push("rights: this server cannot be asked (7.0 and later can)".to_owned());
-                return Ok(());
-            }
-            Reply::Error(e) if e.starts_with("NOAUTH") => {
-                return Err(Error::new(
-                    ErrorKind::Denied,
-                    "the server wants a password: name it in engine.password_file or engine.password_env",
-                ));
-            }
-            // It says in words why not.
-            _ => missing.push(format!("+{name}")),
+        match may(connection, user, command, found)? {
+            None => return Ok(()),
+            Some(true) => {}
+            Some(false) => missing.push(format!("+{}", name_of(command))),
+        }
+    }
+    for (what, command) in WANTED {
+        match may(connection, user, command, found)? {
+            Some(false) => found.told.push(format!(
+                "backups will not keep the {what} of this server: ACL SETUSER {user} +{}",
+                name_of(command)
+            )),
+            _ => found.told.push(format!("backups keep the {what} of this server")),
         }
     }
     match missing.is_empty() {
@@ -127,7 +121,37 @@ fn rights(connection: &mut Connection, options: &Options, found: &mut Findings) 
     Ok(())
 }
 
+/// Whether the user may do this; `None` where the server does not tell.
+fn may(connection: &mut Connection, user: &str, command: &[&[u8]], found: &mut Findings) -> Result<Option<bool>> {
+    let mut ask: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
+    ask.extend(command);
+    Ok(match connection.call(&ask)? {
+        Reply::Status(ok) if ok == "OK" => Some(true),
+        Reply::Error(e) if e.starts_with("NOPERM") => {
+            found.told.push("rights: cannot be tried without +acl|dryrun".to_owned());
+            None
+        }
+        Reply::Error(e) if e.contains("unknown") || e.contains("Unknown") => {
+            found.told.push("rights: this server cannot be asked (7.0 and later can)".to_owned());
+            None
+        }
+        Reply::Error(e) if e.starts_with("NOAUTH") => {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                "the server wants a password: name it in engine.password_file or engine.password_env",
+            ));
+        }
+        // It says in words why not.
+        _ => Some(false),
+    })
+}
+
+/// A command as a rule names it.
+fn name_of(command: &[&[u8]]) -> String {
+    String::from_utf8_lossy(&command[..words(command)].join(&b'|')).to_lowercase()
+}
+
 /// How many words of a command name it in a rule.
 fn words(command: &[&[u8]]) -> usize {
-    if matches!(command[0], b"CLIENT" | b"CLUSTER") { 2 } else { 1 }
+    if matches!(command[0], b"CLIENT" | b"CLUSTER" | b"ACL" | b"CONFIG") { 2 } else { 1 }
 }

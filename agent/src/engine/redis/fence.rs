@@ -21,6 +21,7 @@ use super::conn::{Address, Connection, Login};
 use super::resp::Reply;
 use super::saved::{Saved, USER_PREFIX, user_and_rules};
 use super::server::View;
+use super::take::has_functions;
 
 /// What is left to every user.
 const NARROW: [&[u8]; 5] = [b"-@all", b"+psync", b"+replconf", b"+ping", b"+sync"];
@@ -29,6 +30,8 @@ const NARROW_AGENT: [&[u8]; 3] = [b"+info", b"+time", b"+cluster|nodes"];
 /// What the temporary user may do; a value that is too long for a payload is written by any command that makes data.
 const RIGHTS: &str = "~* &* -@all +ping +psync +replconf +info +time +client|setname +client|list +client|kill +cluster|nodes \
                       +acl|list +acl|setuser +acl|save +config|rewrite +flushall +restore +select +@write";
+/// The same for libraries of functions, where the server knows them.
+const RIGHTS_TO_FUNCTIONS: [&[u8]; 3] = [b"+function|load", b"+function|flush", b"+function|delete"];
 
 /// The fences that this agent keeps.
 #[derive(Debug)]
@@ -110,24 +113,27 @@ impl Fences {
         }
         saved.write()?;
         crash::point("agent.fence-saved");
-        self.make_user(&mut connection, &saved)?;
+        self.make_user(&mut connection, &view, &saved)?;
         crash::point("agent.fence-user");
         let mut connection = Connection::open(address, &saved.login(&self.own))?;
         for line in others() {
             self.narrow(&mut connection, &view, name_of(line))?;
         }
         end_clients(&mut connection, &saved.user)?;
-        persist(&mut connection);
+        let _ = persist(&mut connection);
         saved.up = true;
         saved.write()?;
         Ok(view)
     }
 
-    fn make_user(&self, connection: &mut Connection, saved: &Saved) -> Result<()> {
+    fn make_user(&self, connection: &mut Connection, view: &View, saved: &Saved) -> Result<()> {
         let password = saved.password_rule();
         let mut args: Vec<&[u8]> = vec![b"ACL", b"SETUSER", saved.user.as_bytes(), b"reset", b"on"];
         args.push(password.as_bytes());
         args.extend(RIGHTS.split_ascii_whitespace().map(str::as_bytes));
+        if has_functions(view) {
+            args.extend(RIGHTS_TO_FUNCTIONS);
+        }
         allowed(connection.call(&args)?, "acl|setuser").map(drop)
     }
 
@@ -167,7 +173,7 @@ impl Fences {
         if fenced || saved.up {
             let mut own = Connection::open(address, &self.own)?;
             let _ = allowed(own.call(&[b"ACL", b"DELUSER", saved.user.as_bytes()])?, "acl|deluser")?;
-            persist(&mut own);
+            let _ = persist(&mut own);
         }
         saved.remove()
     }
@@ -223,14 +229,15 @@ fn end_clients(connection: &mut Connection, user: &str) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the users over a restart of the server, where it has a file for them.
-fn persist(connection: &mut Connection) {
+/// Keeps the users over a restart of the server, where it has a file for them; answers whether it does.
+pub(super) fn persist(connection: &mut Connection) -> bool {
     for command in [[&b"ACL"[..], b"SAVE"], [b"CONFIG", b"REWRITE"]] {
         match connection.call(&command).map(|reply| reply.ok("keeping users over a restart")) {
-            Ok(Ok(_)) => return,
+            Ok(Ok(_)) => return true,
             Ok(Err(e)) | Err(e) => tracing::debug!(error = %e.report(), "the server keeps no users over a restart"),
         }
     }
+    false
 }
 
 /// The replicas that follow a server, as it says. `Retry` while it does not know of one whom that follows.

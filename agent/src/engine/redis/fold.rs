@@ -9,7 +9,6 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
-use std::sync::Mutex;
 
 use tidemark_common::rdb::{self, Family, RdbWriter, RecordHead};
 use tidemark_common::record::{RedisMeta, redis_key, split_redis_key};
@@ -21,7 +20,7 @@ use super::link::Base;
 use super::merge::{Emptied, State};
 use super::resp::{Reply, read_reply};
 use super::scratch::Scratch;
-use super::spill::{Sorted, Spill};
+use super::spill::Spill;
 use crate::engine::ScanRange;
 
 /// What a log touches.
@@ -115,13 +114,7 @@ pub struct Fold<'a> {
 impl Fold<'_> {
     /// The state at the cut, and what else the server held then.
     pub fn run(&self) -> Result<(State, Gathered)> {
-        let mut state = State {
-            at: self.at,
-            base: self.base.records.clone(),
-            over: Sorted::default(),
-            emptied: Emptied::default(),
-            long: Mutex::default(),
-        };
+        let mut state = State::of(self.at, self.base.records.clone());
         if !self.moved {
             return Ok((state, self.base.gathered.clone()));
         }

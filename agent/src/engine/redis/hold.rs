@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use tidemark_proto::id::JobId;
-use tidemark_proto::wire::control::{Held, Ownership, Position, Sealed};
+use tidemark_proto::wire::control::{Held, Ownership, Position, Sealed, TopologyNode};
 use tidemark_proto::{Error, Result, Timestamp};
 
 use super::Redis;
 use super::conn::{self, Connection};
+use super::kept::{Around, topology};
 use super::server::{PRIMARY, View, view_requests};
 
 /// Time for the stream to come to an offset that the server told.
@@ -23,6 +24,8 @@ pub(super) struct HoldState {
     since: Instant,
     budget: Duration,
     paused: bool,
+    /// The nodes that the server knows of.
+    pub(super) topology: Vec<TopologyNode>,
 }
 
 impl Redis {
@@ -37,8 +40,14 @@ impl Redis {
         let paused = !budget.is_zero();
         let (view, since) = self.ask_primary(|connection| pause(connection, budget))?;
         let (position, ownership) = (view.info.position()?, view.ownership()?);
-        this.hold =
-            Some(HoldState { position: position.clone(), ownership: ownership.clone(), since, budget, paused });
+        this.hold = Some(HoldState {
+            position: position.clone(),
+            ownership: ownership.clone(),
+            since,
+            budget,
+            paused,
+            topology: topology(&view),
+        });
         if view.info.role() != PRIMARY {
             return Err(Error::conflict("what was the primary is a replica by now"));
         }
@@ -83,7 +92,11 @@ impl Redis {
         if let Some(hold) = &mut this.hold {
             hold.paused = false;
         }
-        Ok((self.ask_primary(View::read)?.ownership()?, held))
+        let ownership = self.ask_primary(View::read)?.ownership()?;
+        if this.cut.is_some() {
+            this.around = Some(Around::read(self));
+        }
+        Ok((ownership, held))
     }
 }
 

@@ -11,6 +11,7 @@ use tidemark_proto::{Error, ErrorKind, Result, Timestamp};
 use super::Redis;
 use super::fold::Fold;
 use super::hold::HoldState;
+use super::kept::Around;
 use super::link::Link;
 use super::merge::State;
 use super::server::{PRIMARY, View};
@@ -26,6 +27,10 @@ pub(super) struct Job {
     pub(super) hold: Option<HoldState>,
     pub(super) cut: Option<(Timestamp, Position)>,
     pub(super) state: Option<Arc<State>>,
+    /// Libraries of functions in that state.
+    pub(super) libraries: Vec<Vec<u8>>,
+    /// What was read beside, after the cut.
+    pub(super) around: Option<Around>,
     /// Whether the base is Valkey's.
     pub(super) valkey: bool,
 }
@@ -54,8 +59,9 @@ impl Redis {
 
     fn job_or_new(&self, job: JobId) -> SharedJob {
         let dir = self.options.dir.join("jobs").join(job.to_string());
-        let new =
-            || Arc::new(Mutex::new(Job { dir, link: None, hold: None, cut: None, state: None, valkey: false }));
+        let (link, hold, cut, state, around) = (None, None, None, None, None);
+        let (libraries, valkey) = (Vec::new(), false);
+        let new = || Arc::new(Mutex::new(Job { dir, link, hold, cut, state, libraries, around, valkey }));
         self.jobs.lock().expect("jobs").entry(job).or_insert_with(new).clone()
     }
 
@@ -139,7 +145,8 @@ impl Redis {
             valkey,
             dir: &dir,
         };
-        let (state, _) = fold.run()?;
+        let (state, gathered) = fold.run()?;
+        job.libraries = gathered.functions;
         let state = Arc::new(state);
         job.state = Some(state.clone());
         Ok(state)

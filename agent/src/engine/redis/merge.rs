@@ -165,6 +165,11 @@ pub struct State {
 }
 
 impl State {
+    /// What a base alone holds.
+    pub fn of(at: Timestamp, base: Arc<Sorted>) -> Self {
+        Self { at, base, over: Sorted::default(), emptied: Emptied::default(), long: Mutex::default() }
+    }
+
     /// Visits every record of the range once, ascending by (slot, key).
     pub fn scan(&self, range: &ScanRange, visit: &mut RecordVisitor<'_>) -> Result<()> {
         for &(first, last) in range.slots.ranges() {

@@ -188,6 +188,7 @@ impl Place {
         match self.marker()?.step {
             None => {
                 let _ = self.redis.ask(|c| c.call(&[b"FLUSHALL"]))?.ok("emptying the server again")?;
+                self.redis.unload_libraries()?;
                 self.end()
             }
             Some(Step::Fenced) => self.open_again(),

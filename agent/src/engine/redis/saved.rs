@@ -6,6 +6,7 @@
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+pub(super) use tidemark_common::kept::user_and_rules;
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
 use super::conn::{Address, Login};
@@ -35,13 +36,6 @@ impl std::fmt::Debug for Saved {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Saved").field("address", &self.address).field("up", &self.up).finish_non_exhaustive()
     }
-}
-
-/// The name in a line of `ACL LIST`, and the rules behind it.
-pub(super) fn user_and_rules(line: &[u8]) -> Option<(&[u8], impl Iterator<Item = &[u8]>)> {
-    let mut words = line.split(|b| *b == b' ').filter(|w| !w.is_empty());
-    (words.next() == Some(b"user")).then_some(())?;
-    Some((words.next()?, words))
 }
 
 fn path_of(dir: &Path, address: &Address) -> PathBuf {
@@ -135,6 +129,16 @@ impl Saved {
         Login { user: self.user.clone(), password: self.password.clone(), tls: own.tls.clone() }
     }
 
+    /// Puts a line of `ACL LIST` in place of the one of the same user.
+    pub(super) fn put_rule(&mut self, line: &[u8]) {
+        let Some((name, _)) = user_and_rules(line) else { return };
+        let same = |kept: &&mut Vec<u8>| user_and_rules(kept).is_some_and(|(other, _)| other == name);
+        match self.rules.iter_mut().find(same) {
+            Some(kept) => *kept = line.to_vec(),
+            None => self.rules.push(line.to_vec()),
+        }
+    }
+
     /// Whether a rule of this user is kept.
     pub(super) fn knows(&self, user: &[u8]) -> bool {
         self.rules.iter().any(|line| user_and_rules(line).is_some_and(|(name, _)| name == user))
@@ -163,6 +167,9 @@ mod tests {
         assert_eq!(std::fs::metadata(&read.path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(!format!("{read:?}").contains(&read.password));
         assert_eq!(Saved::all(&dir).unwrap().len(), 1);
+        saved.put_rule(b"user default off");
+        saved.put_rule(b"user new on");
+        assert_eq!((&saved.rules[0][..], saved.rules.len()), (&b"user default off"[..], 3));
         std::fs::write(&read.path, "something else").unwrap();
         assert!(Saved::find(&dir, &address).is_err());
     }

@@ -2,7 +2,7 @@
 //! nobody else can reach it.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,6 +24,8 @@ const SILENCE: Duration = Duration::from_secs(300);
 const SAVE_PATIENCE: Duration = Duration::from_secs(3600);
 /// Wait between two looks.
 const POLL: Duration = Duration::from_millis(10);
+/// Lines of its log that an error shows.
+const LAST_WORDS: usize = 4;
 /// Mark around the base that is sent.
 const MARK_LEN: usize = 40;
 
@@ -109,9 +111,9 @@ impl Scratch {
         base: impl FnOnce(&mut dyn Write) -> Result<()>,
         log: (&Path, u64),
     ) -> Result<()> {
-        self.serve(link, base, log).map_err(|e| match self.last_words() {
-            words if words.is_empty() => e.context("the scratch server"),
-            words => e.context(format!("the scratch server, which says `{words}`")),
+        self.serve(link, base, log).map_err(|e| {
+            let ended = self.child.try_wait().ok().flatten().map_or(String::new(), |s| format!(" (it ended: {s})"));
+            e.context(format!("the scratch server{ended}, which says `{}`", self.last_words()))
         })
     }
 
@@ -191,7 +193,7 @@ impl Scratch {
         sent(out.flush())?;
         // The mark must be the last that it has read: the log may follow once it says that it has loaded the base.
         let mut reader = BufReader::new(reader);
-        let _ = read_reply(&mut reader)?.list("an acknowledgement")?;
+        let _ = acknowledgement(&mut reader)?;
         let mut file = File::open(log).or_kind(ErrorKind::Bug, "the log")?.take(len);
         let copied = std::io::copy(&mut file, &mut out).or_kind(lost().0, lost().1)?;
         if copied != len {
@@ -203,7 +205,7 @@ impl Scratch {
         sent(out.flush())?;
         // It acknowledges what it took before the question, on its own every second and when asked.
         loop {
-            let words = read_reply(&mut reader)?.list("an acknowledgement")?;
+            let words = acknowledgement(&mut reader)?;
             let offset = words.last().cloned().unwrap_or(Reply::Nil).text("an acknowledgement")?;
             if offset.parse::<u64>().is_ok_and(|offset| offset >= len) {
                 return Ok(());
@@ -224,11 +226,23 @@ impl Scratch {
         Connection::open(&Address::Unix(self.dir.join("socket")), &Login::default())
     }
 
-    /// Its last warning, for errors.
+    /// Its last lines, for errors.
     fn last_words(&self) -> String {
-        let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
-        let mut lines = log.lines().filter(|l| l.contains(" # ") || l.contains("FATAL") || l.contains('\''));
-        lines.next_back().unwrap_or_default().to_owned()
+        let log = std::fs::read(self.dir.join("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().filter(|l| !l.trim().is_empty()).collect();
+        lines[lines.len().saturating_sub(LAST_WORDS)..].join(" | ")
+    }
+}
+
+/// Reads what a replica says. While it empties itself and loads, it sends empty lines.
+fn acknowledgement(reader: &mut impl BufRead) -> Result<Vec<Reply>> {
+    loop {
+        let ahead = reader.fill_buf().or_kind(ErrorKind::Retry, "waiting for the replica")?;
+        match ahead.iter().take_while(|b| matches!(b, b'\n' | b'\r')).count() {
+            0 => return read_reply(reader)?.list("an acknowledgement"),
+            empty => reader.consume(empty),
+        }
     }
 }
 
@@ -236,5 +250,18 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_lines_of_a_replica_that_loads_are_no_acknowledgement() {
+        let said = b"\n\n*3\r\n$8\r\nREPLCONF\r\n$3\r\nACK\r\n$2\r\n17\r\n\n".to_vec();
+        let words = acknowledgement(&mut BufReader::with_capacity(1, &said[..])).unwrap();
+        assert_eq!(words.last().cloned().unwrap().text("offset").unwrap(), "17");
+        assert!(acknowledgement(&mut &b"\n\n"[..]).is_err());
     }
 }

@@ -75,6 +75,10 @@ pub struct Core {
     spent: Duration,
     /// Since when slots are moving.
     moving_since: Option<Timestamp>,
+    /// Whether the last look found other owners than the one before.
+    moved: bool,
+    /// Looks in a row that found the slots where they were.
+    calm: u32,
     /// Whether the nodes were asked before what they are.
     described: bool,
     back: Back,
@@ -104,6 +108,8 @@ impl Core {
             phase: Phase::Idle,
             nodes,
             moving_since: None,
+            moved: false,
+            calm: 0,
             back: Back::Hold,
             asked: Timestamp::ZERO,
             at: Timestamp::ZERO,
@@ -176,6 +182,8 @@ impl Core {
             }
             (Phase::Sealing, Event::Sealed(n, attempt, result)) if attempt == self.attempt => {
                 self.leads(result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Retry), Back::Again);
+                // Whether the server moved on or its slots did, the next look tells.
+                self.leads(result.is_err() && self.needs_base_of(n), Back::Describe);
                 let result = result.and_then(|s| self.check_sealed(n, s));
                 self.take(n, result);
             }

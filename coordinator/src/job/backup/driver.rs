@@ -11,7 +11,7 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::stored::job::{BackupBegun, BackupCut};
 use tidemark_proto::stored::ledger::Policy;
 use tidemark_proto::stored::manifest::PartEntry;
-use tidemark_proto::wire::control::{Hold, Release, Seal};
+use tidemark_proto::wire::control::{Hold, Kept, Release, Seal};
 use tidemark_proto::{ClusterName, Error, NodeName, Result};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
@@ -61,6 +61,8 @@ pub(super) struct Driver {
     pub(super) recorder: Mutex<Option<JobRecorder>>,
     /// Parts that an earlier coordinator stored for this job.
     pub(super) stored: std::sync::Mutex<Vec<PartEntry>>,
+    /// What each node keeps beside its records.
+    pub(super) kept: std::sync::Mutex<BTreeMap<usize, Kept>>,
 }
 
 /// How a core ended.
@@ -128,6 +130,7 @@ impl Driver {
             committed: Default::default(),
             recorder: Mutex::new(Some(recorder)),
             stored: std::sync::Mutex::new(stored),
+            kept: Default::default(),
         })
     }
 

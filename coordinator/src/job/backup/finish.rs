@@ -48,6 +48,7 @@ impl Driver {
             slots_per_region: self.policy.slots_per_region,
             read_bytes: self.read_bytes.load(std::sync::atomic::Ordering::Relaxed),
             scope: ingest.scope(),
+            kept: self.kept_things(),
         };
         crash::point("backup.stored");
         let committed = draft.commit(ingest.take_received(), &mut ledger).await?;
@@ -76,6 +77,6 @@ impl Driver {
 
     pub(super) fn summary(&self) -> serde_json::Value {
         let Some(done) = self.committed.get() else { return serde_json::Value::Null };
-        crate::catalog::backup_value(&done.root, &done.hash)
+        crate::catalog::backup_value(&done.root, &done.hash, self.kept_things().as_ref())
     }
 }

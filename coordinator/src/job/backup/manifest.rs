@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
+use tidemark_proto::stored::kept::KeptThings;
 use tidemark_proto::stored::ledger::Backup;
 use tidemark_proto::stored::manifest::{NodeEntry, PartEntry, Root, Totals};
 use tidemark_proto::{ClusterName, NodeName, Result};
@@ -32,6 +33,7 @@ pub(super) struct Draft<'a> {
     pub(super) slots_per_region: u16,
     pub(super) read_bytes: u64,
     pub(super) scope: &'a Scope,
+    pub(super) kept: Option<KeptThings>,
 }
 
 /// A committed backup.
@@ -56,6 +58,9 @@ impl Draft<'_> {
         for entry in entries {
             parts.entry(entry.node).or_default().push((entry.region, entry.lower.clone(), entry.hash()));
             writer.push(entry).await?;
+        }
+        if let Some(things) = &self.kept {
+            writer.keep(things).await?;
         }
         let Written { hash, root, packs } = writer.finish(self.root(totals)).await?;
         tidemark_common::crash::point("backup.manifest");

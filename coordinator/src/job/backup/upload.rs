@@ -44,7 +44,7 @@ impl Driver {
             match self.send(&member, attempt, &command, ingest.rest_of(n as u16)).await {
                 Ok(done) => {
                     let _ = self.read_bytes.fetch_add(done.bytes_read, std::sync::atomic::Ordering::Relaxed);
-                    return Ok(());
+                    return self.keep(n, cut).await;
                 }
                 Err(e) if e.kind() == ErrorKind::Retry && attempt < UPLOAD_ATTEMPTS => {
                     tracing::warn!(node = name, attempt, error = %e.report(), "upload broke: asking for what is missing");

@@ -8,7 +8,7 @@ use tidemark_proto::{ClusterName, Result};
 
 use super::sweep::Listing;
 use crate::context::Context;
-use crate::repository::{Ledger, Names, Record, read_job_record, read_page, read_root};
+use crate::repository::{Ledger, Names, Record, read_job_record, read_page, read_root_with_kept};
 
 /// What must stay.
 #[derive(Debug, Default)]
@@ -16,7 +16,7 @@ pub(super) struct Live {
     /// Packs, each with the bytes in it that are needed. Every pack is written by one job, and what is needed of it only
     /// shrinks from backup to backup: the most that any backup needs is what all of them need.
     pub(super) packs: HashMap<PackId, u64>,
-    /// Manifest roots and pages.
+    /// Manifest roots and pages, and kept things.
     pub(super) roots: HashSet<Hash>,
     /// Records of jobs that the ledger does not know the end of.
     pub(super) open_jobs: HashSet<JobId>,
@@ -86,8 +86,8 @@ impl Live {
     }
 
     async fn backup(&mut self, context: &Context, cluster: &ClusterName, hash: Hash) -> Result<()> {
-        let root = read_root(&context.repository, cluster, &hash).await?;
-        let _ = self.roots.insert(hash);
+        let (root, kept) = read_root_with_kept(&context.repository, cluster, &hash).await?;
+        self.roots.extend([Some(hash), kept.map(|k| k.hash)].into_iter().flatten());
         let mut own: BTreeMap<PackId, u64> = BTreeMap::new();
         for page in &root.pages {
             let _ = self.roots.insert(page.hash);

@@ -7,18 +7,19 @@
 use std::sync::{Arc, Mutex};
 
 use tidemark_common::crash;
-use tidemark_common::expiry::ExpiryMode;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::job::{RestoreBegun, RestoreOptions};
+use tidemark_proto::stored::job::RestoreWithUsers;
 use tidemark_proto::stored::ledger::{Body, Policy};
 use tidemark_proto::wire::control::RestoreFinished;
 use tidemark_proto::{ClusterName, Error, Result, Timestamp};
 
 use tracing::Instrument;
 
+use super::begun::{LeftRestore, begun_of, request_of};
+use super::kept::Takers;
 use super::load::Ready;
-use super::options::{Options, recorded};
-use super::plan::{RestorePlan, RestoreRequest, Sources, plan_again};
+use super::options::Options;
+use super::plan::{RestorePlan, Sources, plan_again};
 use super::ready::ready;
 use super::sums::Sums;
 use super::switch::{abort_all, called_off, end, switch_all};
@@ -45,6 +46,8 @@ pub(super) struct Driver {
     pub(super) source: ClusterName,
     target: ClusterName,
     recorder: tokio::sync::Mutex<JobRecorder>,
+    /// What is not as it was.
+    warnings: Mutex<Vec<String>>,
 }
 
 /// Runs a restore job to its end.
@@ -59,19 +62,16 @@ pub async fn run(context: Shared, job: Arc<Job>, plan: RestorePlan) -> Result<se
 pub async fn resume(
     context: Shared,
     job: Arc<Job>,
-    (begun, options): (RestoreBegun, Option<RestoreOptions>),
+    left: LeftRestore,
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
     let target = job.info().cluster;
     let members: Vec<_> =
-        begun.targets.iter().map(|node| Member { cluster: target.clone(), node: node.clone() }).collect();
+        left.begun.targets.iter().map(|node| Member { cluster: target.clone(), node: node.clone() }).collect();
     job.phase("waiting for the nodes");
     let planned = async {
         context.fleet.wait_for(&members, context.config.backup.patience()).await?;
-        let (request, now) = match &options {
-            None => (request_of(&begun, &target), begun.started_millis),
-            Some(options) => recorded(request_of(&begun, &target), options)?,
-        };
+        let (request, now) = request_of(&left, &target)?;
         let plan = plan_again(&context, request).await?;
         let options = Options::new(&plan.request, Timestamp(plan.cut), now);
         Ok::<_, Error>((plan, options))
@@ -79,27 +79,11 @@ pub async fn resume(
     match planned.await {
         Ok((plan, options)) => carry_out(context, job, plan, options, recorder).await,
         Err(e) => {
-            let stuck = abort_all(&context, &target, job.id(), &begun.targets).await;
+            let stuck = abort_all(&context, &target, job.id(), &left.begun.targets).await;
             let e = called_off(e.context("the restore could not be taken up again and was called off"), &stuck);
             end(&context, &mut recorder, job.id(), Some(&e)).await;
             Err(e)
         }
-    }
-}
-
-fn request_of(begun: &RestoreBegun, target: &ClusterName) -> RestoreRequest {
-    RestoreRequest {
-        cluster: begun.source.clone(),
-        backup: begun.backup.to_string(),
-        target: Some(target.clone()),
-        in_place: begun.in_place != 0,
-        keys: begun.keys.clone(),
-        slots: None,
-        dbs: Vec::new(),
-        expiry: ExpiryMode::Absolute,
-        // It was made before the restore began, or was not wanted.
-        no_safety_backup: true,
-        salvage: begun.salvage != 0,
     }
 }
 
@@ -128,7 +112,9 @@ async fn carry_out(
         missing => missing?,
     };
     let (sums, recorder) = (Mutex::default(), tokio::sync::Mutex::new(recorder));
-    let driver = Driver { context, job, id, plan, options, sources, missing, sums, source, target, recorder };
+    let warnings = Mutex::new(plan.warnings.clone());
+    let driver =
+        Driver { context, job, id, plan, options, sources, missing, sums, source, target, recorder, warnings };
     let serve = ServeJob::new(driver.source.clone(), driver.target.clone());
     driver.context.serve.open(id, serve);
     let result = Box::pin(driver.guarded_restore()).await;
@@ -207,11 +193,16 @@ impl Driver {
             i.progress.total_bytes = self.plan.bytes;
         });
         let mut recorder = self.recorder.lock().await;
+        let with_users = self.plan.request.with_users;
         if recorder.revision() == 0 {
             if !self.options.are_usual() {
                 recorder.write(&Record::RestoreOptions(self.options.to_record(self.id, None))).await?;
             }
-            recorder.write(&Record::RestoreBegun(self.begun())).await?;
+            if with_users {
+                self.takers().probe().await?;
+                recorder.write(&Record::RestoreWithUsers(RestoreWithUsers { job: self.id })).await?;
+            }
+            recorder.write(&Record::RestoreBegun(begun_of(&self.plan, &self.job, self.context.epoch))).await?;
             crash::point("restore.begun");
         }
         let ready = match self.load_and_verify().await {
@@ -231,6 +222,11 @@ impl Driver {
         crash::point("restore.switching");
         let finished = switch_all(&self.context, &self.target, &ready.switching).await?;
         crash::point("restore.switched");
+        if with_users {
+            self.job.phase("setting users");
+            let told = self.takers().set_users(&self.sources.takes).await;
+            self.warn(told);
+        }
         end(&self.context, &mut recorder, self.id, None).await;
         Ok(self.summary(&ready, &finished))
     }
@@ -243,18 +239,18 @@ impl Driver {
         recorder.write(&Record::RestoreSwitching(ready.switching.clone())).await
     }
 
-    fn begun(&self) -> RestoreBegun {
-        RestoreBegun {
-            job: self.id,
-            epoch: self.context.epoch,
-            started_millis: self.job.info().started_millis,
-            source: self.source.clone(),
-            backup: self.plan.backup,
-            in_place: u8::from(self.plan.request.in_place),
-            salvage: u8::from(self.plan.request.salvage),
-            keys: self.plan.request.keys.clone(),
-            targets: self.plan.targets.iter().map(|t| t.node.clone()).collect(),
+    pub(super) fn takers(&self) -> Takers<'_> {
+        let nodes = self.plan.targets.iter().map(|t| t.node.clone()).collect();
+        Takers { context: &self.context, cluster: &self.target, job: self.id, nodes }
+    }
+
+    /// Notes what is not as it was.
+    pub(super) fn warn(&self, told: Vec<String>) {
+        for warning in &told {
+            tracing::warn!("{warning}");
+            self.job.log.note("kept", "", warning.clone());
         }
+        self.warnings.lock().expect("warnings").extend(told);
     }
 
     fn summary(&self, ready: &Ready, finished: &[RestoreFinished]) -> serde_json::Value {
@@ -279,6 +275,7 @@ impl Driver {
             "nodes": nodes,
             "complete": self.missing.is_none(),
             "missing": self.missing,
+            "warnings": *self.warnings.lock().expect("warnings"),
         })
     }
 }

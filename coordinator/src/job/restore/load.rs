@@ -8,13 +8,13 @@ use tidemark_proto::stored::job::{RestoreSwitching, SwitchTarget};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::wire::control::{
     RestoreBegin, RestoreBeginAs, RestoreCount, RestoreCounted, RestorePart, RestoreParts, RestorePartsDone,
-    RestoreReady, RestoreVerified, RestoreVerify, RunSource,
+    RestoreReady, RestoreVerified, RestoreVerify,
 };
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp};
 
 use super::driver::Driver;
 use super::plan::PlanNode;
-use super::share::Batch;
+use super::share::{Batch, runs};
 use super::sums::Loaded;
 use super::switch::{BEGIN_DEADLINE, FINISH_DEADLINE};
 
@@ -45,7 +45,10 @@ impl Driver {
         crash::point("restore.loaded");
         self.compared()?;
         self.verify_everywhere(&loaded).await?;
+        let expired = self.expired().await?;
         crash::point("restore.verified");
+        let told = self.takers().load_libraries(&self.sources.takes, self.plan.request.in_place).await?;
+        self.warn(told);
         let target = |(t, l): (&PlanNode, &Loaded)| SwitchTarget {
             node: t.node.clone(),
             slots: t.slots.clone(),
@@ -53,7 +56,7 @@ impl Driver {
         };
         let targets = self.plan.targets.iter().zip(&loaded).map(target).collect();
         let switching = RestoreSwitching { job: self.id, at: Timestamp(self.plan.cut), targets };
-        Ok(Ready { loaded, expired: self.expired().await?, switching })
+        Ok(Ready { loaded, expired, switching })
     }
 
     async fn load_everywhere(&self) -> Result<Vec<Loaded>> {
@@ -86,15 +89,29 @@ impl Driver {
     async fn expired(&self) -> Result<Option<u64>> {
         let mut sum = 0;
         for node in 0..self.plan.targets.len() {
-            let (member, head) = (self.member(node), self.context.head(self.id, 1));
-            let counted: Result<RestoreCounted> =
-                self.context.fleet.command(&member, head, &RestoreCount {}, BEGIN_DEADLINE, |_| ()).await;
+            let counted = match self.count(node).await {
+                // The agent was started anew: it must open its staging area again.
+                Err(e) if matches!(e.kind(), ErrorKind::Retry | ErrorKind::Conflict) => {
+                    self.context
+                        .fleet
+                        .wait_for(&[self.member(node)], self.context.config.backup.patience())
+                        .await?;
+                    self.begin(node).await?;
+                    self.count(node).await
+                }
+                counted => counted,
+            };
             match counted {
                 Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(None),
                 counted => sum += counted?.expired,
             }
         }
         Ok(Some(sum))
+    }
+
+    async fn count(&self, node: usize) -> Result<RestoreCounted> {
+        let (member, head) = (self.member(node), self.context.head(self.id, 1));
+        self.context.fleet.command(&member, head, &RestoreCount {}, BEGIN_DEADLINE, |_| ()).await
     }
 
     /// Hands the node its parts, batch by batch.
@@ -147,25 +164,12 @@ impl Driver {
 
     fn command(&self, slots: &SlotSet, batch: &Batch) -> Result<RestoreParts> {
         let part = |(number, part): &(u32, Arc<PartEntry>)| {
-            let (slots, runs) = (part.slots.intersect(slots), self.runs(part)?);
+            let runs = runs(self.context.repository.keys(), &self.source, part)?;
+            let slots = part.slots.intersect(slots);
             Ok(RestorePart { number: *number, slots, runs, bytes: part.live_bytes })
         };
         let parts = batch.iter().map(part).collect::<Result<_>>()?;
         Ok(RestoreParts { parts, keys: self.plan.request.keys.clone(), concurrency: 0 })
-    }
-
-    fn runs(&self, part: &PartEntry) -> Result<Vec<RunSource>> {
-        let keys = self.context.repository.keys();
-        let source = |(number, run): (usize, &tidemark_proto::stored::manifest::RunEntry)| {
-            Ok(RunSource {
-                number: number as u32,
-                blocks: run.blocks,
-                run_tag: keys.run_tag(&self.source, part.region, &part.lower, &run.salt),
-                key: keys.subkey(run.key_id, &run.salt)?,
-                encrypt: u8::from(run.key_id != 0),
-            })
-        };
-        part.runs.iter().enumerate().map(source).collect()
     }
 
     /// Every part was read as the manifest says, over all nodes that took a share of it.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use tidemark_common::expiry::ExpiryMode;
 use tidemark_common::glob::KeyFilter;
 use tidemark_common::select::Selection;
@@ -11,8 +11,10 @@ use tidemark_proto::stored::ledger::Backup;
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
+use super::kept::Takes;
 use super::options::selection;
 use super::share::Share;
+use super::shares::{Shares, shares};
 use super::types::{Taker, Types};
 use crate::context::Context;
 use crate::job::backup::tiling;
@@ -22,9 +24,6 @@ use crate::repository::{BackupRecord, Ledger, Manifest, Repository};
 
 /// Throughput assumed for the time estimate until a fleet's own is known, bytes a second and node.
 const ASSUMED_RATE: u64 = 100 << 20;
-/// Disk that a loaded byte takes while old and new data lie side by side, in percent.
-const DISK_PERCENT: u64 = 130;
-
 /// Role of a node that follows another one.
 const REPLICA: &str = "replica";
 
@@ -68,6 +67,9 @@ pub struct RestoreRequest {
     /// Restore what is healthy of a damaged backup; without it a damaged backup is refused.
     #[serde(default)]
     pub salvage: bool,
+    /// Set the users of the backup as well, when everything else is done. The agents' own user stays as it is.
+    #[serde(default)]
+    pub with_users: bool,
 }
 
 /// What a node takes.
@@ -116,6 +118,9 @@ pub struct RestorePlan {
     /// What will be missing, as far as it is known without reading the packs; only a salvage goes on with any.
     #[serde(default)]
     pub missing: Damage,
+    /// What will not be as it was.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// What the job reads.
     #[serde(skip)]
     #[schema(ignore)]
@@ -148,6 +153,8 @@ pub(super) struct Sources {
     pub(super) selection: Selection,
     /// Whether all values can be loaded where they go.
     pub(super) types: Arc<Types>,
+    /// What the backup keeps beside its records.
+    pub(super) takes: Arc<Takes>,
 }
 
 impl Sources {
@@ -276,7 +283,12 @@ pub async fn plan_onto(
         found.whole().map_err(|e| refused(&manifest, e))?;
     }
     let types = types(&manifest, &candidates, &selection);
-    let bad = Arc::new(found.bad);
+    let (bad, mut missing) = (Arc::new(found.bad), found.damage);
+    let takes = Takes::read(&manifest).await?;
+    note_lost(&mut missing, &takes);
+    if request.with_users {
+        problems.extend(takes.problem(root.job));
+    }
     let Shares { nodes: targets, pages, unwanted } = shares(&manifest, &candidates, &bad, &selection.slots).await?;
     let unwanted = Arc::new(unwanted);
     let owners = targets.iter().map(|t| (t.node.as_str(), &t.slots));
@@ -308,9 +320,10 @@ pub async fn plan_onto(
         estimated_seconds: most.div_ceil(ASSUMED_RATE),
         targets,
         problems,
-        missing: found.damage,
+        missing,
+        warnings: takes.warnings.clone(),
         request,
-        sources: Some(Sources { manifest, pages, bad, unwanted, selection, types }),
+        sources: Some(Sources { manifest, pages, bad, unwanted, selection, types, takes: Arc::new(takes) }),
     })
 }
 
@@ -324,68 +337,19 @@ fn types(manifest: &Manifest, candidates: &[Candidate], selection: &Selection) -
     Types::new(candidates.iter().map(taker).collect(), sources, selection.clone())
 }
 
+/// Kept things that cannot be read stop no restore: they are missing.
+pub(super) fn note_lost(missing: &mut Damage, takes: &Takes) {
+    if let Some((object, cause)) = &takes.lost {
+        let cause = format!("libraries of functions, users and settings cannot be read: {cause}");
+        missing.add(object.clone(), 0, &SlotSet::EMPTY, 1, cause);
+    }
+}
+
 /// The refusal of a damaged backup.
 pub(super) fn refused(manifest: &Manifest, error: Error) -> Error {
     let told =
         "it is not restored (nothing was touched; a salvage restores what is healthy and leaves the rest out)";
     error.context(format_args!("backup {}: {told}", manifest.root().job))
-}
-
-/// Who takes what.
-struct Shares {
-    /// What each node takes.
-    nodes: Vec<PlanNode>,
-    /// The pages in which it finds that.
-    pages: Vec<Vec<u32>>,
-    /// Parts of which no slot is wanted.
-    unwanted: PartSet,
-}
-
-/// What each node takes of the parts with some of the slots `wanted`.
-async fn shares(manifest: &Manifest, candidates: &[Candidate], bad: &PartSet, wanted: &SlotSet) -> Result<Shares> {
-    let node = |c: &Candidate| PlanNode {
-        node: c.node.clone(),
-        slots: c.slots.clone(),
-        parts: 0,
-        bytes: 0,
-        disk_bytes: 0,
-        present_records: c.records,
-    };
-    let mut nodes: Vec<PlanNode> = candidates.iter().map(node).collect();
-    let mut needed: Vec<Vec<u32>> = vec![Vec::new(); nodes.len()];
-    let (mut pages, mut unwanted) = (manifest.pages(), PartSet::default());
-    // Parts of one region follow each other: who takes its slots is looked up once.
-    let mut slots = SlotSet::EMPTY;
-    let mut takers: Vec<(usize, u32)> = Vec::new();
-    while let Some(page) = pages.next().await {
-        let (index, lost) = (page.index, bad.contains(page.first));
-        let numbered = match page.numbered() {
-            Err(_) if lost => continue,
-            numbered => numbered?,
-        };
-        for (number, part) in numbered.filter(|(number, _)| !bad.contains(*number)) {
-            if part.slots.intersect(wanted).is_empty() {
-                unwanted.insert(number);
-                continue;
-            }
-            if part.slots != slots {
-                slots.clone_from(&part.slots);
-                let share = nodes.iter().map(|n| n.slots.intersect(&slots).len()).enumerate();
-                takers = share.filter(|(_, share)| *share > 0).collect();
-            }
-            for &(taker, share) in &takers {
-                nodes[taker].parts += 1;
-                nodes[taker].bytes += part.live_bytes * u64::from(share) / u64::from(slots.len().max(1));
-                if needed[taker].last() != Some(&index) {
-                    needed[taker].push(index);
-                }
-            }
-        }
-    }
-    for node in &mut nodes {
-        node.disk_bytes = node.bytes * DISK_PERCENT / 100;
-    }
-    Ok(Shares { nodes, pages: needed, unwanted })
 }
 
 /// Whether records of a backup of `source` can be loaded by `engine`. The embedded store and the reference store in

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use tidemark_proto::{Error, Result};
 
-use super::plan::{RestorePlan, Sources, refused};
+use super::plan::{RestorePlan, Sources, note_lost, refused};
 use crate::job::Job;
 use crate::job::damage::Damage;
 use crate::job::inspect::{Depth, Packs, RecordCheck, Scope, inspect};
@@ -39,5 +39,7 @@ pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sour
     }
     sources.types.verdict()?;
     sources.bad = Arc::new(found.bad);
-    Ok(found.damage)
+    let mut missing = found.damage;
+    note_lost(&mut missing, &sources.takes);
+    Ok(missing)
 }

@@ -5,11 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
-use tidemark_proto::stored::manifest::PartEntry;
-use tidemark_proto::{Result, SlotSet};
+use tidemark_proto::stored::manifest::{PartEntry, RunEntry};
+use tidemark_proto::wire::control::RunSource;
+use tidemark_proto::{ClusterName, Result, SlotSet};
 
 use crate::job::damage::PartSet;
-use crate::repository::{Manifest, PageRead};
+use crate::repository::{Keyring, Manifest, PageRead};
 
 /// Bytes of records that one command hands out, at most (one part may pass it).
 const BATCH_BYTES: u64 = 16 << 30;
@@ -69,4 +70,18 @@ impl Share {
         }
         Ok(true)
     }
+}
+
+/// The runs of a part with what opens them; the backup is of cluster `source`.
+pub(super) fn runs(keys: &Keyring, source: &ClusterName, part: &PartEntry) -> Result<Vec<RunSource>> {
+    let one = |(number, run): (usize, &RunEntry)| {
+        Ok(RunSource {
+            number: number as u32,
+            blocks: run.blocks,
+            run_tag: keys.run_tag(source, part.region, &part.lower, &run.salt),
+            key: keys.subkey(run.key_id, &run.salt)?,
+            encrypt: u8::from(run.key_id != 0),
+        })
+    };
+    part.runs.iter().enumerate().map(one).collect()
 }

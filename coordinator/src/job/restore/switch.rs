@@ -4,13 +4,15 @@
 use std::time::Duration;
 
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::job::{RestoreBegun, RestoreEnded, RestoreOptions, RestoreSwitching, SwitchTarget};
+use tidemark_proto::stored::job::{RestoreEnded, RestoreSwitching, SwitchTarget};
 use tidemark_proto::wire::control::{
     Done, ListJobs, OpenJobs, RestoreAbort, RestoreBegin, RestoreFinish, RestoreFinished, RestoreReady,
     RestoreVerified, RestoreVerify,
 };
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
 
+use super::begun::LeftRestore;
+use super::kept::{Takers, takes_of};
 use crate::context::{Context, Shared};
 use crate::fleet::{DESCRIBE_DEADLINE, Member};
 use crate::job::Job;
@@ -96,12 +98,23 @@ pub(super) async fn switch_all(
 pub async fn resume_switch(
     context: Shared,
     job: std::sync::Arc<Job>,
-    (begun, switching, options): (RestoreBegun, RestoreSwitching, Option<RestoreOptions>),
+    (left, switching): (LeftRestore, RestoreSwitching),
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
+    let LeftRestore { begun, options, with_users } = left;
     job.phase("switching");
     let cluster = job.info().cluster;
     let finished = switch_all(&context, &cluster, &switching).await?;
+    let mut warnings = Vec::new();
+    if with_users {
+        job.phase("setting users");
+        let nodes = switching.targets.iter().map(|t| t.node.clone()).collect();
+        let takers = Takers { context: &context, cluster: &cluster, job: job.id(), nodes };
+        warnings = match takes_of(&context, &begun.source, begun.backup).await {
+            Ok(takes) => takers.set_users(&takes).await,
+            Err(e) => vec![format!("users were not set: {}", e.report())],
+        };
+    }
     end(&context, &mut recorder, job.id(), None).await;
     let nodes = switching.targets.iter().zip(&finished).map(
         |(t, f)| serde_json::json!({"node": t.node, "records": f.digest.count, "incarnation": f.incarnation, "slots": t.slots}),
@@ -112,6 +125,7 @@ pub async fn resume_switch(
         "expired": options.map_or(Some(0), |options| options.expired),
         "nodes": nodes.collect::<Vec<_>>(),
         "resumed": true,
+        "warnings": warnings,
         // What a salvage left out was known to the coordinator that began it: its log and the plan tell of it.
         "complete": begun.salvage == 0,
     }))

@@ -167,3 +167,34 @@ fn golden_bytes_of_resumption() {
     let (backups, restores) = (vec![JobId::from_u128(5)], vec![JobId::from_u128(6)]);
     check(FILE, "open-jobs", &OpenJobs { backups, restores });
 }
+
+#[test]
+fn golden_bytes_of_kept_things() {
+    check(FILE, "keep", &Keep { at: Timestamp(1 << 50), most_bytes: 16 << 20 });
+    let users = vec![SecretBytes(b"user app on #98c1eb4ee93476743763878fcb96a25f ~app:* &* -@all +get".to_vec())];
+    let libraries = vec![b"#!lua name=lib\nredis.register_function('f', function() return 1 end)".to_vec()];
+    let node = TopologyNode {
+        id: "8371b4fb1155b71f".into(),
+        address: "192.0.2.1:6379".into(),
+        role: "primary".into(),
+        follows: String::new(),
+        slots: SlotSet::range(0, 5460),
+        config_epoch: 3,
+        myself: 1,
+    };
+    let kept = Kept {
+        read_millis: 1_700_000_000_126,
+        users: users.clone(),
+        libraries: libraries.clone(),
+        settings: vec![Setting { name: "maxmemory".into(), value: "0".into() }],
+        topology: vec![node],
+        missing: vec![NotKept { what: "users".into(), why: "the right +acl|list is missing".into() }],
+    };
+    check(FILE, "kept", &kept);
+    check(FILE, "restore-kept", &RestoreKept { step: KEPT_USERS, replace: 1, libraries, users });
+    let restored = RestoredKept { libraries: 1, users: 2, warnings: vec!["user `app` was not set".into()] };
+    check(FILE, "restored-kept", &restored);
+    let shown = format!("{kept:?}");
+    assert!(!shown.contains("98c1eb") && !shown.contains("57, 56"), "{shown}");
+    assert!(Kept::default().is_empty() && !kept.is_empty());
+}

@@ -1,6 +1,8 @@
 //! Control messages, version 1. Frozen: never edit a struct that a build has sent.
 
+mod kept;
 mod options;
+mod secret;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -9,7 +11,9 @@ use crate::id::{Incarnation, JobId};
 use crate::slot::SlotSet;
 use crate::time::Timestamp;
 
+pub use kept::*;
 pub use options::{LoadOptions, RestoreBeginAs, RestoreCount, RestoreCounted};
+pub use secret::*;
 
 /// Opens every command.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
@@ -389,14 +393,4 @@ pub struct Failure {
     pub code: u32,
     /// What happened and what to do.
     pub message: String,
-}
-
-/// 256 secret bits: shown by nothing, wiped by nobody's log.
-#[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
-pub struct SecretKey(pub [u8; 32]);
-
-impl std::fmt::Debug for SecretKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SecretKey(..)")
-    }
 }

@@ -14,6 +14,8 @@ use super::{Action, Back, Core, Phase, Used};
 pub const MAX_REPEATS: u32 = 3;
 /// Slots that are moving are waited for so long before a hold; then the job fails and names them.
 pub const SLOTS_PATIENCE: Duration = Duration::from_secs(300);
+/// So many looks in a row must find all slots where they were, once some have moved.
+const CALM_LOOKS: u32 = 3;
 /// Wait before looking again at slots that are moving.
 const SLOTS_LOOK: Duration = Duration::from_secs(1);
 
@@ -73,10 +75,7 @@ impl Core {
             // What is wrong at the very beginning is told at once.
             return if first { self.finish(Err(e)) } else { self.again_or_fail(e) };
         }
-        let names = self.settings.nodes.iter().zip(&self.nodes);
-        let mut moving =
-            names.filter_map(|(name, node)| check_settled(name, &node.description.as_ref()?.ownership).err());
-        if let Some(e) = moving.next() {
+        if let Some(e) = self.restless() {
             return self.wait_for_slots(e, now);
         }
         self.moving_since = None;
@@ -85,6 +84,21 @@ impl Core {
             Err(e) if first => self.finish(Err(e)),
             Err(e) => self.again_or_fail(e),
         }
+    }
+
+    /// Why the slots are not quiet: one is moving, or not enough looks have found them where they were since one was. Tools
+    /// that move many of them do it one after the other, with short rests.
+    fn restless(&mut self) -> Option<Error> {
+        let names = self.settings.nodes.iter().zip(&self.nodes);
+        let mut moving =
+            names.filter_map(|(name, node)| check_settled(name, &node.description.as_ref()?.ownership).err());
+        if let Some(e) = moving.next() {
+            self.calm = 0;
+            return Some(e);
+        }
+        self.calm = if std::mem::take(&mut self.moved) { 0 } else { self.calm + 1 };
+        let quiet = self.moving_since.is_none() && self.calm > 0 || self.calm >= CALM_LOOKS;
+        (!quiet).then(|| Error::conflict("slots or roles of nodes have just changed"))
     }
 
     fn wait_for_slots(&mut self, moving: Error, now: Timestamp) -> Vec<Action> {

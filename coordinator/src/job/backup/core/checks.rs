@@ -17,7 +17,9 @@ impl Core {
             )));
         }
         self.check_clock(n, description.clock_millis, now)?;
-        self.nodes[n].description = Some(description);
+        let before = self.nodes[n].description.replace(description);
+        let now = self.nodes[n].description.as_ref();
+        self.moved |= before.is_some_and(|b| now.is_some_and(|d| d.ownership != b.ownership));
         Ok(())
     }
 

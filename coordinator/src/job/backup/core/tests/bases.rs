@@ -189,7 +189,8 @@ fn slots_that_move_are_waited_for_before_any_hold() {
         _ => None,
     });
     outcome.unwrap();
-    assert_eq!(count(&sent, |a| matches!(a, Action::WaitForSlots(_))), 4);
+    // Four looks find them moving, one finds them moved, and two more are to find them where they were.
+    assert_eq!(count(&sent, |a| matches!(a, Action::WaitForSlots(_))), 4 + 1 + 2);
     assert_eq!(pauses(&sent), [(1, 0)], "waiting costs no pause");
 }
 

@@ -11,6 +11,9 @@ use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
 /// Time for a daemon to open its ports.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for a daemon to end, and between two looks.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+const STOP_LOOK: Duration = Duration::from_millis(20);
 /// Longest announcement, in bytes.
 const MAX_LINE: u64 = 4096;
 /// Lines of its log that are shown when a daemon does not start.
@@ -19,7 +22,7 @@ const AGENT: &str = "tidemark-agent";
 
 /// A running daemon; killed and waited for when dropped.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Option<Child>,
     name: String,
     log: PathBuf,
@@ -28,7 +31,7 @@ pub(super) struct Process {
 impl Process {
     /// Starts a daemon and waits until it has told its ports. It is no member of this process's group: Ctrl-C is for us
     /// alone, and a fleet that is kept must outlive the terminal's job.
-    pub(super) async fn start<T: DeserializeOwned>(
+    pub(crate) async fn start<T: DeserializeOwned>(
         name: &str,
         binary: &Path,
         arguments: &[&str],
@@ -60,7 +63,7 @@ impl Process {
     }
 
     /// An error if the daemon has ended by itself.
-    pub(super) fn check(&mut self) -> Result<()> {
+    pub(crate) fn check(&mut self) -> Result<()> {
         match self.child.as_mut().map(Child::try_wait) {
             Some(Ok(Some(status))) => {
                 Err(Error::bug(format!("{} ended ({status}); its log ends:\n{}", self.name, self.log_tail())))
@@ -69,8 +72,24 @@ impl Process {
         }
     }
 
+    /// Ends it in order, so that its peers know; `kill -9` when that takes too long.
+    pub(crate) async fn stop(mut self) {
+        let id = self.child.as_ref().and_then(|c| i32::try_from(c.id()).ok());
+        if let Some(id) = id {
+            // It may have ended before.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM);
+        }
+        let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
+        while tokio::time::Instant::now() < deadline {
+            match self.child.as_mut().map(Child::try_wait) {
+                Some(Ok(None)) => tokio::time::sleep(STOP_LOOK).await,
+                _ => return,
+            }
+        }
+    }
+
     /// `kill -9`.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             // It may have ended before; then there is nothing to kill.
             let _ = child.kill();
@@ -79,11 +98,12 @@ impl Process {
     }
 
     /// Lets it run on after this process; answers its id.
-    pub(super) fn leave_running(mut self) -> Option<u32> {
+    pub(crate) fn leave_running(mut self) -> Option<u32> {
         self.child.take().map(|c| c.id())
     }
 
-    fn log_tail(&self) -> String {
+    /// The end of its log.
+    pub(crate) fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
@@ -106,18 +126,18 @@ fn first_line(stdout: Option<ChildStdout>) -> String {
 }
 
 /// This program.
-pub(super) fn own_binary() -> Result<PathBuf> {
+pub(crate) fn own_binary() -> Result<PathBuf> {
     std::env::current_exe().or_kind(ErrorKind::Config, "the path of this program is not known")
 }
 
 /// The agent beside this program.
-pub(super) fn agent_binary() -> Result<PathBuf> {
+pub(crate) fn agent_binary() -> Result<PathBuf> {
     let path = own_binary()?.with_file_name(AGENT);
     if path.is_file() {
         return Ok(path);
     }
     Err(Error::config(format!(
-        "{} is not there: the demo starts agents, put `{AGENT}` beside `tidemark` (`cargo build --release` makes both)",
+        "{} is not there: this command starts an agent, put `{AGENT}` beside `tidemark` (`cargo build --release` makes both)",
         path.display()
     )))
 }

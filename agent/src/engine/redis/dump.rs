@@ -1,0 +1,349 @@
+//! RDB files as a store that can only be backed up: how old dumps come into a repository (`tidemark import`).
+//!
+//! The files together are one data set: those of one server, or one of each shard of a Cluster. They are sorted on disk when
+//! the base is taken, as the base of a server is. They never change, so that a cut needs no hold.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tidemark_common::clock::{SystemClock, WallClock};
+use tidemark_common::rdb::{self, Family, RdbSink, RecordHead, Trailer, ValueSummary};
+use tidemark_common::record::split_redis_key;
+use tidemark_proto::id::JobId;
+use tidemark_proto::wire::control::{Description, Held, Ownership, Position, Sealed};
+use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
+
+use super::base::BaseSink;
+use super::jobs::free_space;
+use super::merge::State;
+use super::server::PRIMARY;
+use super::spill::{Sorted, Spill};
+use crate::engine::{ChangeVisitor, Engine, Loader, RecordVisitor, ScanRange, Snapshot, job_of_pin, job_pin};
+
+/// Bytes of a file read at once.
+const READ: usize = 256 << 10;
+
+/// What the store works with.
+#[derive(Debug, Clone)]
+pub struct DumpOptions {
+    /// The files.
+    pub files: Vec<PathBuf>,
+    /// Times to live count from now on instead of from when a file was written.
+    pub shift_expiry: bool,
+    /// Folder for sorted records.
+    pub dir: PathBuf,
+}
+
+/// Files of RDB.
+#[derive(Debug)]
+pub struct Dump {
+    options: DumpOptions,
+    version: String,
+    incarnation: Incarnation,
+    jobs: Mutex<Option<DumpJob>>,
+}
+
+#[derive(Debug)]
+struct DumpJob {
+    job: JobId,
+    records: Arc<Sorted>,
+    at: Timestamp,
+    dir: PathBuf,
+}
+
+impl Drop for DumpJob {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).or_kind(ErrorKind::Config, format_args!("{}", path.display()))
+}
+
+impl Dump {
+    /// Looks at the files' heads. `Config` where one is not there or is no RDB file.
+    pub fn open(options: DumpOptions) -> Result<Self> {
+        if options.files.is_empty() {
+            return Err(Error::config("engine.files: name at least one RDB file"));
+        }
+        let mut version = String::new();
+        for path in &options.files {
+            let mut head = Head::default();
+            let read = rdb::read(&mut open(path)?, &mut head);
+            match read {
+                Err(e) if !head.seen => return Err(e.context(path.display())),
+                // The head was all that was wanted.
+                _ => version = head.version,
+            }
+        }
+        let _ = std::fs::remove_dir_all(&options.dir);
+        std::fs::create_dir_all(&options.dir)
+            .or_kind(ErrorKind::Full, format_args!("{}", options.dir.display()))?;
+        let incarnation = Incarnation::from_u128(rand::random());
+        Ok(Self { options, version, incarnation, jobs: Mutex::default() })
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        let len = |path: &PathBuf| {
+            let meta = std::fs::metadata(path).or_kind(ErrorKind::Config, format_args!("{}", path.display()));
+            meta.map(|m| m.len())
+        };
+        self.options.files.iter().map(len).sum()
+    }
+
+    fn ownership() -> Ownership {
+        Ownership { role: PRIMARY.to_owned(), slots: SlotSet::all(), moving: SlotSet::EMPTY, config_epoch: 0 }
+    }
+
+    fn position(&self) -> Position {
+        Position { history: self.incarnation.to_string(), offset: 0 }
+    }
+
+    fn sort(&self, dir: &Path, cancel: &dyn Fn() -> bool, progress: &dyn Fn(u64)) -> Result<Sorted> {
+        let (wanted, free) = (self.bytes()?, free_space(&self.options.dir)?);
+        if free < wanted {
+            let dir = self.options.dir.display();
+            return Err(Error::new(
+                ErrorKind::Full,
+                format!("the files are sorted in {dir}, which may take {wanted} bytes, and {free} are free there"),
+            ));
+        }
+        let mut inner = BaseSink::new(Spill::new(dir)?);
+        let (mut trailer, mut done) = (None, 0);
+        for path in &self.options.files {
+            let mut sink = FileSink { inner, shift: self.options.shift_expiry.then_some(0) };
+            let mut reader = Watched { file: open(path)?, done: &mut done, cancel, progress };
+            let read = rdb::read(&mut reader, &mut sink);
+            trailer = Some(read.map_err(|e| match cancel() {
+                true => Error::cancelled("the import was cancelled"),
+                false => e.context(path.display()),
+            })?);
+            inner = sink.inner;
+        }
+        let trailer: Trailer = trailer.ok_or_else(|| Error::bug("no file"))?;
+        Ok(inner.finish(&trailer)?.0)
+    }
+}
+
+/// Learns who wrote a file, and ends at its first record.
+#[derive(Default)]
+struct Head {
+    seen: bool,
+    version: String,
+}
+
+impl RdbSink for Head {
+    fn header(&mut self, family: Family, _: u16) -> Result<()> {
+        self.seen = true;
+        self.version = if family == Family::Valkey { "valkey".into() } else { "redis".into() };
+        Ok(())
+    }
+
+    fn aux(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        let value = String::from_utf8_lossy(value);
+        match key {
+            b"redis-ver" => self.version = format!("redis {value}"),
+            b"valkey-ver" => self.version = format!("valkey {value}"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, _: &RecordHead<'_>) -> Result<()> {
+        Err(Error::cancelled("the head is read"))
+    }
+
+    fn value(&mut self, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn end(&mut self, _: ValueSummary) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Sorts the records of a file; `shift` is by how many milliseconds their expiry moves, once the file has said when it was
+/// written.
+struct FileSink {
+    inner: BaseSink,
+    shift: Option<i64>,
+}
+
+impl RdbSink for FileSink {
+    fn aux(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        if let (Some(shift), b"ctime") = (&mut self.shift, key) {
+            let text = String::from_utf8_lossy(value);
+            let written: i64 =
+                text.parse().map_err(|_| Error::damaged(format!("ctime of the file is `{text}`")))?;
+            *shift = SystemClock.millis() as i64 - written.saturating_mul(1000);
+        }
+        Ok(())
+    }
+
+    fn function(&mut self, code: &[u8]) -> Result<()> {
+        self.inner.function(code)
+    }
+
+    fn begin(&mut self, head: &RecordHead<'_>) -> Result<()> {
+        let shift = self.shift.unwrap_or(0);
+        let expire_at_millis = head.expire_at_millis.map(|at| at.saturating_add(shift));
+        self.inner.begin(&RecordHead { expire_at_millis, ..*head })
+    }
+
+    fn value(&mut self, piece: &[u8]) -> Result<()> {
+        self.inner.value(piece)
+    }
+
+    fn end(&mut self, summary: ValueSummary) -> Result<()> {
+        self.inner.end(summary)
+    }
+}
+
+/// Counts what is read, over all files, and ends early.
+struct Watched<'a> {
+    file: File,
+    done: &'a mut u64,
+    cancel: &'a dyn Fn() -> bool,
+    progress: &'a dyn Fn(u64),
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if (self.cancel)() {
+            return Err(std::io::Error::other("cancelled"));
+        }
+        let most = buf.len().min(READ);
+        let len = self.file.read(&mut buf[..most])?;
+        *self.done += len as u64;
+        (self.progress)(*self.done);
+        Ok(len)
+    }
+}
+
+/// The records, of which no two may have one key.
+struct DumpSnapshot(Arc<State>);
+
+impl Snapshot for DumpSnapshot {
+    fn at(&self) -> Timestamp {
+        self.0.at
+    }
+
+    fn scan(&self, range: &ScanRange, visit: &mut RecordVisitor<'_>) -> Result<()> {
+        let mut last: Option<Vec<u8>> = None;
+        self.0.scan(range, &mut |record| {
+            if last.as_deref() == Some(record.key) {
+                let (db, name) = split_redis_key(record.key)?;
+                return Err(Error::conflict(format!(
+                    "key `{}` of database {db} stands in two of the files: import files of one moment of one server, \
+                     or one of each shard of a Cluster",
+                    String::from_utf8_lossy(name)
+                )));
+            }
+            let kept = last.get_or_insert_default();
+            kept.clear();
+            kept.extend_from_slice(record.key);
+            visit(record)
+        })
+    }
+
+    fn changes(&self, _: Timestamp, _: &ScanRange, _: &mut ChangeVisitor<'_>) -> Result<()> {
+        Err(Error::unsupported("files keep no changes"))
+    }
+}
+
+impl Engine for Dump {
+    fn describe(&self) -> Result<Description> {
+        Ok(Description {
+            engine: super::ENGINE.to_owned(),
+            engine_version: self.version.clone(),
+            incarnation: self.incarnation,
+            state: "available".to_owned(),
+            position: self.position(),
+            ownership: Self::ownership(),
+            clock_millis: SystemClock.millis(),
+            records: 0,
+            bytes: self.bytes()?,
+            changes_since: false,
+            data_address: String::new(),
+            ledger_number: 0,
+            ledger_hash: Default::default(),
+        })
+    }
+
+    fn prepare(
+        &self,
+        job: JobId,
+        cancel: &(dyn Fn() -> bool + Sync),
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
+        let mut jobs = self.jobs.lock().expect("jobs");
+        if jobs.as_ref().is_some_and(|j| j.job == job) {
+            return Ok(());
+        }
+        *jobs = None;
+        let dir = self.options.dir.join(job.to_string());
+        let records = Arc::new(self.sort(&dir, cancel, progress)?);
+        *jobs = Some(DumpJob { job, records, at: Timestamp::ZERO, dir });
+        Ok(())
+    }
+
+    fn hold(&self, job: JobId, _: Duration) -> Result<Held> {
+        if self.jobs.lock().expect("jobs").as_ref().is_none_or(|j| j.job != job) {
+            return Err(Error::conflict("the files are not sorted for this job: begin it again"));
+        }
+        Ok(Held {
+            position: self.position(),
+            max_timestamp: Timestamp::ZERO,
+            ownership: Self::ownership(),
+            incarnation: self.incarnation,
+            clock_millis: SystemClock.millis(),
+        })
+    }
+
+    fn seal(&self, job: JobId, at: Timestamp) -> Result<Sealed> {
+        match self.jobs.lock().expect("jobs").as_mut().filter(|j| j.job == job) {
+            Some(kept) => kept.at = at,
+            None => return Err(Error::conflict("a seal without a hold")),
+        }
+        Ok(Sealed { position: self.position() })
+    }
+
+    fn release(&self, _: JobId) -> Result<(Ownership, Duration)> {
+        Ok((Self::ownership(), Duration::ZERO))
+    }
+
+    fn pin(&self, name: &str, _: Timestamp, _: Duration) -> Result<()> {
+        Err(Error::unsupported(format!("pin {name}: files keep no old versions")))
+    }
+
+    fn unpin(&self, name: &str) -> Result<()> {
+        let mut jobs = self.jobs.lock().expect("jobs");
+        if jobs.as_ref().is_some_and(|j| Some(j.job) == job_of_pin(name)) {
+            *jobs = None;
+        }
+        Ok(())
+    }
+
+    fn pins(&self) -> Result<Vec<(String, Timestamp)>> {
+        Ok(self.jobs.lock().expect("jobs").iter().map(|j| (job_pin(j.job), j.at)).collect())
+    }
+
+    fn restoring(&self) -> Result<Option<JobId>> {
+        Ok(None)
+    }
+
+    fn snapshot(&self, at: Timestamp) -> Result<Box<dyn Snapshot>> {
+        let jobs = self.jobs.lock().expect("jobs");
+        let kept = jobs.as_ref().filter(|j| j.at == at);
+        let kept = kept.ok_or_else(|| Error::not_found(format!("no cut was taken here at {at}")))?;
+        Ok(Box::new(DumpSnapshot(Arc::new(State::of(at, kept.records.clone())))))
+    }
+
+    fn restore(&self, _: JobId, _: SlotSet, _: bool) -> Result<Box<dyn Loader>> {
+        Err(Error::unsupported("this node only reads files: restore onto servers"))
+    }
+}
