@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use tidemark_common::expiry::Expiry;
 use tidemark_common::log::LogRing;
 use tidemark_common::rate::Limiter;
+use tidemark_common::select::Selection;
 use tidemark_common::telemetry::Metrics;
 use tidemark_proto::Timestamp;
 use tidemark_proto::hash::SetDigest;
@@ -62,6 +64,10 @@ pub struct RestoreSession {
     pub at: Timestamp,
     /// Address of the serve process.
     pub serve: String,
+    /// Which records are loaded; the key globs come with each command.
+    pub selection: Selection,
+    /// When their keys expire.
+    pub expiry: Expiry,
     /// Held for reading while a part is being loaded: an abort waits for the last of them.
     pub loading: Arc<tokio::sync::RwLock<()>>,
     /// What was read back, once that was found right.

@@ -184,6 +184,11 @@ pub trait Loader: Send + Sync {
     /// Parts that are loaded whole: number, digest from the source, digest loaded.
     fn loaded(&self) -> Result<Vec<(u32, SetDigest, SetDigest)>>;
 
+    /// Records of these parts that were given to [`PartLoader::put`] and not loaded, because they had expired.
+    fn expired(&self) -> Result<u64> {
+        Ok(0)
+    }
+
     /// Begins part `number`, emptying what an unfinished attempt at it may have left. Parts load in parallel, hold
     /// disjoint keys, and get their records ascending by (slot, key).
     /// A part that is loaded already, or is being loaded by another caller, is `Conflict`.

@@ -1,6 +1,7 @@
 //! Restore on a node: stage beside the present data, load parts, read back, switch.
 
 mod fetch;
+mod options;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,12 +10,13 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use tidemark_common::crash;
 use tidemark_common::glob::KeyFilter;
-use tidemark_common::record::{slot_of_record, user_key};
+use tidemark_common::record::slot_of_record;
 use tidemark_common::run::Merge;
+use tidemark_common::select::Selection;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::wire::control::{
-    CommandHead, Done, LoadedPart, RestoreBegin, RestoreFinish, RestoreFinished, RestorePart, RestoreParts,
-    RestorePartsDone, RestoreReady, RestoreVerified, RestoreVerify,
+    CommandHead, Done, LoadedPart, RestoreBegin, RestoreBeginAs, RestoreCounted, RestoreFinish, RestoreFinished,
+    RestorePart, RestoreParts, RestorePartsDone, RestoreReady, RestoreVerified, RestoreVerify,
 };
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +28,7 @@ use crate::daemon::RESTORING;
 use crate::engine::{Loader, RecordRef, record_hash};
 use crate::snapshot::Counters;
 use crate::telemetry::{self, PartKind};
+use options::Changes;
 
 /// Attempts at one part within a command.
 const PART_ATTEMPTS: u32 = 4;
@@ -38,8 +41,20 @@ fn loaded_parts(loader: &dyn Loader) -> Result<Vec<LoadedPart>> {
     Ok(loader.loaded()?.into_iter().map(|(number, source, loaded)| LoadedPart { number, source, loaded }).collect())
 }
 
-/// Opens (or reopens) the staging area of the job.
+/// Opens (or reopens) the staging area of the job, to load all records as they are.
 pub(crate) async fn begin(agent: Arc<Agent>, head: CommandHead, begin: RestoreBegin) -> Result<RestoreReady> {
+    let options = options::usual();
+    begin_as(agent, head, RestoreBeginAs { begin, options }).await
+}
+
+/// Opens (or reopens) the staging area of the job.
+pub(crate) async fn begin_as(
+    agent: Arc<Agent>,
+    head: CommandHead,
+    command: RestoreBeginAs,
+) -> Result<RestoreReady> {
+    let RestoreBeginAs { begin, options } = command;
+    let (selection, expiry) = options::of(options, begin.at)?;
     blocking(move || {
         if let Some(mut session) = agent.restore_session(&head.job) {
             // A coordinator that was started anew gives its data elsewhere.
@@ -64,6 +79,8 @@ pub(crate) async fn begin(agent: Arc<Agent>, head: CommandHead, begin: RestoreBe
             loader,
             at: begin.at,
             serve: begin.serve,
+            selection,
+            expiry,
             loading: Arc::default(),
             verified: Arc::default(),
         };
@@ -89,7 +106,7 @@ struct LoadJob {
     agent: Arc<Agent>,
     head: CommandHead,
     session: RestoreSession,
-    filter: KeyFilter,
+    selection: Selection,
     /// Parts at once.
     concurrency: usize,
     counters: Arc<Counters>,
@@ -107,7 +124,7 @@ pub(crate) async fn load(
     let session = session(&agent, &head)?;
     let concurrency =
         if command.concurrency == 0 { agent.config.concurrency() } else { command.concurrency as usize };
-    let filter = KeyFilter::new(&command.keys)?;
+    let selection = Selection { keys: KeyFilter::new(&command.keys)?, ..session.selection.clone() };
     let cancel = cancel.child_token();
     let _stop = cancel.clone().drop_guard();
     // Parts of a command that broke may still be on their way out.
@@ -120,7 +137,7 @@ pub(crate) async fn load(
             None => todo.push(part),
         }
     }
-    let job = Arc::new(LoadJob { agent, head, session, filter, concurrency, counters, cancel });
+    let job = Arc::new(LoadJob { agent, head, session, selection, concurrency, counters, cancel });
     let loaded: Vec<LoadedPart> =
         futures::stream::iter(todo.into_iter().map(|part| load_with_retries(job.clone(), part)))
             .buffer_unordered(concurrency)
@@ -178,6 +195,7 @@ async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> 
 fn apply(job: &LoadJob, number: u32, slots: &SlotSet, mut merge: Merge<fetch::Blocks>) -> Result<LoadedPart> {
     let mut loader = job.session.loader.part(number)?;
     let mut source = SetDigest::default();
+    let mut rule = Changes::new(job.session.expiry);
     let mut seen = 0u64;
     while merge.advance()? {
         seen += 1;
@@ -198,8 +216,12 @@ fn apply(job: &LoadJob, number: u32, slots: &SlotSet, mut merge: Merge<fetch::Bl
         let bytes = (entry.key.len() + meta.len() + value.len()) as u64;
         let _ = job.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         let _ = job.counters.records.fetch_add(1, Ordering::Relaxed);
-        if job.filter.takes(user_key(entry.key, meta)) {
-            loader.put(record, hash)?;
+        if !job.selection.takes(&entry)? {
+            continue;
+        }
+        match rule.change(record)? {
+            None => loader.put(record, hash)?,
+            Some(changed) => loader.put(changed, record_hash(changed))?,
         }
     }
     let loaded = loader.finish(source)?;
@@ -223,6 +245,12 @@ pub(crate) async fn verify(agent: Arc<Agent>, head: CommandHead, verify: Restore
         Ok(RestoreVerified { digest })
     })
     .await
+}
+
+/// How many records were not loaded because they had expired.
+pub(crate) async fn count(agent: Arc<Agent>, head: CommandHead) -> Result<RestoreCounted> {
+    let session = session(&agent, &head)?;
+    blocking(move || Ok(RestoreCounted { expired: session.loader.expired()? })).await
 }
 
 /// Switches to what was read back.

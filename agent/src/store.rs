@@ -64,5 +64,6 @@ pub(crate) fn redis_options(config: &RedisConfig, state_dir: &Path) -> Result<re
         dir,
         scratch_server: config.scratch_server.clone(),
         allow_min_replicas: config.allow_min_replicas,
+        native_over: config.native_over_bytes as usize,
     })
 }

@@ -4,6 +4,7 @@ pub mod announce;
 pub mod clock;
 pub mod config;
 pub mod crash;
+pub mod expiry;
 pub mod glob;
 pub mod identity;
 pub mod kept;
@@ -17,6 +18,7 @@ pub mod record;
 pub mod run;
 pub mod scrub;
 pub mod seal;
+pub mod select;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -15,9 +15,11 @@
 
 mod body;
 mod bytes;
+pub mod commands;
 pub mod convert;
 mod crc;
 mod decode;
+pub mod fields;
 mod input;
 mod length;
 mod lzf;

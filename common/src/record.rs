@@ -11,6 +11,8 @@ use tidemark_proto::{Error, Result, slot_of};
 
 use crate::rdb::{Family, RecordHead};
 
+/// Longest value of Redis that is backed up and restored, in bytes as it is stored: one is whole in memory at a time.
+pub const REDIS_MAX_VALUE: usize = 1 << 30;
 /// First byte of the meta of Redis' records: their layout, version 1.
 pub const REDIS: u8 = 1;
 /// Bytes of the meta before its optional fields.

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tidemark_common::clock::SystemClock;
+use tidemark_common::expiry::ExpiryMode;
 use tidemark_proto::{Error, Result, Timestamp};
 
 use crate::api::CreateBackup;
@@ -143,6 +144,9 @@ async fn restore(fleet: &Fleet, backup: &str) -> Result<JobInfo> {
         target: None,
         in_place: false,
         keys: Vec::new(),
+        slots: None,
+        dbs: Vec::new(),
+        expiry: ExpiryMode::Absolute,
         no_safety_backup: false,
         salvage: false,
         with_users: false,

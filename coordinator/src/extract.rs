@@ -19,10 +19,9 @@ mod tests;
 mod values;
 
 use futures::{StreamExt, TryStreamExt};
-use tidemark_common::glob::KeyFilter;
-use tidemark_common::record::{REDIS, split_redis_key, user_key};
 use tidemark_common::run::Entry;
-use tidemark_proto::{Error, ErrorKind, Result, SlotSet};
+use tidemark_common::select::Selection;
+use tidemark_proto::{Error, ErrorKind, Result};
 use tokio_util::sync::CancellationToken;
 
 use crate::repository::Manifest;
@@ -55,35 +54,6 @@ pub trait Output: Send {
 
     /// There are no more: writes the end and hands on what is buffered.
     fn finish(&mut self) -> Result<()>;
-}
-
-/// Which records are wanted.
-#[derive(Debug, Clone)]
-pub struct Selection {
-    /// By the key, as users of the store know it.
-    pub keys: KeyFilter,
-    /// By slot. Parts without any of these are not read.
-    pub slots: SlotSet,
-    /// By number of the database, of Redis and Valkey; records of other stores are in none.
-    pub db: Option<u64>,
-}
-
-impl Default for Selection {
-    fn default() -> Self {
-        Self { keys: KeyFilter::default(), slots: SlotSet::all(), db: None }
-    }
-}
-
-impl Selection {
-    fn takes(&self, entry: &Entry<'_>) -> Result<bool> {
-        let (meta, _) = entry.put.unwrap_or_default();
-        if let Some(db) = self.db
-            && (meta.first() != Some(&REDIS) || split_redis_key(entry.key)?.0 != db)
-        {
-            return Ok(false);
-        }
-        Ok(self.slots.contains(entry.slot) && self.keys.takes(user_key(entry.key, meta)))
-    }
 }
 
 /// Writes the records of a backup that are selected. Each part is compared with the manifest when it has been read: at a

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tidemark_common::record::REDIS_MAX_VALUE;
 use tidemark_common::run::{BlockSource, Merge, RunReader};
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::stored::manifest::PartEntry;
@@ -16,7 +17,7 @@ use crate::blocks::{RunBlocks, sealer};
 use crate::repository::Repository;
 
 /// Longest value that is read; no engine writes longer ones. A merge holds at most one value of each run.
-pub const MAX_VALUE: usize = 512 << 20;
+pub const MAX_VALUE: usize = REDIS_MAX_VALUE;
 /// Spans of a run between the reads and the thread that opens their blocks.
 const SPANS_AHEAD: usize = 1;
 

@@ -12,12 +12,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::job::{BackupBegun, RestoreBegun, RestoreSwitching};
+use tidemark_proto::stored::job::{BackupBegun, RestoreSwitching};
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, Result};
 
 use crate::context::{Context, Shared};
 use crate::job::backup::{self, BackupRequest, LeftBackup, record_failure};
+use crate::job::restore::LeftRestore;
 use crate::job::{Job, JobKind, hold, restore};
 use crate::repository::{JobRecorder, Ledger, Record, read_job};
 
@@ -32,8 +33,8 @@ pub struct Left {
 enum What {
     Backup(LeftBackup),
     BeforeCut(BackupBegun),
-    Restore(RestoreBegun, bool, JobRecorder),
-    Switch(RestoreBegun, RestoreSwitching, bool, JobRecorder),
+    Restore(LeftRestore, JobRecorder),
+    Switch(LeftRestore, RestoreSwitching, JobRecorder),
 }
 
 /// Takes over every cluster: fences its ledger, and adopts the jobs that are open. A cluster whose history cannot be read
@@ -71,7 +72,7 @@ async fn open_jobs(context: &Shared, cluster: &ClusterName) -> Result<Vec<Left>>
 
 fn adopt(context: &Shared, cluster: &ClusterName, id: JobId, records: Vec<Record>, revision: u64) -> Option<Left> {
     let (mut begun, mut cut, mut stored) = (None, None, BTreeMap::new());
-    let (mut restore, mut switching, mut with_users) = (None, None, false);
+    let (mut restore, mut switching, mut options, mut with_users) = (None, None, None, false);
     for record in records {
         match record {
             Record::BackupBegun(b) => begun = Some(b),
@@ -83,17 +84,17 @@ fn adopt(context: &Shared, cluster: &ClusterName, id: JobId, records: Vec<Record
                 stored.extend(r.parts.into_iter().map(|p| ((p.node, p.region, p.lower.clone()), p)));
             }
             Record::RestoreBegun(b) => restore = Some(b),
+            Record::RestoreOptions(o) => options = Some(o),
             Record::RestoreWithUsers(_) => with_users = true,
             Record::RestoreSwitching(s) => switching = Some(s),
             Record::RestoreEnded(_) => return None,
         }
     }
     let recorder = || JobRecorder::new(&context.repository, cluster, id, context.epoch, revision);
+    let left = |begun| LeftRestore { begun, options: options.clone(), with_users };
     let (kind, started, what) = match (begun, cut, restore, switching) {
-        (_, _, Some(r), Some(s)) => {
-            (JobKind::Restore, r.started_millis, What::Switch(r, s, with_users, recorder()))
-        }
-        (_, _, Some(r), None) => (JobKind::Restore, r.started_millis, What::Restore(r, with_users, recorder())),
+        (_, _, Some(r), Some(s)) => (JobKind::Restore, r.started_millis, What::Switch(left(r), s, recorder())),
+        (_, _, Some(r), None) => (JobKind::Restore, r.started_millis, What::Restore(left(r), recorder())),
         (Some(b), Some(cut), ..) => {
             let request = BackupRequest { cluster: cluster.clone(), full: false, manual: b.manual != 0 };
             let left = LeftBackup { request, cut, stored: stored.into_values().collect(), revision };
@@ -124,13 +125,13 @@ async fn run(context: Shared, job: Arc<Job>, what: What) -> Result<serde_json::V
     match what {
         What::Backup(left) => backup::resume(context, job, left).await,
         What::BeforeCut(begun) => Err(fail(&context, &job, &begun).await),
-        What::Restore(begun, with_users, recorder) => {
-            let (source, backup, reader) = (begun.source.clone(), begun.backup, job.id());
-            let restore = restore::resume(context.clone(), job, (begun, with_users), recorder);
+        What::Restore(left, recorder) => {
+            let (source, backup, reader) = (left.begun.source.clone(), left.begun.backup, job.id());
+            let restore = Box::pin(restore::resume(context.clone(), job, left, recorder));
             hold::reading(&context, &source, backup, reader, restore).await
         }
-        What::Switch(begun, switching, with_users, recorder) => {
-            restore::resume_switch(context, job, (begun, switching), with_users, recorder).await
+        What::Switch(left, switching, recorder) => {
+            restore::resume_switch(context, job, (left, switching), recorder).await
         }
     }
 }

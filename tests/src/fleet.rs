@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use tidemark_common::clock::SystemClock;
+use tidemark_common::expiry::ExpiryMode;
 use tidemark_common::identity::Identity;
 use tidemark_common::pki::{Credentials, PkiPaths};
 use tidemark_coordinator::api::ClusterDetail;
@@ -357,6 +358,9 @@ pub fn restore_of(cluster: &str, target: &str) -> RestoreRequest {
         target: Some(target.parse().expect("name")),
         in_place: false,
         keys: Vec::new(),
+        slots: None,
+        dbs: Vec::new(),
+        expiry: ExpiryMode::Absolute,
         no_safety_backup: false,
         salvage: false,
         with_users: false,

@@ -81,7 +81,15 @@ fn request(salvage: bool) -> RestoreRequest {
 
 async fn plan(repository: &Repository, backup: &Backup, salvage: bool) -> Result<Damage> {
     let manifest = open_manifest(repository, &cluster(), backup).await?;
-    let node = Candidate { node: "t0".parse()?, engine: "memory".into(), slots: SlotSet::all(), records: 0 };
+    let node = Candidate {
+        node: "t0".parse()?,
+        engine: "memory".into(),
+        engine_version: String::new(),
+        replica: false,
+        slots: SlotSet::all(),
+        moving: SlotSet::EMPTY,
+        records: 0,
+    };
     let plan = plan_onto(manifest, vec![node], request(salvage)).await?;
     assert!(plan.problems.is_empty(), "{:?}", plan.problems);
     Ok(plan.missing)

@@ -145,7 +145,10 @@ fn candidates() -> Vec<Candidate> {
     let node = |i| Candidate {
         node: format!("t{i}").parse().expect("name"),
         engine: "embedded".into(),
+        engine_version: String::new(),
+        replica: false,
         slots: even_share(i, TARGETS),
+        moving: SlotSet::EMPTY,
         records: 0,
     };
     (0..TARGETS).map(node).collect()

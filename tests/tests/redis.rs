@@ -32,7 +32,15 @@ mod load;
 mod model;
 #[path = "redis/moving.rs"]
 mod moving;
+#[path = "redis/native.rs"]
+mod native;
+#[path = "redis/options.rs"]
+mod options;
 #[path = "redis/phases.rs"]
 mod phases;
+#[path = "redis/pretend.rs"]
+mod pretend;
 #[path = "redis/replicas.rs"]
 mod replicas;
+#[path = "redis/targets.rs"]
+mod targets;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
+use crate::engine::redis::MAX_PAYLOAD;
 use crate::engine::redis::conn::{Address, Login};
 
 /// Longest password file, in bytes.
@@ -41,6 +42,13 @@ pub struct RedisConfig {
     /// Take bases also from a server that counts its replicas before it accepts writes.
     #[serde(default)]
     pub allow_min_replicas: bool,
+    /// Values over this many bytes are restored by commands, piece by piece, and not as one payload.
+    #[serde(default = "native_over_bytes")]
+    pub native_over_bytes: u64,
+}
+
+fn native_over_bytes() -> u64 {
+    MAX_PAYLOAD as u64
 }
 
 /// TLS to a server.
@@ -63,6 +71,11 @@ impl RedisConfig {
         let _: Address = self.address.parse().map_err(|e: Error| e.context("engine.address"))?;
         if !self.password_file.as_os_str().is_empty() && !self.password_env.is_empty() {
             return Err(Error::config("engine: name either password_file or password_env"));
+        }
+        if self.native_over_bytes > MAX_PAYLOAD as u64 {
+            return Err(Error::config(format!(
+                "engine.native_over_bytes: at most {MAX_PAYLOAD}, as servers take no longer payloads"
+            )));
         }
         Ok(())
     }

@@ -10,8 +10,8 @@ use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
     CommandHead, Describe, DescribeSource, Description, Diagnose, Done, Hold, KEPT_LIBRARIES, KEPT_PROBE, Keep,
-    ListJobs, OpenJobs, Prepare, Prepared, Release, Released, RestoreAbort, RestoreBegin, RestoreFinish,
-    RestoreKept, RestoreParts, RestoreVerify, Seal, Settle, Upload, UploadRest,
+    ListJobs, OpenJobs, Prepare, Prepared, Release, Released, RestoreAbort, RestoreBegin, RestoreBeginAs,
+    RestoreCount, RestoreFinish, RestoreKept, RestoreParts, RestoreVerify, Seal, Settle, Upload, UploadRest,
 };
 use tidemark_proto::{Error, Result};
 use tokio_util::sync::CancellationToken;
@@ -37,8 +37,9 @@ pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
         Upload::KIND | UploadRest::KIND => "upload",
         Keep::KIND => "keep",
         Settle::KIND => "settle",
-        RestoreBegin::KIND => "restore-begin",
+        RestoreBegin::KIND | RestoreBeginAs::KIND => "restore-begin",
         RestoreParts::KIND => "restore-parts",
+        RestoreCount::KIND => "restore-count",
         RestoreVerify::KIND => "restore-verify",
         RestoreFinish::KIND => "restore-finish",
         RestoreAbort::KIND => "restore-abort",
@@ -132,6 +133,14 @@ async fn dispatch_restore(
         RestoreBegin::KIND => {
             let begin: RestoreBegin = body(reader, header).await?;
             reply.finish(restore::begin(agent.clone(), head, begin)).await
+        }
+        RestoreBeginAs::KIND => {
+            let begin: RestoreBeginAs = body(reader, header).await?;
+            reply.finish(restore::begin_as(agent.clone(), head, begin)).await
+        }
+        RestoreCount::KIND => {
+            let RestoreCount {} = body(reader, header).await?;
+            reply.finish(restore::count(agent.clone(), head)).await
         }
         RestoreParts::KIND => {
             let parts: RestoreParts = body(reader, header).await?;

@@ -25,6 +25,8 @@ mod lives;
 mod load;
 mod marker;
 pub mod merge;
+mod notes;
+mod part;
 mod place;
 mod readback;
 pub mod resp;
@@ -36,6 +38,7 @@ pub mod spill;
 pub mod stream;
 mod sync;
 mod take;
+mod target;
 mod worker;
 
 use std::collections::HashMap;
@@ -43,6 +46,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
+use tidemark_common::record::REDIS_MAX_VALUE;
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{Description, Held, Kept, Ownership, RestoreKept, RestoredKept, Sealed};
 use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
@@ -52,6 +56,7 @@ use conn::{Address, Connection, Login};
 use fence::Fences;
 use incarnation::{read_incarnation, write_incarnation};
 use jobs::{Job, SharedJob, free_space};
+pub use load::MAX_PAYLOAD;
 use server::View;
 use shard::Shard;
 
@@ -71,6 +76,8 @@ pub struct Options {
     pub scratch_server: String,
     /// Take the base also where the server counts replicas before it accepts writes (`min-replicas-to-write`).
     pub allow_min_replicas: bool,
+    /// Values over this many bytes are restored by commands, piece by piece; at most [`MAX_PAYLOAD`].
+    pub native_over: usize,
 }
 
 /// A server of Redis or Valkey.
@@ -240,7 +247,7 @@ impl Engine for Redis {
     }
 
     fn max_value(&self) -> usize {
-        load::MAX_PAYLOAD
+        REDIS_MAX_VALUE
     }
 
     fn restoring(&self) -> Result<Option<JobId>> {

@@ -11,7 +11,7 @@ use super::decode::decode;
 use super::input::{Input, Tap};
 use super::length::{put_length, put_text};
 use super::lzf::Scratch;
-use super::types::{Family, loads, number as n};
+use super::types::{Family, SHARED_LAST, loads, number as n};
 use super::visitor::{Nothing, Role, ValueVisitor};
 use super::walk::walk;
 
@@ -29,6 +29,14 @@ pub const fn type_for(version: u16, family: Family, type_byte: u8) -> Option<u8>
         n::STREAM_LISTPACKS_3 if loads(version, family, n::STREAM_LISTPACKS_2) => Some(n::STREAM_LISTPACKS_2),
         _ => None,
     }
+}
+
+/// As [`type_for`], for a value of another server: of which family its number is says `family`. A number that the server's own
+/// family gives to something else says nothing there.
+pub fn type_for_server(version: u16, family: Family, type_byte: u8) -> Option<u8> {
+    let own = Family::of_version(version);
+    let same = family == own || loads(SHARED_LAST, family, type_byte);
+    type_for(version, own, type_byte).filter(|_| same)
 }
 
 /// Writes a raw value of type `type_byte` as one of type `target`: 20 (packed set) as 2, 21 (stream of Redis 7.2) as 19,

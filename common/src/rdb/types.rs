@@ -184,6 +184,11 @@ pub const fn loads(version: u16, family: Family, type_byte: u8) -> bool {
     }
 }
 
+/// Whether a server whose own format has version `reader` loads all that one of version `writer` writes.
+pub const fn loads_all_of(reader: u16, writer: u16) -> bool {
+    reader >= writer && (writer <= SHARED_LAST || (reader >= VALKEY_FIRST) == (writer >= VALKEY_FIRST))
+}
+
 /// The highest type that a server of this version loads.
 pub const fn highest_type_of(version: u16, family: Family) -> u8 {
     let mut highest = number::HASH_LISTPACK_EX;
@@ -195,7 +200,16 @@ pub const fn highest_type_of(version: u16, family: Family) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::version_of_server;
+    use super::{loads_all_of, version_of_server};
+
+    #[test]
+    fn newer_servers_of_a_family_load_what_older_ones_write() {
+        for (reader, writer, all) in
+            [(11, 10, true), (10, 11, false), (12, 12, true), (80, 11, true), (80, 12, false), (12, 80, false)]
+        {
+            assert_eq!(loads_all_of(reader, writer), all, "{reader} of {writer}");
+        }
+    }
 
     #[test]
     fn versions_of_servers() {

@@ -1,6 +1,7 @@
 //! What came of jobs, in words.
 
 use serde::Deserialize;
+use tidemark_common::expiry::ExpiryMode;
 use tidemark_proto::Timestamp;
 
 use super::follow::took;
@@ -10,7 +11,7 @@ use super::time;
 use crate::catalog::BackupDetail;
 use crate::job::collect::CollectReport;
 use crate::job::damage::Damage;
-use crate::job::restore::RestorePlan;
+use crate::job::restore::{RestorePlan, RestoreRequest};
 use crate::job::{JobInfo, JobKind};
 
 /// The result of a restore job, as far as it is shown.
@@ -24,6 +25,9 @@ pub(crate) struct RestoreResult {
     pub(crate) parts: u64,
     /// Records loaded.
     pub(crate) records: u64,
+    /// Records that had expired, apart from those loaded.
+    #[serde(default)]
+    pub(crate) expired: Option<u64>,
     /// The nodes.
     pub(crate) nodes: Vec<RestoredNode>,
     /// What a salvage left out.
@@ -195,6 +199,10 @@ pub(crate) fn backup(d: &BackupDetail) -> String {
 }
 
 fn restore_done(info: &JobInfo, r: &RestoreResult) -> String {
+    let expired = match r.expired {
+        None | Some(0) => String::new(),
+        Some(expired) => format!("{} records more: their time had come, they were left out", count(expired)),
+    };
     let head = fields(&[
         ("restore", format!("{} onto cluster {}: done in {}", info.id, info.cluster, took(info, 0))),
         ("backup", r.backup.clone()),
@@ -207,6 +215,7 @@ fn restore_done(info: &JobInfo, r: &RestoreResult) -> String {
                 count(r.parts)
             ),
         ),
+        ("expired", expired),
     ]);
     let nodes = r.nodes.iter().map(|n| [n.node.clone(), n.slots.clone(), count(n.records)]);
     let table = listing(["NODE", "SLOTS", "RECORDS"], nodes, "no node");
@@ -229,10 +238,32 @@ fn missing(damage: &Damage) -> String {
     out
 }
 
+/// Which keys a restore takes, in words; nothing where it takes all.
+pub(crate) fn wanted(request: &RestoreRequest) -> String {
+    let mut words = Vec::new();
+    if !request.keys.is_empty() {
+        words.push(format!("keys that fit {}", request.keys.join(" ")));
+    }
+    words.extend(request.slots.as_ref().map(|slots| format!("slots {slots}")));
+    if !request.dbs.is_empty() {
+        let dbs: Vec<_> = request.dbs.iter().map(ToString::to_string).collect();
+        words.push(format!("databases {}", dbs.join(", ")));
+    }
+    words.join(", ")
+}
+
+/// What a restore does about expiry, in words; nothing where it does nothing.
+fn expiry(mode: ExpiryMode) -> String {
+    match mode {
+        ExpiryMode::Absolute => String::new(),
+        ExpiryMode::Shift => "keys live as long from the restore on as they would have from the cut on".into(),
+        ExpiryMode::Drop => "keys do not expire any more".into(),
+    }
+}
+
 /// A plan.
 pub(crate) fn plan(p: &RestorePlan) -> String {
     let target = p.request.target.as_ref().unwrap_or(&p.request.cluster);
-    let keys = if p.request.keys.is_empty() { String::new() } else { p.request.keys.join(" ") };
     let head = fields(&[
         ("backup", p.backup.to_string()),
         ("state of", time::exact(Timestamp(p.cut))),
@@ -246,7 +277,8 @@ pub(crate) fn plan(p: &RestorePlan) -> String {
                 if p.request.with_users { ", with the users of the backup" } else { "" }
             ),
         ),
-        ("keys", keys),
+        ("only", wanted(&p.request)),
+        ("expiry", expiry(p.request.expiry)),
         ("holds", format!("{} records, {}", count(p.records), size(p.bytes))),
         ("reads", format!("{} from the repository", size(p.stored_bytes))),
         ("takes", format!("about {}", duration(p.estimated_seconds.max(1) * 1000))),

@@ -1,7 +1,8 @@
 //! `tidemark restore`.
 
-use clap::{Args, Subcommand};
-use tidemark_proto::{ClusterName, Result, Timestamp};
+use clap::{Args, Subcommand, ValueEnum};
+use tidemark_common::expiry::ExpiryMode;
+use tidemark_proto::{ClusterName, Result, SlotSet, Timestamp};
 
 use super::confirm::ConfirmArgs;
 use super::connect::{ClusterArg, GlobalArgs};
@@ -45,7 +46,30 @@ pub(crate) enum RestoreCommand {
 const EXAMPLES: &str = "Examples:
   tidemark restore plan latest --cluster orders --target orders-copy
   tidemark restore run latest --cluster orders --target orders-copy
-  tidemark restore run 3f2a91c0 --cluster orders --in-place --keys 'user:*' --keys '!user:test:*'";
+  tidemark restore run 3f2a91c0 --cluster orders --in-place --keys 'user:*' --keys '!user:test:*'
+  tidemark restore run latest --cluster sessions --target sessions-copy --slots 0-5460 --expiry shift";
+
+/// When restored keys expire.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Expiry {
+    /// When they did; those whose time has come are left out and counted
+    #[default]
+    Absolute,
+    /// As long after the restore as they would have after the cut
+    Shift,
+    /// Never
+    Drop,
+}
+
+impl From<Expiry> for ExpiryMode {
+    fn from(expiry: Expiry) -> Self {
+        match expiry {
+            Expiry::Absolute => Self::Absolute,
+            Expiry::Shift => Self::Shift,
+            Expiry::Drop => Self::Drop,
+        }
+    }
+}
 
 /// What is restored, and where to.
 #[derive(Debug, Args)]
@@ -64,6 +88,15 @@ pub(crate) struct What {
     /// place the nodes hold nothing else afterwards: to take some keys back, restore them onto other nodes
     #[arg(long, value_name = "GLOB")]
     keys: Vec<String>,
+    /// Only keys of these slots, e.g. 0-5460,10000
+    #[arg(long, value_name = "RANGES")]
+    slots: Option<SlotSet>,
+    /// Only keys of these databases, e.g. 0,3 (Redis and Valkey)
+    #[arg(long = "db", value_name = "N,…", value_delimiter = ',')]
+    dbs: Vec<u64>,
+    /// When restored keys expire (Redis and Valkey)
+    #[arg(long, value_enum, default_value_t)]
+    expiry: Expiry,
     /// Do not back up the present state before it is replaced in place
     #[arg(long)]
     no_safety_backup: bool,
@@ -99,6 +132,9 @@ impl What {
             target: self.target,
             in_place: self.in_place,
             keys: self.keys,
+            slots: self.slots,
+            dbs: self.dbs,
+            expiry: self.expiry.into(),
             no_safety_backup: self.no_safety_backup,
             salvage: self.salvage,
             with_users: self.with_users,
@@ -142,11 +178,9 @@ impl Run {
 fn question(plan: &RestorePlan) -> String {
     let target = plan.request.target.as_ref().unwrap_or(&plan.request.cluster);
     let present: u64 = plan.targets.iter().map(|t| t.present_records).sum();
-    let some = match plan.request.keys.is_empty() {
-        true => String::new(),
-        false => {
-            format!(" (only keys that fit {}: every other key is gone afterwards)", plan.request.keys.join(" "))
-        }
+    let some = match report::wanted(&plan.request) {
+        wanted if wanted.is_empty() => String::new(),
+        wanted => format!(" (only {wanted}: every other key is gone afterwards)"),
     };
     let salvage = match plan.request.salvage {
         true => " as far as it is healthy, without what is damaged",

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 
 use tidemark_common::record::{record_hash, slot_of_record};
 use tidemark_common::run::{Entry, Merge};
+use tidemark_common::select::Selection;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::{Error, Result};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Extracted, Output, Selection};
+use super::{Extracted, Output};
 use crate::part::{self, Blocks};
 use crate::repository::Manifest;
 

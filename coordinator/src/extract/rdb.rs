@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use tidemark_common::rdb::{Family, RdbWriter, RecordHead, convert, loads, types};
+use tidemark_common::rdb::{RdbWriter, RecordHead, convert, types};
 use tidemark_common::record::{RedisMeta, split_redis_key};
 use tidemark_common::run::Entry;
 use tidemark_proto::{Error, ErrorKind, Result};
@@ -26,10 +26,7 @@ impl<W: Write> RdbFile<W> {
 
     /// The type that the value gets in the file. `Unsupported` where servers of the version have none for it.
     fn target(&self, key: &[u8], meta: &RedisMeta) -> Result<u8> {
-        let own = Family::of_version(self.version);
-        // A number that the other family gives to something else says nothing here.
-        let same = meta.family == own || loads(types::SHARED_LAST, meta.family, meta.type_byte);
-        let target = if same { convert::type_for(self.version, own, meta.type_byte) } else { None };
+        let target = convert::type_for_server(self.version, meta.family, meta.type_byte);
         target.ok_or_else(|| {
             let class = types::class_of(meta.type_byte, meta.family).map_or("unknown", |class| class.name());
             Error::unsupported(format!(

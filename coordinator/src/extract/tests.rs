@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 use tidemark_common::rdb::{Family, types::number as n};
 use tidemark_common::record::{RedisMeta, redis_key};
 use tidemark_common::run::Entry;
+use tidemark_common::select::Selection;
 use tidemark_proto::{ErrorKind, Result, SlotSet};
 
-use super::{Commands, Encoding, Lines, Output, RdbFile, Selection, Split, sorted};
+use super::{Commands, Encoding, Lines, Output, RdbFile, Split, sorted};
 
 fn text(bytes: &[u8]) -> Vec<u8> {
     assert!(bytes.len() < 64);
@@ -155,8 +156,8 @@ fn selections_and_shares() {
         (all.clone(), true, true),
         (Selection { keys: keys("user:?"), ..all.clone() }, true, true),
         (Selection { keys: keys("!user*"), ..all.clone() }, false, false),
-        (Selection { db: Some(3), ..all.clone() }, true, false),
-        (Selection { db: Some(0), ..all.clone() }, false, false),
+        (Selection { dbs: vec![3], ..all.clone() }, true, false),
+        (Selection { dbs: vec![0], ..all.clone() }, false, false),
         (Selection { slots: SlotSet::range(6, 9), ..all }, false, false),
     ] {
         assert_eq!(selection.takes(&of_redis).unwrap(), redis, "{selection:?}");

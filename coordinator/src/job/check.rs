@@ -11,7 +11,7 @@ use tidemark_proto::{ClusterName, Error, Result};
 
 use super::Job;
 use super::damage::{Damage, SHOWN};
-use super::inspect::{self, ALL, Depth, Packs};
+use super::inspect::{self, Depth, Packs, Scope};
 use super::restore::open_manifest;
 use crate::history::Seen;
 use crate::repository::{BackupRecord, Ledger, Repository};
@@ -79,7 +79,8 @@ async fn check_backup(
 ) -> Result<Damage> {
     match open_manifest(repository, cluster, &record.backup).await {
         Ok(manifest) => {
-            let mut damage = inspect::inspect(&manifest, packs, Depth::Objects, ALL, None).await?.damage;
+            let scope = Scope::default();
+            let mut damage = inspect::inspect(&manifest, packs, Depth::Objects, scope, None).await?.damage;
             inspect::kept(&manifest, &mut damage).await?;
             Ok(damage)
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
 use rand::RngExt;
+use tidemark_common::run::Entry;
 use tidemark_proto::id::PackId;
 use tidemark_proto::stored::envelope::CHECKSUM_LEN;
 use tidemark_proto::stored::manifest::{Extent, PartEntry};
@@ -24,6 +25,30 @@ use structure::Structure;
 
 /// Every part is inspected, in percent.
 pub const ALL: f64 = 100.0;
+
+/// What of a backup is inspected.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// About so many percent of the parts, drawn at random.
+    pub percent: f64,
+    /// Parts without any of these slots are passed over.
+    pub slots: SlotSet,
+    /// Sees every record that is read.
+    pub check: Option<Arc<dyn RecordCheck>>,
+}
+
+/// Looks at records beside what an inspection looks for.
+pub trait RecordCheck: std::fmt::Debug + Send + Sync {
+    /// A record of a part that may be found damaged yet. It keeps to itself what it thinks of it; an error says that the
+    /// record is damaged.
+    fn see(&self, entry: &Entry<'_>) -> Result<()>;
+}
+
+impl Default for Scope {
+    fn default() -> Self {
+        Self { percent: ALL, slots: SlotSet::all(), check: None }
+    }
+}
 
 /// How deep an inspection goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,16 +149,16 @@ enum Found {
     Bad { object: String, error: Error },
 }
 
-/// Inspects about `percent` of the parts of a backup, drawn at random, and tells `job` how far it is.
+/// Inspects the parts of a backup that are in `scope`, and tells `job` how far it is.
 pub async fn inspect(
     manifest: &Manifest,
     packs: &Packs,
     depth: Depth,
-    percent: f64,
+    scope: Scope,
     job: Option<&Arc<Job>>,
 ) -> Result<Inspection> {
     let parts = u64::from(manifest.parts());
-    let mut draw = Draw::new(parts, percent);
+    let mut draw = Draw::new(parts, scope.percent);
     let counts = Counts { job, sum: Progress::default() };
     counts.begin(draw.wanted, manifest.root().totals.live_bytes / parts.max(1) * draw.wanted);
     let structure = std::sync::Mutex::new(Structure::new(manifest));
@@ -142,8 +167,13 @@ pub async fn inspect(
         futures::stream::iter(items)
     });
     let mut found = items
-        .filter(|item| std::future::ready(!matches!(item, Item::Part(..)) || draw.take()))
-        .map(|item| part::look(manifest, packs, depth, item).boxed())
+        .filter(|item| {
+            std::future::ready(match item {
+                Item::Part(_, part) => !part.slots.intersect(&scope.slots).is_empty() && draw.take(),
+                _ => true,
+            })
+        })
+        .map(|item| part::look(manifest, packs, depth, scope.check.as_ref(), item).boxed())
         .buffer_unordered(depth.parallel());
     let mut inspection = Inspector { manifest, counts, sum: Inspection::default(), lost_pages: Vec::new() };
     while let Some((item, found)) = found.next().await {

@@ -3,12 +3,17 @@
 mod begun;
 mod driver;
 mod kept;
+mod load;
+mod options;
 mod plan;
 mod ready;
 mod share;
+mod shares;
 mod sums;
 mod switch;
+mod types;
 
+pub use begun::LeftRestore;
 pub use driver::{resume, run};
 pub use plan::{Candidate, PlanNode, RestorePlan, RestoreRequest, find_backup, open_manifest, plan, plan_onto};
 pub use share::{Batch, Share};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tidemark_proto::{ClusterName, Error, Result};
 
 use super::Job;
-use super::inspect::{self, ALL, Depth, Packs};
+use super::inspect::{self, ALL, Depth, Packs, Scope};
 use super::restore::{find_backup, open_manifest};
 use crate::repository::{Ledger, Repository};
 
@@ -37,9 +37,10 @@ pub async fn run(repository: Repository, job: Arc<Job>, request: VerifyRequest) 
     let record = find_backup(&ledger, &request.backup)?;
     let manifest = open_manifest(&repository, &request.cluster, &record.backup).await?;
     let packs = Packs::list(&repository, &request.cluster).await?;
+    let scope = Scope { percent: request.sample, ..Scope::default() };
     job.phase("reading back");
     let mut found = tokio::select! {
-        found = inspect::inspect(&manifest, &packs, Depth::Blocks, request.sample, Some(&job)) => found?,
+        found = inspect::inspect(&manifest, &packs, Depth::Blocks, scope, Some(&job)) => found?,
         () = job.cancel.cancelled() => return Err(Error::cancelled("the verification was cancelled")),
     };
     inspect::kept(&manifest, &mut found.damage).await?;

@@ -7,7 +7,7 @@ use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::envelope::{self, ObjectKind};
 use tidemark_proto::stored::job::{
-    self, BackupBegun, BackupCut, RestoreBegun, RestoreEnded, RestoreSwitching, RestoreWithUsers,
+    self, BackupBegun, BackupCut, RestoreBegun, RestoreEnded, RestoreOptions, RestoreSwitching, RestoreWithUsers,
 };
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::stored::repository::JobRecord;
@@ -30,6 +30,8 @@ pub enum Record {
     Parts(JobRecord),
     /// A restore is about to touch its targets.
     RestoreBegun(RestoreBegun),
+    /// How it loads records.
+    RestoreOptions(RestoreOptions),
     /// It sets users too.
     RestoreWithUsers(RestoreWithUsers),
     /// It only goes forward from here on.
@@ -46,6 +48,7 @@ impl Record {
             R::BackupCut(b) => (ObjectKind::BackupCut, job::VERSION, frame::to_archive(b)),
             R::Parts(b) => (ObjectKind::JobRecord, v1::VERSION, frame::to_archive(b)),
             R::RestoreBegun(b) => (ObjectKind::RestoreBegun, job::VERSION, frame::to_archive(b)),
+            R::RestoreOptions(b) => (ObjectKind::RestoreOptions, job::VERSION, frame::to_archive(b)),
             R::RestoreWithUsers(b) => (ObjectKind::RestoreWithUsers, job::VERSION, frame::to_archive(b)),
             R::RestoreSwitching(b) => (ObjectKind::RestoreSwitching, job::VERSION, frame::to_archive(b)),
             R::RestoreEnded(b) => (ObjectKind::RestoreEnded, job::VERSION, frame::to_archive(b)),
@@ -64,6 +67,9 @@ impl Record {
             () if kind(ObjectKind::BackupCut) => Self::BackupCut(frame::from_archive(&of(ObjectKind::BackupCut)?)?),
             () if kind(ObjectKind::RestoreBegun) => {
                 Self::RestoreBegun(frame::from_archive(&of(ObjectKind::RestoreBegun)?)?)
+            }
+            () if kind(ObjectKind::RestoreOptions) => {
+                Self::RestoreOptions(frame::from_archive(&of(ObjectKind::RestoreOptions)?)?)
             }
             () if kind(ObjectKind::RestoreWithUsers) => {
                 Self::RestoreWithUsers(frame::from_archive(&of(ObjectKind::RestoreWithUsers)?)?)

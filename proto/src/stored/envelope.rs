@@ -47,6 +47,8 @@ pub enum ObjectKind {
     RestoreSwitching = 17,
     /// A restore is over.
     RestoreEnded = 18,
+    /// How a restore loads records.
+    RestoreOptions = 23,
     /// What the nodes of a backup keep beside their records.
     Kept = 19,
     /// A restore sets users too.
@@ -75,6 +77,7 @@ impl ObjectKind {
             Self::RestoreBegun => "begin of a restore",
             Self::RestoreSwitching => "switch of a restore",
             Self::RestoreEnded => "end of a restore",
+            Self::RestoreOptions => "options of a restore",
             Self::Kept => "kept things",
             Self::RestoreWithUsers => "users of a restore",
             Self::JobEvents => "job events",

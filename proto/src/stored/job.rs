@@ -67,6 +67,24 @@ pub struct RestoreBegun {
     pub targets: Vec<NodeName>,
 }
 
+/// How a restore loads records, where that is not the usual way. Written before [`RestoreBegun`], and again before
+/// [`RestoreSwitching`] with what was counted; the last one counts.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RestoreOptions {
+    /// The job.
+    pub job: JobId,
+    /// The time that counts as the moment of the restore, milliseconds since 1970.
+    pub now_millis: u64,
+    /// 0: keys expire when they did; 1: as long after this moment as they would have after the cut; 2: never.
+    pub expiry: u8,
+    /// Slots whose records are loaded.
+    pub slots: SlotSet,
+    /// Databases whose records are loaded; empty takes all.
+    pub dbs: Vec<u64>,
+    /// Records that had expired: `None` until all is loaded.
+    pub expired: Option<u64>,
+}
+
 /// The restore sets the users of its backup as well, after the switch. Stands before [`RestoreBegun`].
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct RestoreWithUsers {

@@ -357,6 +357,15 @@ fn golden_bytes_of_job_records() {
         targets: vec![name("n1"), name("n2")],
     };
     object!("restore-begun", ObjectKind::RestoreBegun, job::VERSION, begun);
+    let options = job::RestoreOptions {
+        job: id,
+        now_millis: 1_700_000_100_000,
+        expiry: 1,
+        slots: SlotSet::range(0, 5460),
+        dbs: vec![0, 3],
+        expired: Some(17),
+    };
+    object!("restore-options", ObjectKind::RestoreOptions, job::VERSION, options);
     object!("restore-with-users", ObjectKind::RestoreWithUsers, job::VERSION, job::RestoreWithUsers { job: id });
     let expect = SetDigest { count: 3, low: 4, high: 5 };
     let target = job::SwitchTarget { node: name("n1"), slots: SlotSet::range(0, 5460), expect };

@@ -48,6 +48,9 @@ crate::messages! {
     48 => v1::Prepared, v 1;
     50 => v1::Diagnose, v 1;
     51 => v1::Diagnosed, v 1;
+    56 => v1::RestoreBeginAs, v 1;
+    57 => v1::RestoreCount, v 1;
+    58 => v1::RestoreCounted, v 1;
     52 => v1::Keep, v 1;
     53 => v1::Kept, v 1, max MAX_KEPT_MESSAGE;
     54 => v1::RestoreKept, v 1, max MAX_KEPT_MESSAGE;

@@ -54,7 +54,7 @@ pub fn envelope(bytes: &[u8]) {
 /// Bodies of the small objects: the first byte chooses which.
 pub fn small(bytes: &[u8]) {
     let Some((which, body)) = bytes.split_first() else { return };
-    match which % 12 {
+    match which % 13 {
         0 => drop(from_archive::<r::Description>(body)),
         1 => drop(from_archive::<r::WrappedKey>(body)),
         2 => drop(from_archive::<r::Epoch>(body)),
@@ -66,6 +66,7 @@ pub fn small(bytes: &[u8]) {
         8 => drop(from_archive::<job::RestoreEnded>(body)),
         9 => drop(from_archive::<JobEvents>(body)),
         10 => drop(from_archive::<Limits>(body)),
+        11 => drop(from_archive::<job::RestoreOptions>(body)),
         _ => drop(from_archive::<job::RestoreWithUsers>(body)),
     }
 }

@@ -6,8 +6,15 @@ use super::*;
 
 async fn plan_with_users(repository: &Repository, backup: &Backup, with_users: bool) -> RestorePlan {
     let manifest = open_manifest(repository, &cluster(), backup).await.expect("manifest");
-    let node =
-        Candidate { node: "t0".parse().expect("name"), engine: "memory".into(), slots: SlotSet::all(), records: 0 };
+    let node = Candidate {
+        node: "t0".parse().expect("name"),
+        engine: "memory".into(),
+        engine_version: String::new(),
+        replica: false,
+        slots: SlotSet::all(),
+        moving: SlotSet::EMPTY,
+        records: 0,
+    };
     let request = RestoreRequest { with_users, ..request(false) };
     plan_onto(manifest, vec![node], request).await.expect("plan")
 }

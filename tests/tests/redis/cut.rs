@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tidemark_agent::engine::redis::MAX_PAYLOAD;
 use tidemark_agent::engine::redis::conn::{Address, Login};
 use tidemark_agent::engine::redis::{Options, Redis};
 use tidemark_agent::engine::{Engine, ScanRange};
@@ -17,13 +18,14 @@ use tidemark_tests::redis::{Flavor, PATIENCE, Server, eventually};
 use super::contents::{Contents, compare, held_by};
 use super::load::{Load, Wildness};
 
-fn engine(server: &Server, dir: &std::path::Path) -> Arc<Redis> {
+pub(crate) fn engine(server: &Server, dir: &std::path::Path) -> Arc<Redis> {
     let options = Options {
         address: Address::Unix(server.socket()),
         login: Login::default(),
         dir: dir.to_owned(),
         scratch_server: String::new(),
         allow_min_replicas: false,
+        native_over: MAX_PAYLOAD,
     };
     Redis::open(options).expect("engine")
 }

@@ -68,7 +68,7 @@ fn export(fleet: &Fleet, args: &[&str]) -> Output {
 }
 
 /// Streams with pending entries that are gone: deleted in the middle and at the end, trimmed, all of them.
-fn ghosts(client: &mut Client) {
+pub(crate) fn ghosts(client: &mut Client) {
     for key in ["ghost:some", "ghost:all", "ghost:trimmed"] {
         for i in 1..=9 {
             let _ = client.run(&format!("XADD {key} {i}-0 a {i}"));

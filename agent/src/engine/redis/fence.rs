@@ -27,9 +27,9 @@ use super::take::has_functions;
 const NARROW: [&[u8]; 5] = [b"-@all", b"+psync", b"+replconf", b"+ping", b"+sync"];
 /// What is left beside to the agents' user, so that agents beside replicas can describe them. No data shows by it.
 const NARROW_AGENT: [&[u8]; 3] = [b"+info", b"+time", b"+cluster|nodes"];
-/// What the temporary user may do.
+/// What the temporary user may do; a value that is too long for a payload is written by any command that makes data.
 const RIGHTS: &str = "~* &* -@all +ping +psync +replconf +info +time +client|setname +client|list +client|kill +cluster|nodes \
-                      +acl|list +acl|setuser +acl|save +config|rewrite +flushall +restore +select";
+                      +acl|list +acl|setuser +acl|save +config|rewrite +flushall +restore +select +@write";
 /// The same for libraries of functions, where the server knows them.
 const RIGHTS_TO_FUNCTIONS: [&[u8]; 3] = [b"+function|load", b"+function|flush", b"+function|delete"];
 

@@ -13,13 +13,15 @@ use crate::fsutil;
 
 /// File in the folder of the parts: those that a restart of the server took away.
 const LOST: &str = "lost";
+/// File there, where nobody is kept off the server: in which life of its process parts are loaded.
+const LIFE: &str = "life";
 
 impl Place {
     /// The server is still the one that was begun with, and fenced; the data of before is dropped where that is due. Answers
     /// its life, for [`Place::same_life`]. A server that was started anew is fenced and emptied again, which is `Conflict`.
     pub(super) fn stand(&self) -> Result<u64> {
         let mut lives = self.lives.lock().expect("lives");
-        let Some(step) = self.marker()?.step else { return Ok(0) };
+        let step = self.marker()?.step;
         let view = self.redis.view()?;
         if let Some(why) = view.unready() {
             return Err(Error::retry(why));
@@ -28,6 +30,10 @@ impl Place {
             return Err(Error::conflict("the server became a replica in the middle of its restore"));
         }
         let now = view.info.text("run_id");
+        let Some(step) = step else {
+            self.stand_alone(now, &mut lives)?;
+            return Ok(*lives);
+        };
         let fences = self.fences();
         let fenced = fences.saved(self.address())?.is_some_and(|saved| saved.up && saved.run_id == now);
         let unknown = replicas_of(&view)?.into_iter().any(|r| !fences.saved(&r).is_ok_and(|saved| saved.is_some()));
@@ -52,6 +58,27 @@ impl Place {
             Step::Committed => return Err(is_gone(self.job)),
         }
         Ok(*lives)
+    }
+
+    /// The same onto a server that was empty, with nobody kept off.
+    fn stand_alone(&self, now: &str, lives: &mut u64) -> Result<()> {
+        let path = self.parts().join(LIFE);
+        match std::fs::read_to_string(&path) {
+            Ok(begun) if begun == now => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => fsutil::replace(&path, now.as_bytes()),
+            begun => {
+                let _ = begun.or_kind(ErrorKind::Retry, "note of the server's life")?;
+                *lives += 1;
+                self.note_lost()?;
+                // It may have come back with some of what was loaded.
+                let _ = self.redis.ask(|c| c.call(&[b"FLUSHALL"]))?.ok("emptying the server again")?;
+                fsutil::replace(&path, now.as_bytes())?;
+                Err(Error::conflict(
+                    "the server was started anew in the middle of its restore: it was emptied again, and what was loaded is \
+                     loaded anew",
+                ))
+            }
+        }
     }
 
     /// `write` is done only if the server has lost nothing since `life`.
@@ -112,18 +139,22 @@ impl Place {
     /// Before everything is read back: the replicas are fenced as well, and no part that was loaded is missing.
     pub(super) fn is_whole(&self, finished: &BTreeSet<u32>) -> Result<()> {
         let _ = self.stand()?;
-        if self.marker()?.step.is_none() {
-            return Ok(());
+        let alone = self.marker()?.step.is_none();
+        if !alone {
+            self.watch_replicas();
         }
-        self.watch_replicas();
         let lost = self.lost()?;
         let missing: Vec<String> = lost.difference(finished).map(u32::to_string).collect();
         if missing.is_empty() {
             return Ok(());
         }
-        self.step(Step::CalledOff)?;
         let told = "the server was started anew in the middle of its restore, when these parts had been loaded";
-        Err(without_data(self.job).context(format_args!("{told}: {}", missing.join(", "))))
+        let told = format!("{told}: {}", missing.join(", "));
+        if alone {
+            return Err(Error::damaged(format!("{told}; restore again")));
+        }
+        self.step(Step::CalledOff)?;
+        Err(without_data(self.job).context(told))
     }
 
     /// Fences those again that were started anew. One that is away is fenced, or as its own file says, when it comes back.

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidemark_common::record::split_redis_key;
+use tidemark_common::record::{REDIS_MAX_VALUE, split_redis_key};
 use tidemark_proto::{Error, ErrorKind, Result, Timestamp, error::ResultExt};
 
 use super::spill::{self, Chunk, HEAD, Sorted};
@@ -16,7 +16,7 @@ const READ_MEMORY: usize = 16 << 20;
 /// Least and most bytes that are read of a chunk at once.
 const READ_AT_ONCE: (usize, usize) = (4 << 10, 256 << 10);
 /// Longest value that is held in memory.
-const MAX_VALUE: u64 = 1 << 30;
+const MAX_VALUE: u64 = REDIS_MAX_VALUE as u64;
 
 /// Reads one chunk.
 struct Cursor<'c> {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use tidemark_common::glob::KeyFilter;
+use tidemark_common::select::Selection;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::Backup;
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet};
@@ -19,7 +20,7 @@ use crate::cli::connect::only;
 use crate::cli::follow;
 use crate::cli::output::{Format, count, size};
 use crate::cli::{backup, report};
-use crate::extract::{Encoding, Extracted, Lines, Selection, extract};
+use crate::extract::{Encoding, Extracted, Lines, extract};
 use crate::job::JobKind;
 use crate::job::inspect;
 use crate::job::restore::{find_backup, open_manifest};
@@ -67,22 +68,22 @@ pub(super) struct Selected {
     /// Only keys of these slots, e.g. 0-5460,10000
     #[arg(long, value_name = "RANGES")]
     slots: Option<SlotSet>,
-    /// Only keys of this database (Redis and Valkey)
-    #[arg(long, value_name = "N")]
-    db: Option<u64>,
+    /// Only keys of these databases, e.g. 0,3 (Redis and Valkey)
+    #[arg(long = "db", value_name = "N,…", value_delimiter = ',')]
+    dbs: Vec<u64>,
 }
 
 impl Selected {
     /// What to select of the backup.
     pub(super) fn of(&self, manifest: &Manifest) -> Result<Selection> {
         let engine = &manifest.root().engine;
-        if self.db.is_some() && engine != REDIS_ENGINE {
+        if !self.dbs.is_empty() && engine != REDIS_ENGINE {
             return Err(Error::request(format!(
                 "--db: stores of engine `{engine}` have no databases; leave it out"
             )));
         }
         let slots = self.slots.clone().unwrap_or_else(SlotSet::all);
-        Ok(Selection { keys: KeyFilter::new(&self.keys)?, slots, db: self.db })
+        Ok(Selection { keys: KeyFilter::new(&self.keys)?, slots, dbs: self.dbs.clone() })
     }
 }
 

@@ -1,25 +1,42 @@
 //! Looking at one part, and finding the object that is to blame.
 
-use tidemark_common::run::Merge;
+use std::sync::Arc;
+
+use tidemark_common::run::{BlockSource, Merge};
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::stored::manifest::{Extent, PartEntry};
 use tidemark_proto::stored::paths;
 use tidemark_proto::stored::run::SEAL_BLOCK;
 use tidemark_proto::{Error, Result};
 
-use super::{Depth, Found, Item, Packs, is_damage};
+use super::{Depth, Found, Item, Packs, RecordCheck, is_damage};
 use crate::blocks::{RunBlocks, sealer};
 use crate::part;
 use crate::repository::Manifest;
 
+/// What sees the records beside.
+type Check<'a> = Option<&'a Arc<dyn RecordCheck>>;
+
 /// Looks at an item; an error that is no damage ends the inspection.
-pub(super) async fn look(manifest: &Manifest, packs: &Packs, depth: Depth, item: Item) -> (Item, Result<Found>) {
+pub(super) async fn look(
+    manifest: &Manifest,
+    packs: &Packs,
+    depth: Depth,
+    check: Check<'_>,
+    item: Item,
+) -> (Item, Result<Found>) {
     let Item::Part(_, part) = &item else { return (item, Ok(Found::Good { records: 0, bytes: 0 })) };
-    let found = look_at(manifest, packs, depth, part).await;
+    let found = look_at(manifest, packs, depth, check, part).await;
     (item, found)
 }
 
-async fn look_at(manifest: &Manifest, packs: &Packs, depth: Depth, part: &PartEntry) -> Result<Found> {
+async fn look_at(
+    manifest: &Manifest,
+    packs: &Packs,
+    depth: Depth,
+    check: Check<'_>,
+    part: &PartEntry,
+) -> Result<Found> {
     for extent in part.runs.iter().flat_map(|r| r.extents.iter().chain([&r.index])) {
         if let Err(wrong) = packs.holds(extent) {
             let object = paths::pack(manifest.cluster(), &extent.pack);
@@ -29,7 +46,7 @@ async fn look_at(manifest: &Manifest, packs: &Packs, depth: Depth, part: &PartEn
     let checked = match depth {
         Depth::Objects => Ok((0, 0)),
         Depth::Indexes => indexes(manifest, part).await,
-        Depth::Blocks => records(manifest, part).await,
+        Depth::Blocks => records(manifest, part, check).await,
     };
     match checked {
         Ok((records, bytes)) => Ok(Found::Good { records, bytes }),
@@ -49,10 +66,11 @@ async fn indexes(manifest: &Manifest, part: &PartEntry) -> Result<(u64, u64)> {
 }
 
 /// Reads a part whole; answers its records and their bytes.
-async fn records(manifest: &Manifest, part: &PartEntry) -> Result<(u64, u64)> {
+async fn records(manifest: &Manifest, part: &PartEntry, check: Check<'_>) -> Result<(u64, u64)> {
     let opened = part::open(manifest.repository(), manifest.cluster(), part).await?;
-    let merge = opened.merge;
-    let (checked, ()) = tokio::join!(tokio::task::spawn_blocking(move || digest(merge)), opened.pump);
+    let (merge, check) = (opened.merge, check.cloned());
+    let (checked, ()) =
+        tokio::join!(tokio::task::spawn_blocking(move || digest(merge, check.as_deref())), opened.pump);
     let (digest, bytes) = checked.map_err(|e| Error::bug("checking a part").with_source(e))??;
     part::compare(part, digest)?;
     Ok((digest.count, bytes))
@@ -78,10 +96,11 @@ async fn blame(manifest: &Manifest, part: &PartEntry) -> String {
     paths::root(cluster, manifest.hash())
 }
 
-fn digest<S: tidemark_common::run::BlockSource>(mut merge: Merge<S>) -> Result<(SetDigest, u64)> {
+fn digest<S: BlockSource>(mut merge: Merge<S>, check: Option<&dyn RecordCheck>) -> Result<(SetDigest, u64)> {
     let (mut digest, mut bytes) = (SetDigest::default(), 0);
     while merge.advance()? {
         let entry = merge.current();
+        check.map_or(Ok(()), |check| check.see(&entry))?;
         let (meta, value) = entry.put.unwrap_or_default();
         digest.add(tidemark_common::run::record_hash(entry.key, meta, value));
         bytes += (entry.key.len() + meta.len() + value.len()) as u64;

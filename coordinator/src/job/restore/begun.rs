@@ -1,8 +1,10 @@
 //! The record of a restore that has begun, and what was asked for by it.
 
-use tidemark_proto::ClusterName;
-use tidemark_proto::stored::job::RestoreBegun;
+use tidemark_common::expiry::ExpiryMode;
+use tidemark_proto::stored::job::{RestoreBegun, RestoreOptions};
+use tidemark_proto::{ClusterName, Result};
 
+use super::options::recorded;
 use super::plan::{RestorePlan, RestoreRequest};
 use crate::job::Job;
 
@@ -21,17 +23,36 @@ pub(super) fn begun_of(plan: &RestorePlan, job: &Job, epoch: u64) -> RestoreBegu
     }
 }
 
-/// What was asked for when another coordinator began it.
-pub(super) fn request_of(begun: &RestoreBegun, with_users: bool, target: &ClusterName) -> RestoreRequest {
-    RestoreRequest {
+/// What another coordinator noted of a restore that it began.
+#[derive(Debug, Clone)]
+pub struct LeftRestore {
+    /// Its begin.
+    pub begun: RestoreBegun,
+    /// How it loads records, where not all of them as they are.
+    pub options: Option<RestoreOptions>,
+    /// Whether it sets users.
+    pub with_users: bool,
+}
+
+/// What was asked for when another coordinator began it, and the moment from which times are counted.
+pub(super) fn request_of(left: &LeftRestore, target: &ClusterName) -> Result<(RestoreRequest, u64)> {
+    let LeftRestore { begun, options, with_users } = left;
+    let request = RestoreRequest {
         cluster: begun.source.clone(),
         backup: begun.backup.to_string(),
         target: Some(target.clone()),
         in_place: begun.in_place != 0,
         keys: begun.keys.clone(),
+        slots: None,
+        dbs: Vec::new(),
+        expiry: ExpiryMode::Absolute,
         // It was made before the restore began, or was not wanted.
         no_safety_backup: true,
         salvage: begun.salvage != 0,
-        with_users,
+        with_users: *with_users,
+    };
+    match options {
+        None => Ok((request, begun.started_millis)),
+        Some(options) => recorded(request, options),
     }
 }

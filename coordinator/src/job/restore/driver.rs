@@ -5,28 +5,24 @@
 //! node back as it was.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tidemark_common::crash;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::job::{RestoreBegun, RestoreSwitching, RestoreWithUsers, SwitchTarget};
+use tidemark_proto::stored::job::RestoreWithUsers;
 use tidemark_proto::stored::ledger::{Body, Policy};
-use tidemark_proto::stored::manifest::PartEntry;
-use tidemark_proto::wire::control::{
-    RestoreBegin, RestoreFinished, RestorePart, RestoreParts, RestorePartsDone, RestoreReady, RestoreVerified,
-    RestoreVerify,
-};
-use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet, Timestamp};
+use tidemark_proto::wire::control::RestoreFinished;
+use tidemark_proto::{ClusterName, Error, Result, Timestamp};
 
 use tracing::Instrument;
 
-use super::begun::{begun_of, request_of};
+use super::begun::{LeftRestore, begun_of, request_of};
 use super::kept::Takers;
-use super::plan::{PlanNode, RestorePlan, Sources, plan};
+use super::load::Ready;
+use super::options::Options;
+use super::plan::{RestorePlan, Sources, plan_again};
 use super::ready::ready;
-use super::share::{Batch, runs};
-use super::sums::{Loaded, Sums};
-use super::switch::{BEGIN_DEADLINE, FINISH_DEADLINE, abort_all, called_off, end, switch_all};
+use super::sums::Sums;
+use super::switch::{abort_all, called_off, end, switch_all};
 use crate::context::Shared;
 use crate::fleet::Member;
 use crate::job::backup::{self, BackupRequest};
@@ -35,23 +31,19 @@ use crate::job::{Job, JobKind};
 use crate::repository::{JobRecorder, Ledger, Record};
 use crate::serve::ServeJob;
 
-/// Time without a word while parts are loaded before the node counts as silent.
-const LOAD_DEADLINE: Duration = Duration::from_secs(120);
-/// Attempts at a node's load; each loads only what is missing.
-const LOAD_ATTEMPTS: u32 = 5;
-/// Wait before the next attempt: an agent that restarts needs a moment.
-const RETRY_WAIT: Duration = Duration::from_secs(2);
-
-struct Driver {
-    context: Shared,
-    job: Arc<Job>,
-    id: JobId,
-    plan: RestorePlan,
-    sources: Sources,
+/// A restore at work.
+pub(super) struct Driver {
+    pub(super) context: Shared,
+    pub(super) job: Arc<Job>,
+    pub(super) id: JobId,
+    pub(super) plan: RestorePlan,
+    /// How records are loaded.
+    pub(super) options: Options,
+    pub(super) sources: Sources,
     /// What is left out because it is damaged.
     missing: Damage,
-    sums: Mutex<Sums>,
-    source: ClusterName,
+    pub(super) sums: Mutex<Sums>,
+    pub(super) source: ClusterName,
     target: ClusterName,
     recorder: tokio::sync::Mutex<JobRecorder>,
     /// What is not as it was.
@@ -62,28 +54,32 @@ struct Driver {
 pub async fn run(context: Shared, job: Arc<Job>, plan: RestorePlan) -> Result<serde_json::Value> {
     let target = plan.request.target.clone().unwrap_or_else(|| plan.request.cluster.clone());
     let recorder = JobRecorder::new(&context.repository, &target, job.id(), context.epoch, 0);
-    carry_out(context, job, plan, recorder).await
+    let options = Options::new(&plan.request, Timestamp(plan.cut), job.info().started_millis);
+    carry_out(context, job, plan, options, recorder).await
 }
 
 /// Goes on with a restore that another coordinator began: what its nodes have loaded stays.
 pub async fn resume(
     context: Shared,
     job: Arc<Job>,
-    (begun, with_users): (RestoreBegun, bool),
+    left: LeftRestore,
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
     let target = job.info().cluster;
     let members: Vec<_> =
-        begun.targets.iter().map(|node| Member { cluster: target.clone(), node: node.clone() }).collect();
+        left.begun.targets.iter().map(|node| Member { cluster: target.clone(), node: node.clone() }).collect();
     job.phase("waiting for the nodes");
     let planned = async {
         context.fleet.wait_for(&members, context.config.backup.patience()).await?;
-        plan(&context, request_of(&begun, with_users, &target)).await
+        let (request, now) = request_of(&left, &target)?;
+        let plan = plan_again(&context, request).await?;
+        let options = Options::new(&plan.request, Timestamp(plan.cut), now);
+        Ok::<_, Error>((plan, options))
     };
     match planned.await {
-        Ok(plan) => carry_out(context, job, plan, recorder).await,
+        Ok((plan, options)) => carry_out(context, job, plan, options, recorder).await,
         Err(e) => {
-            let stuck = abort_all(&context, &target, job.id(), &begun.targets).await;
+            let stuck = abort_all(&context, &target, job.id(), &left.begun.targets).await;
             let e = called_off(e.context("the restore could not be taken up again and was called off"), &stuck);
             end(&context, &mut recorder, job.id(), Some(&e)).await;
             Err(e)
@@ -95,6 +91,7 @@ async fn carry_out(
     context: Shared,
     job: Arc<Job>,
     mut plan: RestorePlan,
+    options: Options,
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
     if !plan.problems.is_empty() {
@@ -116,7 +113,8 @@ async fn carry_out(
     };
     let (sums, recorder) = (Mutex::default(), tokio::sync::Mutex::new(recorder));
     let warnings = Mutex::new(plan.warnings.clone());
-    let driver = Driver { context, job, id, plan, sources, missing, sums, source, target, recorder, warnings };
+    let driver =
+        Driver { context, job, id, plan, options, sources, missing, sums, source, target, recorder, warnings };
     let serve = ServeJob::new(driver.source.clone(), driver.target.clone());
     driver.context.serve.open(id, serve);
     let result = Box::pin(driver.guarded_restore()).await;
@@ -125,7 +123,7 @@ async fn carry_out(
 }
 
 impl Driver {
-    fn member(&self, node: usize) -> Member {
+    pub(super) fn member(&self, node: usize) -> Member {
         Member { cluster: self.target.clone(), node: self.plan.targets[node].node.clone() }
     }
 
@@ -197,6 +195,9 @@ impl Driver {
         let mut recorder = self.recorder.lock().await;
         let with_users = self.plan.request.with_users;
         if recorder.revision() == 0 {
+            if !self.options.are_usual() {
+                recorder.write(&Record::RestoreOptions(self.options.to_record(self.id, None))).await?;
+            }
             if with_users {
                 self.takers().probe().await?;
                 recorder.write(&Record::RestoreWithUsers(RestoreWithUsers { job: self.id })).await?;
@@ -204,15 +205,11 @@ impl Driver {
             recorder.write(&Record::RestoreBegun(begun_of(&self.plan, &self.job, self.context.epoch))).await?;
             crash::point("restore.begun");
         }
-        let ready = self.load_and_verify().await;
-        let ready = match ready {
-            Ok((loaded, switching)) => {
-                let noted = recorder.write(&Record::RestoreSwitching(switching.clone())).await;
-                noted.map(|()| (loaded, switching))
-            }
+        let ready = match self.load_and_verify().await {
+            Ok(ready) => self.note_ready(&mut recorder, &ready).await.map(|()| ready),
             Err(e) => Err(e),
         };
-        let (loaded, switching) = match ready {
+        let ready = match ready {
             Ok(ready) => ready,
             Err(e) => {
                 let nodes: Vec<_> = self.plan.targets.iter().map(|t| t.node.clone()).collect();
@@ -223,7 +220,7 @@ impl Driver {
         };
         self.job.phase("switching");
         crash::point("restore.switching");
-        let finished = switch_all(&self.context, &self.target, &switching).await?;
+        let finished = switch_all(&self.context, &self.target, &ready.switching).await?;
         crash::point("restore.switched");
         if with_users {
             self.job.phase("setting users");
@@ -231,16 +228,24 @@ impl Driver {
             self.warn(told);
         }
         end(&self.context, &mut recorder, self.id, None).await;
-        Ok(self.summary(&loaded, &finished))
+        Ok(self.summary(&ready, &finished))
     }
 
-    fn takers(&self) -> Takers<'_> {
+    /// From here on the restore only goes forward.
+    async fn note_ready(&self, recorder: &mut JobRecorder, ready: &Ready) -> Result<()> {
+        if !self.options.are_usual() || ready.expired != Some(0) {
+            recorder.write(&Record::RestoreOptions(self.options.to_record(self.id, ready.expired))).await?;
+        }
+        recorder.write(&Record::RestoreSwitching(ready.switching.clone())).await
+    }
+
+    pub(super) fn takers(&self) -> Takers<'_> {
         let nodes = self.plan.targets.iter().map(|t| t.node.clone()).collect();
         Takers { context: &self.context, cluster: &self.target, job: self.id, nodes }
     }
 
     /// Notes what is not as it was.
-    fn warn(&self, told: Vec<String>) {
+    pub(super) fn warn(&self, told: Vec<String>) {
         for warning in &told {
             tracing::warn!("{warning}");
             self.job.log.note("kept", "", warning.clone());
@@ -248,127 +253,7 @@ impl Driver {
         self.warnings.lock().expect("warnings").extend(told);
     }
 
-    /// Up to here the restore can be called off; answers what each node will hold.
-    async fn load_and_verify(&self) -> Result<(Vec<Loaded>, RestoreSwitching)> {
-        let loaded = tokio::select! {
-            loaded = self.load_everywhere() => loaded?,
-            () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
-        };
-        crash::point("restore.loaded");
-        self.compared()?;
-        self.verify_everywhere(&loaded).await?;
-        crash::point("restore.verified");
-        let told = self.takers().load_libraries(&self.sources.takes, self.plan.request.in_place).await?;
-        self.warn(told);
-        let target = |(t, l): (&PlanNode, &Loaded)| SwitchTarget {
-            node: t.node.clone(),
-            slots: t.slots.clone(),
-            expect: l.digest,
-        };
-        let targets = self.plan.targets.iter().zip(&loaded).map(target).collect();
-        Ok((loaded, RestoreSwitching { job: self.id, at: Timestamp(self.plan.cut), targets }))
-    }
-
-    async fn load_everywhere(&self) -> Result<Vec<Loaded>> {
-        self.job.phase("opening staging areas");
-        let _: Vec<()> = futures::future::try_join_all((0..self.plan.targets.len()).map(|n| self.begin(n))).await?;
-        self.job.phase("loading parts");
-        futures::future::try_join_all((0..self.plan.targets.len()).map(|n| self.load(n))).await
-    }
-
-    async fn begin(&self, node: usize) -> Result<()> {
-        let begin = RestoreBegin {
-            at: Timestamp(self.plan.cut),
-            slots: self.plan.targets[node].slots.clone(),
-            in_place: u8::from(self.plan.request.in_place),
-            serve: self.context.bulk_address.clone(),
-        };
-        let head = self.context.head(self.id, 1);
-        let _: RestoreReady =
-            self.context.fleet.command(&self.member(node), head, &begin, BEGIN_DEADLINE, |_| ()).await?;
-        Ok(())
-    }
-
-    /// Hands the node its parts, batch by batch.
-    async fn load(&self, node: usize) -> Result<Loaded> {
-        let (name, slots) = (&self.plan.targets[node].node, &self.plan.targets[node].slots);
-        let mut share = self.sources.share(node, slots);
-        let mut loaded = Loaded::default();
-        while let Some(batch) = share.next().await? {
-            self.context.serve.hand_out(&self.id, name, batch.iter().cloned().collect());
-            let command = self.command(slots, &batch)?;
-            let done = self.load_persistently(node, &command).await?;
-            let taken = self.sums.lock().expect("sums").take(&batch, slots, done.parts)?;
-            loaded.parts += taken.parts;
-            loaded.digest = loaded.digest.plus(taken.digest);
-        }
-        Ok(loaded)
-    }
-
-    async fn load_persistently(&self, node: usize, batch: &RestoreParts) -> Result<RestorePartsDone> {
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            match self.load_batch(node, batch, attempt).await {
-                // `Conflict`: the agent was started anew and has not opened its staging area again.
-                Err(e) if matches!(e.kind(), ErrorKind::Retry | ErrorKind::Conflict) && attempt < LOAD_ATTEMPTS => {
-                    tracing::warn!(attempt, error = %e.report(), "load broke: going on with what is missing");
-                    let told = format!("load broke, going on with what is missing: {}", e.report());
-                    self.job.log.note("retry", self.plan.targets[node].node.as_str(), told);
-                    tokio::time::sleep(RETRY_WAIT).await;
-                    let member = self.member(node);
-                    self.context.fleet.wait_for(&[member], self.context.config.backup.patience()).await?;
-                    // An agent that has restarted must reopen its staging area first.
-                    if let Err(e) = self.begin(node).await {
-                        tracing::warn!(error = %e.report(), "the node does not take up the restore yet");
-                    }
-                }
-                done => return done,
-            }
-        }
-    }
-
-    async fn load_batch(&self, node: usize, batch: &RestoreParts, attempt: u32) -> Result<RestorePartsDone> {
-        let (member, head) = (self.member(node), self.context.head(self.id, attempt));
-        let report = |p| self.job.progress_of(&member.node, p);
-        self.context.fleet.command(&member, head, batch, LOAD_DEADLINE, report).await
-    }
-
-    fn command(&self, slots: &SlotSet, batch: &Batch) -> Result<RestoreParts> {
-        let part = |(number, part): &(u32, Arc<PartEntry>)| {
-            let runs = runs(self.context.repository.keys(), &self.source, part)?;
-            let slots = part.slots.intersect(slots);
-            Ok(RestorePart { number: *number, slots, runs, bytes: part.live_bytes })
-        };
-        let parts = batch.iter().map(part).collect::<Result<_>>()?;
-        Ok(RestoreParts { parts, keys: self.plan.request.keys.clone(), concurrency: 0 })
-    }
-
-    /// Every part was read as the manifest says, over all nodes that took a share of it.
-    fn compared(&self) -> Result<()> {
-        let healthy = u64::from(self.sources.manifest.parts()) - self.sources.bad.len();
-        self.sums.lock().expect("sums").whole(healthy)
-    }
-
-    /// Every node reads back what it has loaded.
-    async fn verify_everywhere(&self, loaded: &[Loaded]) -> Result<()> {
-        self.job.phase("reading back");
-        let verify = |(node, loaded): (usize, &Loaded)| {
-            let (member, head, expect) = (self.member(node), self.context.head(self.id, 1), loaded.digest);
-            async move {
-                let verify = RestoreVerify { expect };
-                self.context.fleet.command(&member, head, &verify, FINISH_DEADLINE, |_| ()).await
-            }
-        };
-        let all = futures::future::try_join_all(loaded.iter().enumerate().map(verify));
-        let _: Vec<RestoreVerified> = tokio::select! {
-            all = all => all?,
-            () = self.job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
-        };
-        Ok(())
-    }
-
-    fn summary(&self, loaded: &[Loaded], finished: &[RestoreFinished]) -> serde_json::Value {
+    fn summary(&self, ready: &Ready, finished: &[RestoreFinished]) -> serde_json::Value {
         let nodes: Vec<_> = self
             .plan
             .targets
@@ -381,8 +266,12 @@ impl Driver {
         serde_json::json!({
             "backup": self.plan.backup,
             "cut": self.plan.cut,
-            "parts": loaded.iter().map(|l| l.parts).sum::<u64>(),
+            "parts": ready.loaded.iter().map(|l| l.parts).sum::<u64>(),
             "records": finished.iter().map(|f| f.digest.count).sum::<u64>(),
+            // Apart from the records: left out because they had expired.
+            "expired": ready.expired,
+            "expiry": self.options.expiry,
+            "shift_millis": self.options.shift_millis,
             "nodes": nodes,
             "complete": self.missing.is_none(),
             "missing": self.missing,

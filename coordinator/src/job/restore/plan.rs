@@ -2,25 +2,30 @@
 
 use std::sync::Arc;
 
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
+use tidemark_common::expiry::ExpiryMode;
 use tidemark_common::glob::KeyFilter;
+use tidemark_common::select::Selection;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::Backup;
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
 
 use super::kept::Takes;
+use super::options::selection;
 use super::share::Share;
+use super::shares::{Shares, shares};
+use super::types::{Taker, Types};
 use crate::context::Context;
 use crate::job::backup::tiling;
 use crate::job::damage::{Damage, PartSet};
-use crate::job::inspect::{ALL, Depth, Packs, inspect};
+use crate::job::inspect::{Depth, Packs, Scope, inspect};
 use crate::repository::{BackupRecord, Ledger, Manifest, Repository};
 
 /// Throughput assumed for the time estimate until a fleet's own is known, bytes a second and node.
 const ASSUMED_RATE: u64 = 100 << 20;
-/// Disk that a loaded byte takes while old and new data lie side by side, in percent.
-const DISK_PERCENT: u64 = 130;
+/// Role of a node that follows another one.
+const REPLICA: &str = "replica";
 
 /// The word for the newest backup.
 const LATEST: &str = "latest";
@@ -44,6 +49,18 @@ pub struct RestoreRequest {
     /// Key globs; `!` in front excludes; empty takes all.
     #[serde(default)]
     pub keys: Vec<String>,
+    /// Slots whose keys are restored, e.g. `0-5460,10000`; all where absent.
+    #[schema(value_type = Option<String>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<SlotSet>,
+    /// Databases whose keys are restored (Redis and Valkey); empty takes all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dbs: Vec<u64>,
+    /// When keys expire (Redis and Valkey): `absolute`, when they did; `shift`, as long after the restore as they would have
+    /// after the cut; `drop`, never.
+    #[schema(value_type = String, example = "absolute")]
+    #[serde(default)]
+    pub expiry: ExpiryMode,
     /// Do not back up the present state before it is replaced in place.
     #[serde(default)]
     pub no_safety_backup: bool,
@@ -130,6 +147,12 @@ pub(super) struct Sources {
     pages: Vec<Vec<u32>>,
     /// Parts that are damaged and are left out.
     pub(super) bad: Arc<PartSet>,
+    /// Parts of which no slot is wanted.
+    unwanted: Arc<PartSet>,
+    /// Which records are wanted.
+    pub(super) selection: Selection,
+    /// Whether all values can be loaded where they go.
+    pub(super) types: Arc<Types>,
     /// What the backup keeps beside its records.
     pub(super) takes: Arc<Takes>,
 }
@@ -137,7 +160,14 @@ pub(super) struct Sources {
 impl Sources {
     /// The share of the target with this number, which takes `slots`.
     pub(super) fn share(&self, target: usize, slots: &SlotSet) -> Share {
-        Share::new(&self.manifest, self.pages[target].clone(), slots, self.bad.clone())
+        let left_out = vec![self.bad.clone(), self.unwanted.clone()];
+        Share::new(&self.manifest, self.pages[target].clone(), slots, left_out)
+    }
+
+    /// Number of the parts that are read.
+    pub(super) fn parts(&self) -> u64 {
+        let read = |number: &u32| !self.bad.contains(*number) && !self.unwanted.contains(*number);
+        (0..self.manifest.parts()).filter(read).count() as u64
     }
 }
 
@@ -148,8 +178,14 @@ pub struct Candidate {
     pub node: NodeName,
     /// Its engine.
     pub engine: String,
+    /// Version of its engine or server.
+    pub engine_version: String,
+    /// Whether it follows another node and takes no writes.
+    pub replica: bool,
     /// Slots that it owns.
     pub slots: SlotSet,
+    /// Slots that are moving to or from it.
+    pub moving: SlotSet,
     /// Records that it holds now.
     pub records: u64,
 }
@@ -182,6 +218,15 @@ pub async fn open_manifest(repository: &Repository, cluster: &ClusterName, backu
 
 /// Plans a restore. Errors are about the request; what stands against running it is listed in the plan.
 pub async fn plan(context: &Context, request: RestoreRequest) -> Result<RestorePlan> {
+    plan_as(context, request, false).await
+}
+
+/// Plans a restore that was begun: what empty nodes hold by now is what it has loaded.
+pub(super) async fn plan_again(context: &Context, request: RestoreRequest) -> Result<RestorePlan> {
+    plan_as(context, request, true).await
+}
+
+async fn plan_as(context: &Context, request: RestoreRequest, begun: bool) -> Result<RestorePlan> {
     let _ = KeyFilter::new(&request.keys)?;
     let ledger = Ledger::load(&context.repository, &request.cluster).await?;
     if let Err(e) = context.history.check(&request.cluster, &ledger) {
@@ -200,8 +245,11 @@ pub async fn plan(context: &Context, request: RestoreRequest) -> Result<RestoreP
         candidates.push(Candidate {
             node: member.node,
             engine: described.engine,
+            engine_version: described.engine_version,
+            replica: described.ownership.role == REPLICA,
             slots: described.ownership.slots,
-            records: described.records,
+            moving: described.ownership.moving,
+            records: if begun && !request.in_place { 0 } else { described.records },
         });
     }
     plan_onto(manifest, candidates, request).await
@@ -214,30 +262,48 @@ pub async fn plan_onto(
     request: RestoreRequest,
 ) -> Result<RestorePlan> {
     let root = manifest.root();
+    // They get what their primaries load.
+    let (replicas, candidates): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.replica);
+    let selection = selection(&request, &root.engine)?;
     let mut problems: Vec<String> = candidates
         .iter()
         .filter(|c| !fits(&c.engine, &root.engine))
         .map(|c| format!("node {} is {}, the backup is of {}", c.node, c.engine, root.engine))
         .collect();
+    problems.extend(candidates.iter().filter(|c| !c.moving.is_empty()).map(|c| {
+        format!(
+            "slots {} are moving from or to node {}: wait until they have moved, then restore",
+            c.moving, c.node
+        )
+    }));
     let packs = Packs::list(manifest.repository(), manifest.cluster()).await?;
-    let found = inspect(&manifest, &packs, Depth::Objects, ALL, None).boxed().await?;
+    let scope = Scope { slots: selection.slots.clone(), ..Scope::default() };
+    let found = inspect(&manifest, &packs, Depth::Objects, scope, None).boxed().await?;
     if !request.salvage {
         found.whole().map_err(|e| refused(&manifest, e))?;
     }
+    let types = types(&manifest, &candidates, &selection);
     let (bad, mut missing) = (Arc::new(found.bad), found.damage);
     let takes = Takes::read(&manifest).await?;
     note_lost(&mut missing, &takes);
     if request.with_users {
         problems.extend(takes.problem(root.job));
     }
-    let (targets, pages) = shares(&manifest, &candidates, &bad).await?;
+    let Shares { nodes: targets, pages, unwanted } = shares(&manifest, &candidates, &bad, &selection.slots).await?;
+    let unwanted = Arc::new(unwanted);
     let owners = targets.iter().map(|t| (t.node.as_str(), &t.slots));
     match targets.is_empty() {
-        true => {
+        true if replicas.is_empty() => {
             let target = request.target.as_ref().unwrap_or(&request.cluster);
             problems.push(format!("no node of cluster {target} is connected"));
         }
-        false => problems.extend(tiling::slots(owners).err().map(|e| e.message().to_owned())),
+        _ => problems.extend(tiling::slots(owners).err().map(|e| e.message().to_owned())),
+    }
+    if !problems.is_empty() {
+        let told = |c: &Candidate| {
+            format!("the server of node {} is a read-only replica: an agent beside its primary is needed", c.node)
+        };
+        problems.extend(replicas.iter().map(told));
     }
     let full: Vec<_> = targets.iter().filter(|t| t.present_records > 0).map(|t| t.node.as_str()).collect();
     if !full.is_empty() && !request.in_place {
@@ -257,8 +323,18 @@ pub async fn plan_onto(
         missing,
         warnings: takes.warnings.clone(),
         request,
-        sources: Some(Sources { manifest, pages, bad, takes: Arc::new(takes) }),
+        sources: Some(Sources { manifest, pages, bad, unwanted, selection, types, takes: Arc::new(takes) }),
     })
+}
+
+/// What looks at the types of values on their way to `candidates`.
+fn types(manifest: &Manifest, candidates: &[Candidate], selection: &Selection) -> Arc<Types> {
+    let taker = |c: &Candidate| {
+        let (node, slots, server) = (c.node.clone(), c.slots.clone(), c.engine_version.clone());
+        Taker { node, slots, server }
+    };
+    let sources = manifest.root().nodes.iter().map(|node| node.engine_version.clone()).collect();
+    Types::new(candidates.iter().map(taker).collect(), sources, selection.clone())
 }
 
 /// Kept things that cannot be read stop no restore: they are missing.
@@ -274,53 +350,6 @@ pub(super) fn refused(manifest: &Manifest, error: Error) -> Error {
     let told =
         "it is not restored (nothing was touched; a salvage restores what is healthy and leaves the rest out)";
     error.context(format_args!("backup {}: {told}", manifest.root().job))
-}
-
-/// What each node takes, and the pages in which it finds that.
-async fn shares(
-    manifest: &Manifest,
-    candidates: &[Candidate],
-    bad: &PartSet,
-) -> Result<(Vec<PlanNode>, Vec<Vec<u32>>)> {
-    let node = |c: &Candidate| PlanNode {
-        node: c.node.clone(),
-        slots: c.slots.clone(),
-        parts: 0,
-        bytes: 0,
-        disk_bytes: 0,
-        present_records: c.records,
-    };
-    let mut nodes: Vec<PlanNode> = candidates.iter().map(node).collect();
-    let mut needed: Vec<Vec<u32>> = vec![Vec::new(); nodes.len()];
-    let mut pages = manifest.pages();
-    // Parts of one region follow each other: who takes its slots is looked up once.
-    let mut slots = SlotSet::EMPTY;
-    let mut takers: Vec<(usize, u32)> = Vec::new();
-    while let Some(page) = pages.next().await {
-        let (index, lost) = (page.index, bad.contains(page.first));
-        let numbered = match page.numbered() {
-            Err(_) if lost => continue,
-            numbered => numbered?,
-        };
-        for (_, part) in numbered.filter(|(number, _)| !bad.contains(*number)) {
-            if part.slots != slots {
-                slots.clone_from(&part.slots);
-                let share = nodes.iter().map(|n| n.slots.intersect(&slots).len()).enumerate();
-                takers = share.filter(|(_, share)| *share > 0).collect();
-            }
-            for &(taker, share) in &takers {
-                nodes[taker].parts += 1;
-                nodes[taker].bytes += part.live_bytes * u64::from(share) / u64::from(slots.len().max(1));
-                if needed[taker].last() != Some(&index) {
-                    needed[taker].push(index);
-                }
-            }
-        }
-    }
-    for node in &mut nodes {
-        node.disk_bytes = node.bytes * DISK_PERCENT / 100;
-    }
-    Ok((nodes, needed))
 }
 
 /// Whether records of a backup of `source` can be loaded by `engine`. The embedded store and the reference store in

@@ -8,19 +8,23 @@ use tidemark_proto::{Error, Result};
 use super::plan::{RestorePlan, Sources, note_lost, refused};
 use crate::job::Job;
 use crate::job::damage::Damage;
-use crate::job::inspect::{ALL, Depth, Packs, inspect};
+use crate::job::inspect::{Depth, Packs, RecordCheck, Scope, inspect};
 
-/// Inspects the backup: every block where present data is replaced or damage is to be left out; else every object and
-/// every index, because a block that does not open later leaves empty nodes empty. A damaged backup is refused, unless it
-/// is salvaged: then the damaged parts are noted in `sources`, and what will be missing is answered.
+/// Inspects the backup: every block where present data is replaced, damage is to be left out, or the targets' versions
+/// leave it in doubt whether they load every value; else every object and every index, because a block that does not open
+/// later leaves empty nodes empty. A damaged backup is refused, unless it is salvaged: then the damaged parts are noted in
+/// `sources`, and what will be missing is answered. Values that a target does not load are refused.
 pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sources) -> Result<Damage> {
     let replaces = plan.request.in_place && plan.targets.iter().any(|t| t.present_records > 0);
-    let depth = if replaces || plan.request.salvage { Depth::Blocks } else { Depth::Indexes };
+    let every = replaces || plan.request.salvage || sources.types.in_doubt();
+    let depth = if every { Depth::Blocks } else { Depth::Indexes };
     job.phase(if depth == Depth::Blocks { "checking every block" } else { "checking every object" });
     let manifest = &sources.manifest;
     let look = async {
         let packs = Packs::list(manifest.repository(), manifest.cluster()).await?;
-        inspect(manifest, &packs, depth, ALL, Some(job)).await
+        let check: Arc<dyn RecordCheck> = sources.types.clone();
+        let scope = Scope { slots: sources.selection.slots.clone(), check: Some(check), ..Scope::default() };
+        inspect(manifest, &packs, depth, scope, Some(job)).await
     }
     .boxed();
     let found = tokio::select! {
@@ -33,6 +37,7 @@ pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sour
         return Err(found.whole().err().unwrap_or_else(|| Error::bug("no healthy part and no fault")))
             .map_err(|e| e.context("nothing of the backup is healthy: nothing was touched"));
     }
+    sources.types.verdict()?;
     sources.bad = Arc::new(found.bad);
     let mut missing = found.damage;
     note_lost(&mut missing, &sources.takes);

@@ -23,7 +23,7 @@ pub type Batch = Vec<(u32, Arc<PartEntry>)>;
 /// What a node still has to take.
 pub struct Share {
     slots: SlotSet,
-    bad: Arc<PartSet>,
+    left_out: Vec<Arc<PartSet>>,
     pages: Pin<Box<dyn Stream<Item = PageRead> + Send>>,
     /// Read and not handed out yet: what was left of a page.
     held: VecDeque<(u32, PartEntry)>,
@@ -36,10 +36,10 @@ impl std::fmt::Debug for Share {
 }
 
 impl Share {
-    /// The parts with some of `slots`, of the pages `pages`, but for the bad ones.
-    pub(super) fn new(manifest: &Manifest, pages: Vec<u32>, slots: &SlotSet, bad: Arc<PartSet>) -> Self {
+    /// The parts with some of `slots`, of the pages `pages`, but for those that are left out.
+    pub(super) fn new(manifest: &Manifest, pages: Vec<u32>, slots: &SlotSet, left_out: Vec<Arc<PartSet>>) -> Self {
         let pages = Box::pin(manifest.some_pages(pages));
-        Self { slots: slots.clone(), bad, pages, held: VecDeque::new() }
+        Self { slots: slots.clone(), left_out, pages, held: VecDeque::new() }
     }
 
     /// The next batch: parts in the manifest's order, the largest of the batch first; `None` at the end.
@@ -63,7 +63,8 @@ impl Share {
         while self.held.is_empty() {
             let Some(page) = self.pages.next().await else { return Ok(false) };
             let own = page.numbered()?.filter(|(number, part)| {
-                !self.bad.contains(*number) && !part.slots.intersect(&self.slots).is_empty()
+                !self.left_out.iter().any(|out| out.contains(*number))
+                    && !part.slots.intersect(&self.slots).is_empty()
             });
             self.held.extend(own);
         }

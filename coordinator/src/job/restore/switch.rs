@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::job::{RestoreBegun, RestoreEnded, RestoreSwitching, SwitchTarget};
+use tidemark_proto::stored::job::{RestoreEnded, RestoreSwitching, SwitchTarget};
 use tidemark_proto::wire::control::{
     Done, ListJobs, OpenJobs, RestoreAbort, RestoreBegin, RestoreFinish, RestoreFinished, RestoreReady,
     RestoreVerified, RestoreVerify,
 };
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
 
+use super::begun::LeftRestore;
 use super::kept::{Takers, takes_of};
 use crate::context::{Context, Shared};
 use crate::fleet::{DESCRIBE_DEADLINE, Member};
@@ -97,10 +98,10 @@ pub(super) async fn switch_all(
 pub async fn resume_switch(
     context: Shared,
     job: std::sync::Arc<Job>,
-    (begun, switching): (RestoreBegun, RestoreSwitching),
-    with_users: bool,
+    (left, switching): (LeftRestore, RestoreSwitching),
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
+    let LeftRestore { begun, options, with_users } = left;
     job.phase("switching");
     let cluster = job.info().cluster;
     let finished = switch_all(&context, &cluster, &switching).await?;
@@ -121,6 +122,7 @@ pub async fn resume_switch(
     Ok(serde_json::json!({
         "cut": switching.at.0,
         "records": finished.iter().map(|f| f.digest.count).sum::<u64>(),
+        "expired": options.map_or(Some(0), |options| options.expired),
         "nodes": nodes.collect::<Vec<_>>(),
         "resumed": true,
         "warnings": warnings,

@@ -118,6 +118,16 @@ fn golden_bytes_of_restore() {
 }
 
 #[test]
+fn golden_bytes_of_restore_options() {
+    let begin = RestoreBegin { at: Timestamp(1 << 50), slots: SlotSet::all(), in_place: 0, serve: "c:7400".into() };
+    let options =
+        LoadOptions { slots: SlotSet::range(0, 5460), dbs: vec![0, 3], expiry: 1, shift_millis: 86_400_000 };
+    check(FILE, "restore-begin-as", &RestoreBeginAs { begin, options });
+    check(FILE, "restore-count", &RestoreCount {});
+    check(FILE, "restore-counted", &RestoreCounted { expired: 17 });
+}
+
+#[test]
 fn golden_bytes_of_diagnosis() {
     check(FILE, "diagnose", &Diagnose {});
     let diagnosed = Diagnosed {

@@ -1,6 +1,7 @@
 //! Control messages, version 1. Frozen: never edit a struct that a build has sent.
 
 mod kept;
+mod options;
 mod secret;
 
 use rkyv::{Archive, Deserialize, Serialize};
@@ -11,6 +12,7 @@ use crate::slot::SlotSet;
 use crate::time::Timestamp;
 
 pub use kept::*;
+pub use options::{LoadOptions, RestoreBeginAs, RestoreCount, RestoreCounted};
 pub use secret::*;
 
 /// Opens every command.

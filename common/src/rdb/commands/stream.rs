@@ -5,9 +5,10 @@
 //! deletion, as those that a server trimmed do not; the others by `XDEL`.
 
 use std::collections::HashMap;
-use std::io::Write;
 
-use super::{Group, MOST_ELEMENTS, Role, StreamId, StreamMeta, ValueVisitor, begin, command, raw, unwritten, word};
+use super::{
+    CommandSink, Group, MOST_ELEMENTS, Role, StreamId, StreamMeta, ValueVisitor, begin, begin_word, command, word,
+};
 use tidemark_proto::{Error, Result};
 
 /// Finds the ids that are pending in any group.
@@ -40,7 +41,7 @@ pub(super) struct Stream<'o, W> {
     delivered: HashMap<StreamId, (i64, u64)>,
 }
 
-impl<'o, W: Write> Stream<'o, W> {
+impl<'o, W: CommandSink> Stream<'o, W> {
     /// `pending` must have seen the value.
     pub(super) fn new(out: &'o mut W, key: &'o [u8], pending: Pending) -> Self {
         let Pending(mut due) = pending;
@@ -105,11 +106,11 @@ impl<'o, W: Write> Stream<'o, W> {
     }
 }
 
-impl<W: Write> ValueVisitor for Stream<'_, W> {
+impl<W: CommandSink> ValueVisitor for Stream<'_, W> {
     fn begin(&mut self, role: Role, len: u64) -> Result<()> {
         self.text.clear();
         match role {
-            Role::EntryField | Role::EntryValue => write!(self.out, "${len}\r\n").map_err(unwritten),
+            Role::EntryField | Role::EntryValue => begin_word(self.out, len),
             _ => Ok(()),
         }
     }
@@ -117,7 +118,7 @@ impl<W: Write> ValueVisitor for Stream<'_, W> {
     fn piece(&mut self, bytes: &[u8]) -> Result<()> {
         // Strings of entries come before any name.
         if !self.counted {
-            return raw(self.out, bytes);
+            return self.out.bytes(bytes);
         }
         self.text.extend_from_slice(bytes);
         Ok(())
@@ -125,7 +126,7 @@ impl<W: Write> ValueVisitor for Stream<'_, W> {
 
     fn end(&mut self, role: Role) -> Result<()> {
         match role {
-            Role::EntryField | Role::EntryValue => raw(self.out, b"\r\n"),
+            Role::EntryField | Role::EntryValue => self.out.bytes(b"\r\n"),
             Role::Group => {
                 self.group.clone_from(&self.text);
                 self.delivered.clear();
