@@ -58,6 +58,9 @@ enum Verb {
     Restore(restore::RestoreCommand),
     /// Read a backup back and check every block, seal and digest
     Verify(backup::VerifyCommand),
+    /// Write a backup of Redis or Valkey as RDB files, commands or JSON Lines, straight from the repository (`repo export`)
+    #[command(after_help = repo::export::EXAMPLES)]
+    Export(Box<repo::export::Export>),
     /// Take RDB files into the repository as a backup
     Import(import::ImportCommand),
     /// List, show and cancel jobs
@@ -108,6 +111,7 @@ async fn client_verb(verb: Verb, global: &connect::GlobalArgs) -> Result<()> {
         Verb::Backup(command) => command.run(global).await,
         Verb::Restore(command) => command.run(global).await,
         Verb::Verify(command) => command.run(global).await,
+        Verb::Export(command) => command.run(global.output).await,
         Verb::Import(command) => command.run(global).await,
         Verb::Job(command) => command.run(global).await,
         Verb::Events(command) => command.run(global).await,

@@ -1,7 +1,7 @@
 //! `tidemark repo`: make and look after the repository; read from it without a coordinator.
 
 mod direct;
-mod export;
+pub(crate) mod export;
 mod files;
 
 use std::io::Write;

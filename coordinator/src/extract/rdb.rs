@@ -17,10 +17,14 @@ pub struct RdbFile<W> {
 }
 
 impl<W: Write> RdbFile<W> {
-    /// Begins a file of this version of the format; `backup` is noted in it. `Request` for a version that does not exist.
-    pub fn begin(out: W, version: u16, backup: &str) -> Result<Self> {
+    /// Begins a file of this version of the format; `backup` is noted in it, libraries of functions come first. `Request` for
+    /// a version that does not exist.
+    pub fn begin(out: W, version: u16, backup: &str, libraries: &[Vec<u8>]) -> Result<Self> {
         let mut writer = RdbWriter::new(out, version)?;
         writer.aux(b"tidemark-backup", backup.as_bytes()).map_err(full)?;
+        for code in libraries {
+            writer.function(code).map_err(full)?;
+        }
         Ok(Self { writer: Some(writer), version })
     }
 

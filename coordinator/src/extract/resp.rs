@@ -23,6 +23,13 @@ impl<W: Write> Commands<W> {
     }
 }
 
+impl<W: Write> Commands<W> {
+    /// Commands that load libraries of functions.
+    pub fn load(&mut self, libraries: &[Vec<u8>]) -> Result<()> {
+        libraries.iter().try_for_each(|code| command(&mut self.out, &[b"FUNCTION", b"LOAD", b"REPLACE", code]))
+    }
+}
+
 struct Out<W>(W);
 
 impl<W: Write> CommandSink for Out<W> {

@@ -127,7 +127,7 @@ fn keys_as_commands() {
 #[test]
 fn files_hold_what_their_version_has() {
     let give = |version, family, type_byte| {
-        let mut file = RdbFile::begin(Vec::new(), version, "b").unwrap();
+        let mut file = RdbFile::begin(Vec::new(), version, "b", &[]).unwrap();
         give(&mut file, 0, 0, &meta_of(type_byte, family, None), &texts(&[]))
     };
     assert!(give(10, Family::Redis, n::LIST).unwrap());

@@ -15,6 +15,7 @@ mod types;
 
 pub use begun::LeftRestore;
 pub use driver::{resume, run};
+pub use kept::libraries;
 pub use plan::{Candidate, PlanNode, RestorePlan, RestoreRequest, find_backup, open_manifest, plan, plan_onto};
 pub use share::{Batch, Share};
 pub use sums::{Loaded, Sums};

@@ -15,6 +15,9 @@ use super::contents::{Contents, compare, held_by};
 use super::fill::fill;
 use super::model::{GroupModel, Model, ask};
 
+/// A library of functions.
+const LIBRARY: &str = "#!lua name=mine\nredis.register_function('two', function() return 2 end)";
+
 /// A repository with one backup of a server that holds values of every type.
 struct Backup {
     fleet: Fleet,
@@ -29,6 +32,7 @@ impl Backup {
         let mut client = source.client();
         fill(&mut client);
         ghosts(&mut client);
+        let _ = client.call(&["FUNCTION", "LOAD", LIBRARY]);
         // It is in the backup, and nowhere else.
         let _ = client.run("DEBUG SET-ACTIVE-EXPIRE 0");
         let _ = client.run("SET expired x PX 1");
@@ -61,8 +65,7 @@ impl Backup {
 fn export(fleet: &Fleet, args: &[&str]) -> Output {
     let mut command = Command::new(binary("tidemark"));
     let url = format!("file://{}", fleet.repository().display());
-    let _ =
-        command.args(["repo", "export", "--repository", &url, "--key-file"]).arg(fleet.dir().join("master.key"));
+    let _ = command.args(["export", "--repository", &url, "--key-file"]).arg(fleet.dir().join("master.key"));
     let _ = command.args(args).env_remove("TIDEMARK_CLUSTER").env_remove("TIDEMARK_MASTER_KEY");
     command.stdin(Stdio::null()).output().expect("tidemark")
 }
@@ -99,6 +102,7 @@ async fn servers_load_exported_files() {
         );
         let copy = load(flavor, &file);
         assert_eq!(copy.digest(), backup.source.digest());
+        assert_eq!(copy.client().run("FCALL two 0").integer(), 2);
         compare("one file", &held_by(&copy), &backup.wanted);
 
         let (report, folder) = backup.good("shards", &["--format", "rdb", "--shards", "3"]);
@@ -150,6 +154,7 @@ async fn commands_make_the_same_data() {
             compare("piped", &held_by(&copy), &backup.wanted);
         }
         assert_eq!(copy.digest(), backup.source.digest());
+        assert_eq!(copy.client().run("FCALL two 0").integer(), 2);
         // To standard output the same, and what was left out is said.
         let piped = backup.export(&["--format", "resp"]);
         assert!(piped.status.success() && piped.stdout == std::fs::read(&file).expect("file"));

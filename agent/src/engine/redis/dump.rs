@@ -353,7 +353,7 @@ impl Engine for Dump {
             true => told.libraries.clone_from(&kept.libraries),
             false => {
                 let why = format!("they take more than {} bytes", most / 2);
-                told.missing.push(NotKept { what: "libraries".to_owned(), why });
+                told.missing.push(NotKept { what: "functions".to_owned(), why });
             }
         }
         Ok(told)

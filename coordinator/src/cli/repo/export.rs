@@ -18,18 +18,21 @@ use super::direct::{Chosen, REDIS_ENGINE, Selected};
 use super::files::{Partial, WRITE_BUFFER, or_interrupted};
 use crate::cli::output::{Format, count, size};
 use crate::extract::{Commands, Encoding, Extracted, Lines, Output, RdbFile, Split, extract};
+use crate::job::restore::libraries;
 use crate::repository::Manifest;
 
-pub(super) const EXAMPLES: &str = "Examples:
-  tidemark repo export --repository file:///backup --key-file master.key --format rdb --out dump.rdb
-  tidemark repo export --repository file:///backup --key-file master.key --format rdb --shards 3 --out rdb/
-  tidemark repo export --repository file:///backup --key-file master.key --format resp | redis-cli --pipe
+pub(crate) const EXAMPLES: &str = "Examples:
+  tidemark export --repository file:///backup --key-file master.key --format rdb --out dump.rdb
+  tidemark export --repository file:///backup --key-file master.key --format rdb --shards 3 --out rdb/
+  tidemark export --repository file:///backup --key-file master.key --format resp | redis-cli --pipe
 
 rdb   a file that a server loads at its start (`dbfilename`); with --shards one for each node of a Cluster whose slots are
-      split evenly, as `redis-cli --cluster create` does. Libraries of functions are not in backups
+      split evenly, as `redis-cli --cluster create` does. Libraries of functions are in each, from RDB version 10 on
 resp  commands for `redis-cli --pipe`: keys that are there are replaced, those that have expired are left out and counted
 jsonl as `tidemark repo extract` writes them; also of other stores";
 
+/// First version of RDB with libraries of functions (Redis 7.0).
+const FUNCTIONS_SINCE: u16 = 10;
 /// Files of one export at most: all are open at the same time, twice, and systems allow 1024 by default.
 const MOST_SHARDS: u16 = 256;
 
@@ -57,7 +60,7 @@ impl Kind {
 
 /// Options of `repo export`.
 #[derive(Debug, Args)]
-pub(super) struct Export {
+pub(crate) struct Export {
     /// The backup, as by --backup
     #[arg(value_name = "BACKUP", conflicts_with = "backup")]
     named: Option<String>,
@@ -100,26 +103,29 @@ struct Report {
     extracted: Extracted,
     /// Keys left out because they have expired.
     expired: u64,
+    /// What is not in what was written.
+    warnings: Vec<String>,
 }
 
 type Out = Box<dyn Write + Send>;
 
 impl Export {
     /// Exports the backup.
-    pub(super) async fn run(mut self, output: Format) -> Result<()> {
+    pub(crate) async fn run(mut self, output: Format) -> Result<()> {
         self.named.take().into_iter().for_each(|id| self.chosen.choose(id));
         let (cluster, backup, manifest) = self.chosen.open().await?;
         let selection = self.selected.of(&manifest)?;
         let rdb_version = self.version(&manifest)?;
         let standard = self.out.as_os_str() == "-" && self.shards.is_none();
         let (slots, partials) = self.files(standard)?;
+        let (libraries, warnings) = self.libraries(&manifest, rdb_version).await?;
         let mut shares = Vec::new();
         for (i, slots) in slots.into_iter().enumerate() {
             let out: Out = match partials.get(i) {
                 Some(partial) => Box::new(partial.file()?),
                 None => Box::new(std::io::stdout()),
             };
-            shares.push((slots, self.output(out, rdb_version, &backup.job.to_string())?));
+            shares.push((slots, self.output(out, rdb_version, &backup.job.to_string(), &libraries)?));
         }
         let cancel = CancellationToken::new();
         let counted = Counting { split: Split::new(shares), expired: 0 };
@@ -138,7 +144,7 @@ impl Export {
         let format = self.format;
         let rdb_version = (format == Kind::Rdb).then_some(rdb_version);
         let (backup, cut) = (backup.job, backup.cut.0);
-        let report = Report { cluster, backup, cut, format, rdb_version, files, extracted, expired };
+        let report = Report { cluster, backup, cut, format, rdb_version, files, extracted, expired, warnings };
         if standard {
             eprintln!("{}", said(&report));
             return Ok(());
@@ -193,11 +199,29 @@ impl Export {
         Ok(((0..shards).map(|i| even_share(i, shards)).collect(), partials))
     }
 
-    fn output(&self, out: Out, rdb_version: u16, backup: &str) -> Result<Box<dyn Output>> {
+    /// Libraries of functions for what is written, and what is missing of them.
+    async fn libraries(&self, manifest: &Manifest, rdb_version: u16) -> Result<(Vec<Vec<u8>>, Vec<String>)> {
+        if self.format == Kind::Jsonl {
+            return Ok(Default::default());
+        }
+        let (libraries, mut warnings) = libraries(manifest).await?;
+        if self.format == Kind::Rdb && rdb_version < FUNCTIONS_SINCE && !libraries.is_empty() {
+            let told = format!("servers of RDB version {rdb_version} have no libraries of functions: left out");
+            warnings.push(told);
+            return Ok((Vec::new(), warnings));
+        }
+        Ok((libraries, warnings))
+    }
+
+    fn output(&self, out: Out, rdb_version: u16, backup: &str, libraries: &[Vec<u8>]) -> Result<Box<dyn Output>> {
         Ok(match self.format {
             // It gathers what it writes.
-            Kind::Rdb => Box::new(RdbFile::begin(out, rdb_version, backup)?),
-            Kind::Resp => Box::new(Commands::new(buffered(out), SystemClock.millis() as i64)),
+            Kind::Rdb => Box::new(RdbFile::begin(out, rdb_version, backup, libraries)?),
+            Kind::Resp => {
+                let mut commands = Commands::new(buffered(out), SystemClock.millis() as i64);
+                commands.load(libraries)?;
+                Box::new(commands)
+            }
             Kind::Jsonl => Box::new(Lines::new(buffered(out), self.encoding)),
         })
     }
@@ -254,8 +278,9 @@ fn said(r: &Report) -> String {
         [file] => file.display().to_string(),
         files => format!("{} files in {}", files.len(), files[0].parent().unwrap_or(Path::new("")).display()),
     };
+    let warnings: String = r.warnings.iter().map(|w| format!("\nwarning: {w}")).collect();
     format!(
-        "{}{some} records, {}, of backup {} of cluster {} written to {out}{expired}",
+        "{}{some} records, {}, of backup {} of cluster {} written to {out}{expired}{warnings}",
         count(e.records),
         size(e.bytes),
         r.backup,

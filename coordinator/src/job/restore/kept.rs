@@ -113,6 +113,15 @@ impl Takes {
     }
 }
 
+/// Libraries of functions of a backup, one of each name, and what is to be told of them.
+pub async fn libraries(manifest: &Manifest) -> Result<(Vec<Vec<u8>>, Vec<String>)> {
+    let mut takes = Takes::read(manifest).await?;
+    let lost =
+        takes.lost.take().map(|(object, cause)| format!("libraries of functions are lost ({object}): {cause}"));
+    takes.warnings.extend(lost);
+    Ok((takes.libraries, takes.warnings))
+}
+
 /// One of each name: what most nodes have; of equally many, what the first of them has.
 fn one_of_each(
     things: &KeptThings,
