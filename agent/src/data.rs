@@ -61,6 +61,11 @@ impl Gate {
         self.0.borrow().clone()
     }
 
+    /// Whether clients are refused.
+    pub fn is_shut(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
     /// Lets clients in.
     pub fn open(&self) {
         let _ = self.0.send_replace(None);

@@ -205,9 +205,17 @@ fn open_jobs(agent: &Agent) -> Result<OpenJobs> {
     Ok(OpenJobs { backups, restores })
 }
 
+/// States of a node as it describes itself.
+const AVAILABLE: &str = "available";
+const STATE_RESTORING: &str = "restoring";
+
 async fn describe(agent: Arc<Agent>) -> Result<Description> {
     let engine = agent.engine.clone();
     let mut description = blocking(move || engine.describe()).await?;
+    // The engine is done a moment before clients are let in.
+    if description.state == AVAILABLE && agent.gate.is_shut() {
+        description.state = STATE_RESTORING.to_owned();
+    }
     let seen = agent.state.get();
     description.data_address = agent.data_address.clone();
     (description.ledger_number, description.ledger_hash) = (seen.ledger_number, seen.ledger_hash);
