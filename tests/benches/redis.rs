@@ -4,7 +4,8 @@
 //! `SET` with and without backups.
 //!
 //! Arguments: `[keys, default 1500000] [seconds of the latency's measurement, default 10] [full-sync delay of the servers in
-//! seconds, default 0: the servers' own default is 5, and every tool that asks for a full sync waits for it]`.
+//! seconds, default 0: the servers' own default is 5, and every tool that asks for a full sync waits for it] [bases at once on
+//! this host, default 3, as if each node had a host of its own; the product's default is 1 for each host]`.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,9 +15,11 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use tidemark_coordinator::events::EventItem;
+use tidemark_coordinator::job::JobInfo;
 use tidemark_proto::{Result, SlotSet};
 use tidemark_tests::bench::peak_rss_mib;
-use tidemark_tests::fleet::{AgentSpec, EngineKind, Fleet, restore_of};
+use tidemark_tests::fleet::{AgentSpec, CoordinatorSpec, EngineKind, Fleet, eventually, restore_of};
 use tidemark_tests::redis::{Client, Cluster, Flavor, Reply, Server};
 
 /// Commands in one pipeline while the data is made.
@@ -29,13 +32,17 @@ fn main() -> Result<()> {
     let keys = numbers.next().unwrap_or(1_500_000) as usize;
     let seconds = numbers.next().unwrap_or(10);
     let delay = numbers.next().unwrap_or(0).to_string();
+    let at_once = numbers.next().unwrap_or(3);
     let options = ["--repl-diskless-sync-delay", &delay];
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let source = Cluster::start(Flavor::Redis, 3, &options);
     let start = Instant::now();
     fill(&source, 0..keys, 0);
-    println!("{keys} keys made in {:.1} s, full-sync delay {delay} s", start.elapsed().as_secs_f64());
-    runtime.block_on(run(&source, keys, seconds, &options))
+    println!(
+        "{keys} keys made in {:.1} s, full-sync delay {delay} s, {at_once} bases at once",
+        start.elapsed().as_secs_f64()
+    );
+    runtime.block_on(run(&source, keys, (seconds, at_once), &options))
 }
 
 fn words(line: String) -> Vec<Vec<u8>> {
@@ -124,12 +131,13 @@ fn peer_backup(source: &Cluster, dir: &Path) -> f64 {
     seconds_of(|| assert!(cli.status().expect("redis-cli").success(), "redis-cli --cluster backup"))
 }
 
-async fn run(source: &Cluster, keys: usize, seconds: u64, options: &[&str]) -> Result<()> {
+async fn run(source: &Cluster, keys: usize, (seconds, at_once): (u64, u64), options: &[&str]) -> Result<()> {
     let files = tempfile::tempdir().expect("folder");
     let peer = peer_backup(source, files.path());
     let dump_bytes = folder_bytes(files.path());
     println!("redis-cli --cluster backup: {peer:.2} s, {:.0} MB of files", dump_bytes as f64 / 1e6);
-    let mut fleet = Fleet::start().await;
+    let sections = format!("[backup]\nmax_parallel_bases = {at_once}\n");
+    let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..Default::default() }).await;
     protect(&mut fleet, "source", source).await;
     let start = Instant::now();
     let first = fleet.backup("source").await?;
@@ -140,6 +148,7 @@ async fn run(source: &Cluster, keys: usize, seconds: u64, options: &[&str]) -> R
         took / peer,
         mb(first.item.new_bytes)
     );
+    phases(&fleet, "source").await?;
     let mut rng = StdRng::seed_from_u64(1);
     fill(source, (0..keys / CHANGED).map(|_| rng.random_range(0..keys)), 1);
     let start = Instant::now();
@@ -150,6 +159,7 @@ async fn run(source: &Cluster, keys: usize, seconds: u64, options: &[&str]) -> R
         start.elapsed().as_secs_f64(),
         mb(second.item.new_bytes)
     );
+    phases(&fleet, "source").await?;
     latency(source, &fleet, seconds).await?;
     restore(&mut fleet, keys, options).await?;
     let mut line = format!("peak RSS: coordinator {} MiB", peak_rss_mib(fleet.coordinator().process.id()));
@@ -160,6 +170,23 @@ async fn run(source: &Cluster, keys: usize, seconds: u64, options: &[&str]) -> R
         }
     }
     println!("{line} MiB");
+    Ok(())
+}
+
+/// Says how long the phases of the newest job took.
+async fn phases(fleet: &Fleet, cluster: &str) -> Result<()> {
+    let jobs: Vec<JobInfo> = fleet.api().get("jobs").await?;
+    let job = jobs.iter().find(|j| j.cluster.as_str() == cluster).expect("a job");
+    let kept = async || {
+        let events: Vec<EventItem> = fleet.api().get(&format!("events?job={}", job.id)).await.ok()?;
+        events.iter().any(|e| e.what == "succeeded").then_some(events)
+    };
+    let events = eventually("the job's events", kept).await;
+    let began: Vec<_> = events.iter().filter(|e| e.what == "phase" || e.what == "succeeded").collect();
+    let told = began.windows(2).map(|e| (&e[0].message, (e[1].at_millis - e[0].at_millis) as f64 / 1e3));
+    let long: Vec<_> =
+        told.filter(|(_, took)| *took >= 0.05).map(|(name, took)| format!("{name} {took:.2} s")).collect();
+    println!("  {}", long.join(", "));
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Sorting on disk: records come in any order, as an RDB stream gives them, and are visited by (slot, key).
 //!
-//! Records gather in an arena; a full one is sorted and written as a chunk. Visiting merges the chunks. Values over
+//! Records gather in an arena; a full one is sorted and written as a chunk by a thread of its own, so that the source is read on.
+//! Visiting merges the chunks. Values over
 //! [`MAX_IN_CHUNK`] bytes lie in a file of their own, so that an arena has a bound whatever the size of values. The files are
 //! of this process alone and go with it; nothing of them is kept over a restart.
 //!
@@ -10,10 +11,11 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use tidemark_proto::{Error, ErrorKind, Result};
 
-/// Bytes of records that are sorted in memory at once.
+/// Bytes of records that are sorted in memory at once; as many gather meanwhile.
 pub const ARENA: usize = 32 << 20;
 /// Longest value inside a chunk, in bytes.
 pub const MAX_IN_CHUNK: usize = 1 << 20;
@@ -54,6 +56,9 @@ pub struct Sorted {
 /// Offset and length in the file of long values, of a value that is one.
 type LongValue = Option<(u64, u64)>;
 
+/// A chunk that was written, with its arena and list of records, empty.
+type Written = (Chunk, Vec<u8>, Vec<u32>);
+
 /// Takes records.
 #[derive(Debug)]
 pub struct Spill {
@@ -63,6 +68,8 @@ pub struct Spill {
     starts: Vec<u32>,
     done: Sorted,
     long: Option<(BufWriter<File>, u64)>,
+    /// The chunk that is being written.
+    writing: Option<JoinHandle<Result<Written>>>,
     /// The record that is being written: where it begins, and its long value's place and length so far.
     open: Option<(usize, LongValue)>,
 }
@@ -87,6 +94,7 @@ impl Spill {
             starts: Vec::new(),
             done: Sorted::default(),
             long: None,
+            writing: None,
             open: None,
         })
     }
@@ -183,34 +191,25 @@ impl Spill {
         self.done.records += 1;
     }
 
+    /// Hands the arena to a thread that sorts and writes it; records go on into another one meanwhile.
     fn flush(&mut self) -> Result<()> {
-        let arena = &self.arena;
-        let sort_key = |start: &u32| {
-            let record = &arena[*start as usize..];
-            let (slot, len) = head_at(record);
-            (slot, &record[HEAD..HEAD + len])
-        };
-        self.starts.sort_unstable_by(|a, b| sort_key(a).cmp(&sort_key(b)));
+        let (spare, starts) = self.wait()?;
+        let arena = std::mem::replace(&mut self.arena, spare);
+        let starts = std::mem::replace(&mut self.starts, starts);
         let path = self.dir.join(format!("chunk-{}", self.done.chunks.len()));
-        let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(full(&path))?;
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        let (mut index, mut len): (Vec<(u16, u64)>, u64) = (Vec::new(), 0);
-        let mut last = None;
-        for start in &self.starts {
-            let record = &arena[*start as usize..][..record_len(&arena[*start as usize..])];
-            let (slot, _) = head_at(record);
-            if last != Some(slot) && index.last().is_none_or(|(_, at)| len - at >= INDEX_EVERY) {
-                index.push((slot, len));
-            }
-            last = Some(slot);
-            out.write_all(record).map_err(full(&path))?;
-            len += record.len() as u64;
-        }
-        let file = out.into_inner().map_err(|e| full(&path)(e.into_error()))?;
-        self.done.chunks.push(Chunk { file, len, index });
-        self.arena.clear();
-        self.starts.clear();
+        let work = move || write_chunk(&path, arena, starts);
+        let thread = std::thread::Builder::new().name("redis-sort".into()).spawn(work);
+        self.writing = Some(thread.map_err(full(&self.dir))?);
         Ok(())
+    }
+
+    /// Waits for the chunk that is being written; answers its arena and list, empty, for the next.
+    fn wait(&mut self) -> Result<(Vec<u8>, Vec<u32>)> {
+        let Some(thread) = self.writing.take() else { return Ok(Default::default()) };
+        let written = thread.join().map_err(|_| Error::bug("sorting a chunk panicked"))?;
+        let (chunk, arena, starts) = written?;
+        self.done.chunks.push(chunk);
+        Ok((arena, starts))
     }
 
     /// Sorts the rest. A record that was begun and not ended is an error of the caller.
@@ -221,12 +220,41 @@ impl Spill {
         if !self.starts.is_empty() {
             self.flush()?;
         }
+        let _ = self.wait()?;
         let path = self.dir.join("long");
         if let Some((file, _)) = self.long.take() {
             self.done.long = Some(file.into_inner().map_err(|e| full(&path)(e.into_error()))?);
         }
         Ok(self.done)
     }
+}
+
+/// Sorts the records of an arena into a file; gives arena and list back, empty.
+fn write_chunk(path: &Path, mut arena: Vec<u8>, mut starts: Vec<u32>) -> Result<Written> {
+    let sort_key = |start: &u32| {
+        let record = &arena[*start as usize..];
+        let (slot, len) = head_at(record);
+        (slot, &record[HEAD..HEAD + len])
+    };
+    starts.sort_unstable_by(|a, b| sort_key(a).cmp(&sort_key(b)));
+    let file = File::options().read(true).write(true).create_new(true).open(path).map_err(full(path))?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let (mut index, mut len): (Vec<(u16, u64)>, u64) = (Vec::new(), 0);
+    let mut last = None;
+    for start in &starts {
+        let record = &arena[*start as usize..][..record_len(&arena[*start as usize..])];
+        let (slot, _) = head_at(record);
+        if last != Some(slot) && index.last().is_none_or(|(_, at)| len - at >= INDEX_EVERY) {
+            index.push((slot, len));
+        }
+        last = Some(slot);
+        out.write_all(record).map_err(full(path))?;
+        len += record.len() as u64;
+    }
+    let file = out.into_inner().map_err(|e| full(path)(e.into_error()))?;
+    arena.clear();
+    starts.clear();
+    Ok((Chunk { file, len, index }, arena, starts))
 }
 
 /// Length of the record at the start of `bytes`, of which at least the head must be there.
