@@ -42,5 +42,7 @@ mod phases;
 mod pretend;
 #[path = "redis/replicas.rs"]
 mod replicas;
+#[path = "redis/shapes.rs"]
+mod shapes;
 #[path = "redis/targets.rs"]
 mod targets;

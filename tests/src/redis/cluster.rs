@@ -3,6 +3,8 @@
 use std::net::TcpListener;
 use std::process::Command;
 
+use tidemark_proto::slot::even_share;
+
 use super::{Client, Flavor, Server, eventually};
 
 /// A node's bus listens this far above its port.
@@ -17,9 +19,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts `count` primaries (at least 3) and makes a Cluster of them with the servers' own tool.
+    /// Starts `count` primaries and makes a Cluster of them, with the servers' own tool where that does it (from 3 on).
     pub fn start(flavor: Flavor, count: usize, options: &[&str]) -> Self {
         let nodes: Vec<_> = (0..count).map(|_| node(flavor, options)).collect();
+        if count < 3 {
+            return Self::by_hand(nodes);
+        }
         let cli = match flavor {
             Flavor::Redis => "redis-cli",
             Flavor::Valkey => "valkey-cli",
@@ -28,8 +33,26 @@ impl Cluster {
         let made = Command::new(cli).args(["--cluster", "create"]).args(places).arg("--cluster-yes").output();
         let made = made.unwrap_or_else(|e| panic!("{cli}: {e}"));
         assert!(made.status.success(), "no Cluster: {}", String::from_utf8_lossy(&made.stdout));
-        let cluster = Self { nodes };
-        for (_, server) in &cluster.nodes {
+        Self { nodes }.up(count)
+    }
+
+    /// As [`Self::start`], where the tool refuses so few.
+    fn by_hand(nodes: Vec<(u16, Server)>) -> Self {
+        let count = nodes.len();
+        for (n, (_, server)) in (0..).zip(&nodes) {
+            let mut client = server.client();
+            for &(first, last) in even_share(n, count as u16).ranges() {
+                let _ = client.run(&format!("CLUSTER ADDSLOTSRANGE {first} {last}"));
+            }
+            let _ = client.run(&format!("CLUSTER SET-CONFIG-EPOCH {}", n + 1));
+            let _ = client.run(&format!("CLUSTER MEET 127.0.0.1 {}", nodes[0].0));
+        }
+        Self { nodes }.up(count)
+    }
+
+    /// Waits until all nodes know each other.
+    fn up(self, count: usize) -> Self {
+        for (_, server) in &self.nodes {
             let mut client = server.client();
             eventually("the Cluster to be up", || {
                 let info = client.run("CLUSTER INFO").text();
@@ -37,7 +60,7 @@ impl Cluster {
                 up.then_some(())
             });
         }
-        cluster
+        self
     }
 
     /// Adds a replica of the node of this number, the last one of the nodes then, and waits until it follows.

@@ -8,7 +8,9 @@ use tidemark_tests::fleet::{CoordinatorSpec, Fleet, eventually as later, restore
 use tidemark_tests::redis::{Cluster, Flavor, Server, eventually};
 
 use super::chains::{Chains, check};
+use super::contents::{compare, held_by, held_by_all};
 use super::flow::{backup, filling, get, protect, protect_one, spec, spread};
+use super::replicas::{SLOW, base_of, bases};
 
 const CHAINS: usize = 2;
 
@@ -114,4 +116,54 @@ async fn the_coordinator_dies_at_each_phase_while_writes_go_on() {
         newest_is_whole(&mut fleet, "later").await;
     }
     chains.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_started_anew_while_bases_are_taken_costs_its_base_alone() {
+    let mut cluster = Cluster::start(Flavor::Redis, 3, &["--appendonly", "yes", "--appendfsync", "always"]);
+    spread(&cluster, filling().into_iter().take(3000).collect());
+    let sections = "[backup]\nmax_parallel_bases = 3\n".to_owned();
+    let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..Default::default() }).await;
+    protect(&mut fleet, "orders", &cluster).await;
+    for n in [1, 2] {
+        let _ = cluster.nodes[n].1.client().run(SLOW);
+    }
+    let job = fleet.start_backup("orders").await.unwrap_or_else(|e| panic!("{}", e.report()));
+    base_of(&fleet, &job, "n0").await;
+    // It comes back with its data, and has forgotten who followed it.
+    cluster.nodes[0].1.restart();
+    let done = fleet.api().job_end(&job).await;
+    let _ = done.unwrap_or_else(|e| panic!("{}", e.report()));
+    assert_eq!((bases(&fleet, &job, "n0").await, bases(&fleet, &job, "n1").await), (2, 1));
+    let target = Server::start(Flavor::Redis, &[]);
+    protect_one(&mut fleet, "copy", &target).await;
+    let _ = fleet.restore(&restore_of("orders", "copy")).await.unwrap_or_else(|e| panic!("{}", e.report()));
+    compare("restored", &held_by(&target), &held_by_all(&cluster));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stays_away_is_named_and_nothing_stays_behind() {
+    let mut cluster = Cluster::start(Flavor::Redis, 3, &["--appendonly", "yes", "--appendfsync", "always"]);
+    spread(&cluster, filling().into_iter().take(300).collect());
+    let sections = "[backup]\nmax_parallel_bases = 3\nnode_patience_seconds = 3\n".to_owned();
+    let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..Default::default() }).await;
+    protect(&mut fleet, "orders", &cluster).await;
+    for n in [1, 2] {
+        let _ = cluster.nodes[n].1.client().run(SLOW);
+    }
+    let job = fleet.start_backup("orders").await.unwrap_or_else(|e| panic!("{}", e.report()));
+    base_of(&fleet, &job, "n0").await;
+    cluster.nodes[0].1.kill();
+    let told = fleet.api().job_end(&job).await.unwrap_err().report();
+    assert!(told.contains("n0"), "{told}");
+    for n in 0..3 {
+        let jobs = fleet.dir().join(format!("orders-n{n}.state/redis/jobs"));
+        later(&format!("nothing to stay on n{n}"), async || is_empty(&jobs).then_some(())).await;
+    }
+    cluster.nodes[0].1.restart();
+    eventually("the Cluster to be whole", || {
+        let mut clients = cluster.clients();
+        clients.iter_mut().all(|c| c.run("CLUSTER INFO").text().contains("cluster_state:ok")).then_some(())
+    });
+    let _ = backup(&fleet, "orders").await;
 }

@@ -12,7 +12,7 @@ use super::contents::{compare, held_by};
 use super::flow::{backup, filling, get, protect, protect_one, spec, spread};
 
 /// Makes a primary wait for so many seconds before it sends its base.
-const SLOW: &str = "CONFIG SET repl-diskless-sync-delay 8";
+pub(crate) const SLOW: &str = "CONFIG SET repl-diskless-sync-delay 8";
 
 fn nodes(backup: &BackupDetail) -> Vec<String> {
     backup.node_evidence.iter().map(|n| n.node.clone()).collect()
@@ -35,7 +35,7 @@ fn offset(server: &Server) -> String {
 }
 
 /// How often nodes took their base in a job, by the events.
-async fn bases(fleet: &Fleet, job: &JobInfo, node: &str) -> usize {
+pub(crate) async fn bases(fleet: &Fleet, job: &JobInfo, node: &str) -> usize {
     // None are kept yet when a job has just begun.
     let events: serde_json::Value = fleet.api().get(&format!("events?job={}", job.id)).await.unwrap_or_default();
     let of = |e: &&serde_json::Value| e["what"] == "base" && e["node"] == node;
@@ -43,7 +43,7 @@ async fn bases(fleet: &Fleet, job: &JobInfo, node: &str) -> usize {
 }
 
 /// Waits until the base of `node` stands in a running job.
-async fn base_of(fleet: &Fleet, job: &JobInfo, node: &str) {
+pub(crate) async fn base_of(fleet: &Fleet, job: &JobInfo, node: &str) {
     later("the base of the shard", async || (bases(fleet, job, node).await == 1).then_some(())).await;
     let info: JobInfo = fleet.api().get(&format!("jobs/{}", job.id)).await.expect("job");
     assert_eq!(info.phase, "taking bases", "the other base must still be awaited");
