@@ -63,6 +63,7 @@ async fn the_rights_in_the_documents_are_enough_and_missing_ones_are_named() {
     let _ = fleet.ready("orders", 1).await;
     let (good, text) = check(&fleet, "orders");
     assert!(good && text.contains("all that a backup needs"), "{text}");
+    assert!(text.contains("client-output-buffer-limit") && text.contains("268435456"), "{text}");
     let taken = fleet.backup("orders").await.unwrap_or_else(|e| panic!("{}", e.report()));
     assert_eq!(taken.item.records, 2000);
     assert!(taken.kept.is_some_and(|kept| kept.missing.is_empty()));

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tidemark_coordinator::catalog::BackupDetail;
 use tidemark_coordinator::job::JobInfo;
-use tidemark_tests::fleet::{CoordinatorSpec, Fleet, eventually as later, restore_of};
+use tidemark_tests::fleet::{CoordinatorSpec, Fleet, binary, eventually as later, restore_of};
 use tidemark_tests::redis::{Cluster, Flavor, Reply, Server, eventually, listening};
 
 use super::chains::{Chains, check};
@@ -126,6 +126,14 @@ async fn a_server_of_its_own_is_backed_up_by_its_replica() {
         fleet.start_agent(spec("orders", node, format!("unix:{}", server.socket().display())));
     }
     let _ = fleet.ready("orders", 2).await;
+    let config = fleet.dir().join("orders-n1.toml");
+    let mut check = std::process::Command::new(binary("tidemark-agent"));
+    let told = check.arg("--config").arg(config).arg("check").output().expect("agent");
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(
+        told.status.success() && text.contains(&format!("stands in for its primary 127.0.0.1:{port}")),
+        "{told:?}"
+    );
     let taken = backup(&fleet, "orders").await;
     assert_eq!((nodes(&taken), taken.item.records), (vec!["n1".to_owned()], 1));
     // Without it the primary would count the agent as one of its replicas: that is not done unasked.

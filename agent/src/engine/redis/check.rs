@@ -55,13 +55,47 @@ pub fn check(options: &Options) -> Result<Findings> {
     rights(&mut connection, options, &mut found)?;
     // Without these rights there is nothing else to find out.
     if found.wrong.is_empty() {
-        server(&View::read(&mut connection)?, options, &mut found)?;
+        let view = View::read(&mut connection)?;
+        server(&view, options, &mut found)?;
+        found.told.extend(buffer_limit(&mut connection)?);
+        found.told.extend(stand_in(&view, options));
     }
     match scratch::find(&options.scratch_server) {
         Some(program) => found.told.push(format!("scratch server: {program}")),
         None => found.wrong.push(scratch::not_there(&options.scratch_server).message().to_owned()),
     }
     Ok(found)
+}
+
+/// How much a server holds back for a reader of its stream before it ends the link; `None` where that may not be asked.
+fn buffer_limit(connection: &mut Connection) -> Result<Option<String>> {
+    let reply = connection.call(&[b"CONFIG", b"GET", b"client-output-buffer-limit"])?;
+    let Ok(words) = reply.list("CONFIG GET") else { return Ok(None) };
+    let Some(limits) = words.into_iter().nth(1) else { return Ok(None) };
+    let limits = limits.text("CONFIG GET")?;
+    let words: Vec<&str> = limits.split(' ').collect();
+    let of_replicas = words.windows(4).find(|w| matches!(w[0], "slave" | "replica"));
+    Ok(of_replicas.map(|w| {
+        format!(
+            "what is written while a base is sent may take {} bytes, and no more than {} for {} s, before the server ends \
+             the link (client-output-buffer-limit, 0: no limit)",
+            w[1], w[2], w[3]
+        )
+    }))
+}
+
+/// Whether this replica can stand in for its primary: the agent cuts there.
+fn stand_in(view: &View, options: &Options) -> Option<String> {
+    if view.info.role() == PRIMARY {
+        return None;
+    }
+    let primary = view.info.primary()?;
+    let asked = Connection::open(&primary, &options.login).and_then(|mut c| View::read(&mut c));
+    Some(match (asked, view.out_of_step()) {
+        (Ok(_), None) => format!("stands in for its primary {primary} in backups"),
+        (Ok(_), Some(why)) => format!("does not stand in for its primary {primary} at present: {why}"),
+        (Err(e), _) => format!("cannot stand in for its primary {primary}, where the cut is taken: {}", e.report()),
+    })
 }
 
 fn server(view: &View, options: &Options, found: &mut Findings) -> Result<()> {

@@ -85,7 +85,7 @@ impl View {
     }
 
     /// Why nothing may be built on this replica at present; `None` when it is in step with its primary.
-    fn out_of_step(&self) -> Option<String> {
+    pub(super) fn out_of_step(&self) -> Option<String> {
         let link = self.info.text("master_link_status");
         match () {
             () if self.unready().is_some() => self.unready(),
