@@ -68,20 +68,7 @@ pub async fn run(options: &DemoOptions, tell: impl Fn(&str)) -> Result<Summary> 
 
     let writers = Writers::start(&router, options.records);
     let stopwatch = Stopwatch::start(&router);
-    let mut backups = Vec::new();
-    for name in ["first", "second"] {
-        tokio::time::sleep(WRITE_ON).await;
-        let taken = back_up(&fleet, &stopwatch).await?;
-        tell(format!(
-            "{name} backup, while clients write: {} read, {} sent, {} stored; the slowest write took {:.1} ms",
-            size(taken.read_bytes),
-            size(taken.sent_bytes),
-            size(taken.stored_bytes),
-            taken.slowest_write_micros as f64 / 1e3
-        ));
-        backups.push(taken);
-    }
-    let (first, second) = (backups.remove(0), backups.remove(0));
+    let (first, second) = back_up_twice(&fleet, &stopwatch, &tell).await?;
     let before = State::read(&router, Some(Timestamp(first.cut))).await?;
     tell(format!("what the first backup must hold is read from the nodes: {} records", count(before.len())));
 
@@ -126,6 +113,28 @@ pub async fn run(options: &DemoOptions, tell: impl Fn(&str)) -> Result<Summary> 
         fleet.kill();
     }
     Ok(summary)
+}
+
+/// Two backups while clients write.
+async fn back_up_twice(
+    fleet: &Fleet,
+    stopwatch: &Stopwatch,
+    tell: &impl Fn(String),
+) -> Result<(BackupSummary, BackupSummary)> {
+    let mut backups = Vec::new();
+    for name in ["first", "second"] {
+        tokio::time::sleep(WRITE_ON).await;
+        let taken = back_up(fleet, stopwatch).await?;
+        tell(format!(
+            "{name} backup, while clients write: {} read, {} sent, {} stored; the slowest write took {:.1} ms",
+            size(taken.read_bytes),
+            size(taken.sent_bytes),
+            size(taken.stored_bytes),
+            taken.slowest_write_micros as f64 / 1e3
+        ));
+        backups.push(taken);
+    }
+    Ok((backups.remove(0), backups.remove(0)))
 }
 
 /// Takes a backup through the API and sees how it ended.

@@ -13,6 +13,7 @@ pub mod base;
 pub mod check;
 pub mod conn;
 pub mod dump;
+mod dump_read;
 mod fence;
 pub mod fold;
 mod hold;

@@ -136,6 +136,11 @@ async fn a_server_of_its_own_is_backed_up_by_its_replica() {
     );
     let taken = backup(&fleet, "orders").await;
     assert_eq!((nodes(&taken), taken.item.records), (vec!["n1".to_owned()], 1));
+    // A primary that gives the agents' user no more than the right to look is being restored: nobody stands in for it then.
+    let _ = source.client().run("ACL SETUSER default -client|setname");
+    let refused = fleet.backup("orders").await.unwrap_err().report();
+    assert!(refused.contains("n0") && refused.contains("min-replicas-to-write"), "{refused}");
+    let _ = source.client().run("ACL SETUSER default +client|setname");
     // Without it the primary would count the agent as one of its replicas: that is not done unasked.
     fleet.stop_agent("orders", "n1").await;
     let refused = fleet.backup("orders").await.unwrap_err().report();

@@ -10,7 +10,7 @@ use tidemark_proto::wire::control::Description;
 use tidemark_proto::{Error, Result};
 
 use super::Redis;
-use super::conn::{Address, Connection};
+use super::conn::{Address, CLIENT_NAME, Connection};
 use super::server::{Info, PRIMARY, View};
 
 /// Most servers of a shard that are remembered.
@@ -153,7 +153,12 @@ impl Redis {
         if let Some(why) = own.as_ref().and_then(View::out_of_step) {
             return Err(Error::retry(why));
         }
-        let primary = self.ask_primary(View::read)?;
+        let primary = self.ask_primary(|connection| {
+            // A server that is being restored leaves the agents' user the right to look, and this one not.
+            let named = connection.call(&[b"CLIENT", b"SETNAME", CLIENT_NAME.as_bytes()])?.ok("CLIENT SETNAME");
+            let _ = named.map_err(|e| e.context("the primary does not take the agent: is it being restored?"))?;
+            View::read(connection)
+        })?;
         if primary.info.role() != PRIMARY {
             return Err(Error::retry("what the replica follows is no primary"));
         }

@@ -124,7 +124,9 @@ fn add_stand_ins(groups: &mut Vec<Vec<Candidate>>, sources: Answers) -> Vec<(Nod
 
 /// The one that is preferred; the others are told of with the reason.
 fn best(team: &mut Team, mut group: Vec<Candidate>, preference: &Preference) -> Option<Candidate> {
-    group.sort_by_key(|c| preference.rank(c));
+    // An owner that is being restored, or loads, is not passed by: nobody backs its slots up before it has ended.
+    let busy = |c: &Candidate| !c.stands_in && c.description.state != AVAILABLE;
+    group.sort_by_key(|c| (!busy(c), preference.rank(c)));
     let mut group = group.into_iter();
     let best = group.next()?;
     for other in group {
@@ -216,6 +218,17 @@ mod tests {
         let team = preferred(&[], &[], true);
         assert_eq!(team.stand_ins, HashSet::from([NodeName::new("b").unwrap()]));
         assert_eq!(team.others, ["c (replica; b is backed up)", "a (b stands in for it)"]);
+    }
+
+    #[test]
+    fn a_replica_does_not_stand_in_for_a_primary_that_is_being_restored() {
+        let mut owner = node("a", "primary", SlotSet::all(), 1);
+        owner.1.as_mut().unwrap().state = "restoring".into();
+        let answers = vec![owner, node("b", "replica", SlotSet::EMPTY, 1)];
+        let sources = vec![node("b", "primary", SlotSet::all(), 1)];
+        let preference = Preference { replicas: true, ..Preference::default() };
+        let team = choose(&ClusterName::new("c").unwrap(), answers, sources, &preference).unwrap();
+        assert_eq!((team.whole, team.nodes[0].as_str()), (false, "a"));
     }
 
     #[test]
