@@ -202,7 +202,11 @@ impl World<'_> {
                 let wait = least.mul_f64(1.0 + self.plan.rng.random::<f64>());
                 self.after(micros(wait), Ev::To(number, ToProcess::Waited(serial)));
             }
-            Action::WaitForSlots(_) => unreachable!("slots move at once here"),
+            // Slots move at once here; the core looks again until they have stayed for a while.
+            Action::WaitForSlots(least) => {
+                let wait = least.mul_f64(1.0 + self.plan.rng.random::<f64>());
+                self.after(micros(wait), Ev::To(number, ToProcess::Waited(serial)));
+            }
             Action::Upload(n) => self.upload_to(number, n, 1, 0),
             Action::Store => self.request(number, Op::Store),
             Action::Commit => self.request(number, Op::Policy),
