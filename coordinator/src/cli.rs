@@ -1,5 +1,5 @@
-//! The command line: `serve` runs a coordinator; `pki`, `repo init|keygen|backups|show|verify|extract|export`, `check-config`
-//! and `completions` work without one; everything else is a client of a coordinator's API.
+//! The command line: `serve` runs a coordinator; `pki`, `repo init|keygen|backups|show|verify|extract|export`, `export`,
+//! `check-config` and `completions` work without one; everything else is a client of a coordinator's API.
 
 mod backup;
 mod check_config;

@@ -118,11 +118,12 @@ async fn the_coordinator_dies_at_each_phase_while_writes_go_on() {
     chains.stop();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_started_anew_while_bases_are_taken_costs_its_base_alone() {
-    let mut cluster = Cluster::start(Flavor::Redis, 3, &["--appendonly", "yes", "--appendfsync", "always"]);
+/// Servers that keep their data over a restart, and a backup under way with `more` settings: the base of `n0` stands, the
+/// others are awaited.
+async fn base_of_the_first(more: &str) -> (Cluster, Fleet, JobInfo) {
+    let cluster = Cluster::start(Flavor::Redis, 3, &["--appendonly", "yes", "--appendfsync", "always"]);
     spread(&cluster, filling().into_iter().take(3000).collect());
-    let sections = "[backup]\nmax_parallel_bases = 3\n".to_owned();
+    let sections = format!("[backup]\nmax_parallel_bases = 3\n{more}");
     let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..Default::default() }).await;
     protect(&mut fleet, "orders", &cluster).await;
     for n in [1, 2] {
@@ -130,6 +131,12 @@ async fn a_server_that_is_started_anew_while_bases_are_taken_costs_its_base_alon
     }
     let job = fleet.start_backup("orders").await.unwrap_or_else(|e| panic!("{}", e.report()));
     base_of(&fleet, &job, "n0").await;
+    (cluster, fleet, job)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_started_anew_while_bases_are_taken_costs_its_base_alone() {
+    let (mut cluster, mut fleet, job) = base_of_the_first("").await;
     // It comes back with its data, and has forgotten who followed it.
     cluster.nodes[0].1.restart();
     let done = fleet.api().job_end(&job).await;
@@ -143,16 +150,7 @@ async fn a_server_that_is_started_anew_while_bases_are_taken_costs_its_base_alon
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stays_away_is_named_and_nothing_stays_behind() {
-    let mut cluster = Cluster::start(Flavor::Redis, 3, &["--appendonly", "yes", "--appendfsync", "always"]);
-    spread(&cluster, filling().into_iter().take(300).collect());
-    let sections = "[backup]\nmax_parallel_bases = 3\nnode_patience_seconds = 3\n".to_owned();
-    let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..Default::default() }).await;
-    protect(&mut fleet, "orders", &cluster).await;
-    for n in [1, 2] {
-        let _ = cluster.nodes[n].1.client().run(SLOW);
-    }
-    let job = fleet.start_backup("orders").await.unwrap_or_else(|e| panic!("{}", e.report()));
-    base_of(&fleet, &job, "n0").await;
+    let (mut cluster, fleet, job) = base_of_the_first("node_patience_seconds = 3\n").await;
     cluster.nodes[0].1.kill();
     let told = fleet.api().job_end(&job).await.unwrap_err().report();
     assert!(told.contains("n0"), "{told}");

@@ -178,10 +178,10 @@ impl Redis {
         Ok(described)
     }
 
-    /// Whether the base of some job stands.
+    /// Whether the base of some job stands. One that is just being taken does not, and is not waited for.
     fn has_base(&self) -> bool {
         let jobs: Vec<_> = self.jobs.lock().expect("jobs").values().cloned().collect();
-        jobs.iter().any(|job| job.lock().expect("job").has_base())
+        jobs.iter().any(|job| job.try_lock().is_ok_and(|job| job.has_base()))
     }
 }
 
