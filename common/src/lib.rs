@@ -18,6 +18,7 @@ pub mod record;
 pub mod run;
 pub mod scrub;
 pub mod seal;
+pub mod segment;
 pub mod select;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]

@@ -10,8 +10,9 @@ use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
     CommandHead, Describe, DescribeSource, Description, Diagnose, Done, Hold, KEPT_LIBRARIES, KEPT_PROBE, Keep,
-    ListJobs, OpenJobs, Prepare, Prepared, Release, Released, RestoreAbort, RestoreBegin, RestoreBeginAs,
-    RestoreCount, RestoreFinish, RestoreKept, RestoreParts, RestoreVerify, Seal, Settle, Upload, UploadRest,
+    ListJobs, LogStart, LogStop, OpenJobs, Prepare, Prepared, Release, Released, RestoreAbort, RestoreBegin,
+    RestoreBeginAs, RestoreCount, RestoreFinish, RestoreKept, RestoreParts, RestoreVerify, Seal, Settle, Upload,
+    UploadRest,
 };
 use tidemark_proto::{Error, Result};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use crate::agent::Agent;
 use crate::engine::{Engine, job_of_pin};
 use crate::metric_names::stage;
 use crate::snapshot::Counters;
-use crate::{blocking, restore, telemetry, upload};
+use crate::{blocking, log, restore, telemetry, upload};
 
 /// The span of a command; what belongs to no job has none.
 pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
@@ -116,6 +117,14 @@ pub(super) async fn dispatch(
         Diagnose::KIND => {
             let Diagnose {} = body(reader, header).await?;
             reply.send(&telemetry::diagnosed(agent)).await
+        }
+        LogStart::KIND => {
+            let start: LogStart = body(reader, header).await?;
+            reply.finish(log::start(agent.clone(), start)).await
+        }
+        LogStop::KIND => {
+            let LogStop {} = body(reader, header).await?;
+            reply.finish(log::stop(agent.clone())).await
         }
         _ => dispatch_restore(agent, head, header, reader, reply).await,
     }

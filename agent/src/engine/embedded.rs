@@ -2,7 +2,7 @@
 //!
 //! What holds, and where: encoding and order of keys in [`key`]; files and what a crash leaves in [`layout`]; an
 //! incarnation's keyspaces and durable numbers in [`generation`]; commits and cuts in [`commit`]; reads in [`read`];
-//! changes in [`changes`]; collection in [`collect`]; restores in [`load`] and [`restore`].
+//! changes in [`changes`]; the log in [`log`] and [`trail`]; collection in [`collect`]; restores in [`load`] and [`restore`].
 
 mod changes;
 mod collect;
@@ -14,8 +14,10 @@ mod ingest;
 mod key;
 mod layout;
 mod load;
+mod log;
 mod read;
 mod restore;
+mod trail;
 mod value;
 
 use std::ops::ControlFlow;
@@ -33,7 +35,7 @@ use tokio::sync::oneshot;
 pub use collect::CollectReport;
 pub use read::MAX_SCAN_LIMIT;
 
-use crate::engine::{Engine, Loader, ScanRange, Snapshot};
+use crate::engine::{Engine, Loader, LogSource, ScanRange, Snapshot};
 use crate::kv::{self, KvStore, ScanPage, Versioned, Write};
 use collect::{Collector, Stop};
 use commit::{Gate, Mode, Pending};
@@ -309,6 +311,10 @@ impl Engine for Embedded {
 
     fn pins(&self) -> Result<Vec<(String, Timestamp)>> {
         Ok(self.generation()?.pins(self.shared.hlc.wall_millis()))
+    }
+
+    fn log(&self) -> Option<&dyn LogSource> {
+        Some(self)
     }
 
     fn restoring(&self) -> Result<Option<JobId>> {

@@ -56,6 +56,8 @@ crate::messages! {
     54 => v1::RestoreKept, v 1, max MAX_KEPT_MESSAGE;
     55 => v1::RestoredKept, v 1;
     60 => v1::DescribeSource, v 1;
+    70 => v1::LogStart, v 1;
+    71 => v1::LogStop, v 1;
 }
 
 #[cfg(test)]
