@@ -5,6 +5,7 @@ mod backups;
 mod clusters;
 mod jobs;
 mod operations;
+mod pitr;
 mod problem;
 mod repository;
 mod restores;
@@ -56,6 +57,11 @@ pub const MAX_BODY: usize = 1 << 20;
         operations::limits,
         operations::set_limits,
         operations::diagnosis,
+        pitr::show,
+        pitr::enable,
+        pitr::disable,
+        pitr::pause,
+        pitr::resume,
     )
 )]
 struct Document;
@@ -78,6 +84,11 @@ pub fn router(context: Shared) -> Router {
         .route("/clusters/{cluster}/open-jobs", get(clusters::open_jobs))
         .route("/clusters/{cluster}/backups", get(backups::list).post(backups::create))
         .route("/clusters/{cluster}/backups/{backup}", get(backups::show).delete(backups::delete))
+        .route("/clusters/{cluster}/pitr", get(pitr::show))
+        .route("/clusters/{cluster}/pitr/enable", post(pitr::enable))
+        .route("/clusters/{cluster}/pitr/disable", post(pitr::disable))
+        .route("/clusters/{cluster}/pitr/pause", post(pitr::pause))
+        .route("/clusters/{cluster}/pitr/resume", post(pitr::resume))
         .route("/verifications", post(backups::verify))
         .route("/restores/plan", post(restores::plan))
         .route("/restores", post(restores::create))
@@ -99,7 +110,7 @@ mod tests {
     #[test]
     fn the_document_names_every_path_once() {
         let document = super::document();
-        assert_eq!(document.paths.paths.len(), 18);
+        assert_eq!(document.paths.paths.len(), 23);
         let json = serde_json::to_string(&document).unwrap();
         for schema in ["RestorePlan", "BackupDetail", "KeptSummary", "JobInfo", "Problem"] {
             assert!(json.contains(&format!("\"{schema}\"")), "{schema}");

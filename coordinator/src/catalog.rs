@@ -212,6 +212,11 @@ fn blank(id: JobId, cluster: &ClusterName, started_millis: u64) -> BackupItem {
     }
 }
 
+/// Whether a log was ever kept for a cluster.
+pub async fn has_log(repository: &Repository, cluster: &ClusterName) -> Result<bool> {
+    Ok(Ledger::load(repository, cluster).await?.log_policy().is_some())
+}
+
 /// The ledger of a cluster that has one; `NotFound` otherwise.
 pub async fn known(repository: &Repository, cluster: &ClusterName) -> Result<Ledger> {
     let ledger = Ledger::load(repository, cluster).await?;

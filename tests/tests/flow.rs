@@ -18,6 +18,8 @@ mod identity;
 mod in_place;
 #[path = "flow/limits.rs"]
 mod limits;
+#[path = "flow/log.rs"]
+mod log;
 #[path = "flow/repository.rs"]
 mod repository;
 #[path = "flow/salvage.rs"]
