@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::bulk::{LogBatch, LogPull};
 use tidemark_proto::wire::control::{Done, LogStart};
-use tidemark_proto::{ErrorKind, Incarnation, NodeName, Result, Timestamp};
+use tidemark_proto::{Error, ErrorKind, Incarnation, NodeName, Result, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 
 use super::node::{Ask, Batch};
@@ -16,6 +16,8 @@ use crate::fleet::Member;
 
 /// Time for an agent to open its stream.
 const START_DEADLINE: Duration = Duration::from_secs(5);
+/// Time from its answer until the stream is there.
+const ARRIVAL_DEADLINE: Duration = Duration::from_secs(2);
 /// A node whose stream broke is asked again after this.
 const START_AGAIN: Duration = Duration::from_secs(1);
 /// A node that has no log is asked again after this.
@@ -65,11 +67,17 @@ impl Tail {
     /// Tells the agent to open its stream.
     pub(super) async fn open_stream(&mut self, context: &Shared, member: &Member) {
         let session = JobId(rand::random());
-        let asks = context.logs.expect_stream(session, member.clone());
+        let (asks, open) = context.logs.expect_stream(session, member.clone());
         let command = LogStart { session, ingest: context.bulk_address.clone() };
         let head = context.head(JobId::default(), 1);
-        match context.fleet.command::<_, Done>(member, head, &command, START_DEADLINE, |_| ()).await {
-            Ok(Done {}) => (self.asks, self.error) = (Some(asks), None),
+        let told = context.fleet.command::<_, Done>(member, head, &command, START_DEADLINE, |_| ()).await;
+        // It may have been opened on a connection that is dead and does not know it yet.
+        let arrived = match told {
+            Ok(Done {}) => tokio::time::timeout(ARRIVAL_DEADLINE, open).await.ok().and_then(|open| open.ok()),
+            Err(_) => None,
+        };
+        match told.and_then(|_| arrived.ok_or_else(|| Error::retry("its stream of the log did not arrive"))) {
+            Ok(()) => (self.asks, self.error) = (Some(asks), None),
             Err(e) => {
                 context.logs.forget_stream(&session);
                 let wait = if e.kind() == ErrorKind::Unsupported { START_UNSUPPORTED } else { START_AGAIN };

@@ -10,7 +10,7 @@ use tidemark_proto::stored::ledger::{LOG_OFF, LOG_ON, LogPolicy};
 use tidemark_proto::wire::bulk::LogOpen;
 use tidemark_proto::wire::control::{Done, LogStop};
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::node::{self, Ask};
@@ -31,6 +31,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 struct Expected {
     member: Member,
     asks: mpsc::Receiver<Ask>,
+    arrived: oneshot::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -50,11 +51,17 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// A stream of `member` is about to be opened under this session; asks go there by what is answered.
-    pub(super) fn expect_stream(&self, session: JobId, member: Member) -> mpsc::Sender<Ask> {
+    /// A stream of `member` is about to be opened under this session. Asks go there by the first of what is answered; the
+    /// second tells that it is open.
+    pub(super) fn expect_stream(
+        &self,
+        session: JobId,
+        member: Member,
+    ) -> (mpsc::Sender<Ask>, oneshot::Receiver<()>) {
         let (send, asks) = mpsc::channel(1);
-        let _ = self.expected.lock().expect("expected").insert(session, Expected { member, asks });
-        send
+        let (arrived, open) = oneshot::channel();
+        let _ = self.expected.lock().expect("expected").insert(session, Expected { member, asks, arrived });
+        (send, open)
     }
 
     /// It will not be opened.
@@ -73,8 +80,9 @@ impl Logs {
     ) -> Result<()> {
         let expected = self.expected.lock().expect("expected").remove(&open.session);
         let expected = expected.filter(|e| e.member == *member);
-        let Expected { mut asks, .. } =
+        let Expected { mut asks, arrived, .. } =
             expected.ok_or_else(|| Error::conflict(format!("no session {} of the log is open", open.session)))?;
+        let _ = arrived.send(());
         let pace = Pace { limits: &context.limits, member: member.clone() };
         node::serve(&mut asks, reader, writer, &pace).await
     }
