@@ -11,6 +11,7 @@ pub mod kept;
 pub mod kv_client;
 pub mod log;
 pub mod metric_names;
+pub mod overlay;
 pub mod pki;
 pub mod rate;
 pub mod rdb;

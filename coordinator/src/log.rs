@@ -8,6 +8,7 @@ mod index;
 mod member;
 mod node;
 mod operate;
+mod point;
 mod session;
 mod sessions;
 mod state;
@@ -15,6 +16,7 @@ mod window;
 
 pub use index::{Found, LogIndex, NodeSpan, SegmentInfo};
 pub use operate::{EnablePitr, PitrChange, PitrStatus, WindowItem, change, cuts, status, windows};
+pub use point::{LogParts, Piece, Point, point};
 pub use sessions::Logs;
 pub use state::{NodeLag, SessionState};
 pub use window::{Chains, Interval, Window, Windows};

@@ -20,6 +20,8 @@ mod in_place;
 mod limits;
 #[path = "flow/log.rs"]
 mod log;
+#[path = "flow/pitr.rs"]
+mod pitr;
 #[path = "flow/repository.rs"]
 mod repository;
 #[path = "flow/salvage.rs"]

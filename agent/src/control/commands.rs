@@ -11,8 +11,8 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
     CommandHead, Describe, DescribeSource, Description, Diagnose, Done, Hold, KEPT_LIBRARIES, KEPT_PROBE, Keep,
     ListJobs, LogStart, LogStop, OpenJobs, Prepare, Prepared, Release, Released, RestoreAbort, RestoreBegin,
-    RestoreBeginAs, RestoreCount, RestoreFinish, RestoreKept, RestoreParts, RestoreVerify, Seal, Settle, Upload,
-    UploadRest,
+    RestoreBeginAs, RestoreCount, RestoreFinish, RestoreKept, RestoreParts, RestorePartsLogged, RestoreVerify,
+    Seal, Settle, Upload, UploadRest,
 };
 use tidemark_proto::{Error, Result};
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,7 @@ pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
         Keep::KIND => "keep",
         Settle::KIND => "settle",
         RestoreBegin::KIND | RestoreBeginAs::KIND => "restore-begin",
-        RestoreParts::KIND => "restore-parts",
+        RestoreParts::KIND | RestorePartsLogged::KIND => "restore-parts",
         RestoreCount::KIND => "restore-count",
         RestoreVerify::KIND => "restore-verify",
         RestoreFinish::KIND => "restore-finish",
@@ -155,6 +155,11 @@ async fn dispatch_restore(
             let parts: RestoreParts = body(reader, header).await?;
             let (counters, cancel) = (reply.counters_of(stage::LOADED), reply.cancel());
             reply.finish(restore::load(agent.clone(), head, parts, counters, cancel)).await
+        }
+        RestorePartsLogged::KIND => {
+            let parts: RestorePartsLogged = body(reader, header).await?;
+            let (counters, cancel) = (reply.counters_of(stage::LOADED), reply.cancel());
+            reply.finish(restore::load_logged(agent.clone(), head, parts, counters, cancel)).await
         }
         RestoreVerify::KIND => {
             let verify: RestoreVerify = body(reader, header).await?;

@@ -287,7 +287,12 @@ impl Session {
             }
         }
         self.published.stored(&self.cluster, info.size);
+        let before = self.chains.open().map(|i| i.start);
         self.chains.push(&info);
+        if self.chains.open().map(|i| i.start) != before {
+            // Another interval: it needs a base of its own, at once.
+            self.base_at = Instant::now();
+        }
         self.index.push(info);
         self.last_put = Some(Instant::now());
     }

@@ -66,7 +66,8 @@ impl Repository {
         BatchKey { key_id, salt, tag: self.batch_tag(cluster, node, &salt) }
     }
 
-    fn batch_tag(&self, cluster: &ClusterName, node: &NodeName, salt: &[u8; 16]) -> [u8; 16] {
+    /// What identifies a batch of `node` in the associated data of its seals.
+    pub fn batch_tag(&self, cluster: &ClusterName, node: &NodeName, salt: &[u8; 16]) -> [u8; 16] {
         let name = [b"log/", node.as_str().as_bytes()].concat();
         self.keys().run_tag(cluster, ALL_REGIONS, &name, salt)
     }

@@ -422,6 +422,7 @@ fn golden_bytes_of_job_records() {
         expired: Some(17),
     };
     object!("restore-options", ObjectKind::RestoreOptions, job::VERSION, options);
+    object!("restore-at", ObjectKind::RestoreAt, job::VERSION, job::RestoreAt { job: id, at: Timestamp(1 << 50) });
     object!("restore-with-users", ObjectKind::RestoreWithUsers, job::VERSION, job::RestoreWithUsers { job: id });
     let expect = SetDigest { count: 3, low: 4, high: 5 };
     let target = job::SwitchTarget { node: name("n1"), slots: SlotSet::range(0, 5460), expect };

@@ -9,6 +9,9 @@
 //! [`v1::FetchBlocks`] as the agent sends are answered by that many block frames; the agent finishes its side to end.
 //! Only runs of parts that the restore job assigned to this node are served.
 //!
+//! **Fetch of a log**, one bidirectional stream a part: agent [`v1::FetchLog`] -> serve a [`v1::LogPiece`] and a chunk frame
+//! for every chunk, then the end of the stream.
+//!
 //! **Log**, one bidirectional stream a node, as long as the log is kept: agent [`v1::LogOpen`], then each [`v1::LogPull`] of
 //! the ingest is answered by [`v1::LogBatch`] and as many chunk frames ([`FRAME_CHUNK`]) as it names. The agent keeps what it
 //! has sent until a later pull says that it is durable.
@@ -30,6 +33,8 @@ crate::messages! {
     72 => v1::LogOpen, v 1;
     73 => v1::LogPull, v 1;
     74 => v1::LogBatch, v 1;
+    76 => v1::FetchLog, v 1;
+    77 => v1::LogPiece, v 1;
 }
 
 /// Frame of one sealed block; the body is its bytes.
@@ -117,5 +122,7 @@ mod tests {
             }],
         };
         check(FILE, "log-batch", &batch);
+        check(FILE, "fetch-log", &FetchLog { job: JobId::from_u128(77), part: 9 });
+        check(FILE, "log-piece", &LogPiece { run_tag: [1; 16], key: SecretKey([2; 32]), encrypt: 1, number: 8 });
     }
 }

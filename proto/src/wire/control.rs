@@ -58,6 +58,7 @@ crate::messages! {
     60 => v1::DescribeSource, v 1;
     70 => v1::LogStart, v 1;
     71 => v1::LogStop, v 1;
+    72 => v1::RestorePartsLogged, v 1;
 }
 
 #[cfg(test)]

@@ -45,12 +45,12 @@ async fn logged(fleet: &Fleet, cluster: &str) -> Versions {
     versions
 }
 
-async fn status(fleet: &Fleet) -> PitrStatus {
+pub(crate) async fn status(fleet: &Fleet) -> PitrStatus {
     fleet.api().get("clusters/orders/pitr").await.expect("status")
 }
 
 /// Waits until everything up to `at` can be restored.
-async fn restorable_to(fleet: &Fleet, at: Timestamp) -> PitrStatus {
+pub(crate) async fn restorable_to(fleet: &Fleet, at: Timestamp) -> PitrStatus {
     eventually("a window up to a time", async || {
         let status = status(fleet).await;
         status.windows.last().is_some_and(|w| w.latest >= at.0 && w.ended.is_empty()).then_some(status)
@@ -58,7 +58,7 @@ async fn restorable_to(fleet: &Fleet, at: Timestamp) -> PitrStatus {
     .await
 }
 
-async fn enable(fleet: &Fleet) {
+pub(crate) async fn enable(fleet: &Fleet) {
     let out = fleet
         .tidemark(&["pitr", "enable", "--cluster", "orders", "--interval-ms", "200", "--idle-ms", "1000"])
         .await;

@@ -146,3 +146,25 @@ pub struct LogBatch {
     /// The chunks that follow, ascending by region.
     pub chunks: Vec<LogChunk>,
 }
+
+/// The agent wants the log of a part assigned to it: every chunk of its region that the restore needs.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct FetchLog {
+    /// The restore job.
+    pub job: JobId,
+    /// Number of the part in the plan.
+    pub part: u32,
+}
+
+/// A chunk follows, with what opens it.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct LogPiece {
+    /// What identifies its batch in the associated data of its seal.
+    pub run_tag: [u8; 16],
+    /// Subkey of the batch.
+    pub key: SecretKey,
+    /// 1: sealed by encryption; 0: sealed by checksum.
+    pub encrypt: u8,
+    /// Its number in the batch.
+    pub number: u32,
+}

@@ -12,7 +12,7 @@ use crate::slot::SlotSet;
 use crate::time::Timestamp;
 
 pub use kept::*;
-pub use options::{LoadOptions, RestoreBeginAs, RestoreCount, RestoreCounted};
+pub use options::{LoadOptions, PartBounds, RestoreBeginAs, RestoreCount, RestoreCounted, RestorePartsLogged};
 pub use secret::*;
 
 /// Opens every command.
