@@ -12,6 +12,7 @@ mod point;
 mod session;
 mod sessions;
 mod state;
+mod trim;
 mod window;
 
 pub use index::{Found, LogIndex, NodeSpan, SegmentInfo};
@@ -19,4 +20,5 @@ pub use operate::{EnablePitr, PitrChange, PitrStatus, WindowItem, change, cuts, 
 pub use point::{LogParts, Piece, Point, point};
 pub use sessions::Logs;
 pub use state::{NodeLag, SessionState};
+pub use trim::{Trimmable, check_segments, enter_trim, give_up, trimmable};
 pub use window::{Chains, Interval, Window, Windows};

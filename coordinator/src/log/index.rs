@@ -1,12 +1,14 @@
 //! The segments of a cluster as they lie in the repository: their footers, without the chunks.
 
+use std::collections::BTreeMap;
+
 use futures::StreamExt;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::stored::log::Segment;
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, ErrorKind, Incarnation, NodeName, Result, SlotSet, Timestamp};
 
-use crate::repository::{ReadSegment, Repository};
+use crate::repository::{Ledger, ReadSegment, Repository};
 
 /// Footers read at once.
 const PARALLEL_READS: usize = 16;
@@ -92,14 +94,15 @@ pub enum Found {
 pub struct LogIndex {
     entries: Vec<Found>,
     next: u64,
+    void: BTreeMap<u64, String>,
 }
 
 impl LogIndex {
-    /// Reads the footers of all segments of `cluster` from number `first` on. One that is missing or damaged is an entry
-    /// of its own; an error means that the store does not answer.
-    pub async fn load(repository: &Repository, cluster: &ClusterName, first: u64) -> Result<Self> {
-        let mut index = Self { entries: Vec::new(), next: first.max(1) };
-        index.refresh(repository, cluster).await?;
+    /// Reads the footers of all segments that `ledger` has not given up. One that is missing or damaged is an entry of its
+    /// own; an error means that the store does not answer.
+    pub async fn load(repository: &Repository, ledger: &Ledger) -> Result<Self> {
+        let mut index = Self { entries: Vec::new(), next: ledger.trimmed(), void: ledger.void_segments() };
+        index.refresh(repository, ledger.cluster()).await?;
         Ok(index)
     }
 
@@ -130,6 +133,10 @@ impl LogIndex {
         }
         self.next = number + 1;
         let found = match read {
+            Ok(_) if self.void.contains_key(&number) => {
+                let why = self.void.get(&number).cloned().unwrap_or_default();
+                Found::Lost { number, why }
+            }
             Ok(read) => {
                 let info = SegmentInfo::of(&read.segment, read.hash, read.size);
                 match self.last_hash() {

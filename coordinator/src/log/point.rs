@@ -40,7 +40,7 @@ pub async fn point(
     wanted: Timestamp,
     named: Option<JobId>,
 ) -> Result<Point> {
-    let index = LogIndex::load(repository, ledger.cluster(), ledger.trimmed()).await?;
+    let index = LogIndex::load(repository, ledger).await?;
     let windows = Chains::of(&index).windows().restorable(&super::operate::cuts(ledger));
     let backups = ledger.backups();
     let own = backups.iter().map(|b| b.backup.cut).filter(|cut| *cut <= wanted).max();

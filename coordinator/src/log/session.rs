@@ -67,8 +67,8 @@ impl Session {
         published: Arc<Published>,
         cancel: CancellationToken,
     ) -> Result<Self> {
-        let first = Ledger::load(&context.repository, &cluster).await?.trimmed();
-        let index = LogIndex::load(&context.repository, &cluster, first).await?;
+        let ledger = Ledger::load(&context.repository, &cluster).await?;
+        let index = LogIndex::load(&context.repository, &ledger).await?;
         let chains = Chains::of(&index);
         let nodes = chains.chains().iter().map(|(name, chain)| (name.clone(), Tail::of(chain))).collect();
         let mut session = Self {

@@ -106,9 +106,8 @@ async fn chains_are_whole_at_every_time_in_other_shapes_and_in_place() {
     let held = records_at(&fleet.router("some", 2).await, None).await;
     assert_eq!(held.into_keys().collect::<Vec<_>>(), [b"middle".to_vec()]);
     // In place: a new log begins by itself behind it.
-    let out = fleet
-        .tidemark(&["restore", "run", "--at", &middle.to_string(), "-C", "orders", "--in-place", "-y"])
-        .await;
+    let out =
+        fleet.tidemark(&["restore", "run", "--at", &middle.to_string(), "-C", "orders", "--in-place", "-y"]).await;
     assert!(out.contains(&middle.to_string()) || !out.is_empty(), "{out}");
     assert_same(&records_at(&fleet.router("orders", 3).await, None).await, &expected);
     let after = eventually("a second window", async || {
