@@ -5,7 +5,9 @@
 //! chained from segment to segment; where a chain is broken, the window ends, whatever anybody intended.
 
 mod index;
+mod listing;
 mod member;
+mod merge;
 mod node;
 mod operate;
 mod point;
@@ -13,6 +15,7 @@ mod session;
 mod sessions;
 mod state;
 mod trim;
+mod upkeep;
 mod window;
 
 pub use index::{Found, LogIndex, NodeSpan, SegmentInfo};

@@ -71,7 +71,7 @@ async fn collect(context: &Shared, job: &Job, cluster: &ClusterName, dry_run: bo
         let old = event_objects_older(&context.repository, cluster, days, now).await?;
         garbage.events = old.into_iter().map(|o| o.path).collect();
         let trim = log::trimmable(&context.repository, &ledger, now).boxed().await?;
-        garbage.segments = trim.objects.iter().map(|(number, _)| *number).collect();
+        garbage.segments = trim.objects.iter().map(|(path, _)| path.clone()).collect();
         let mut report = CollectReport::of(cluster, dry_run, &listing, &live, &garbage);
         report.log_segments = trim.objects.len() as u64;
         report.log_bytes = trim.objects.iter().map(|(_, bytes)| bytes).sum();

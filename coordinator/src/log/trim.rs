@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use futures::StreamExt;
 use tidemark_proto::stored::ledger::{Body, Trim, Void};
-use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, NodeName, Result, Timestamp};
 
 use super::index::{Found, LogIndex};
+use super::listing::Listing;
 use super::window::Chains;
 use crate::context::Shared;
 use crate::job::inspect::is_damage;
@@ -21,8 +21,8 @@ const PARALLEL_CHECKS: usize = 2;
 pub struct Trimmable {
     /// The first segment that stays.
     pub below: u64,
-    /// Objects of earlier ones that are there: number and bytes.
-    pub objects: Vec<(u64, u64)>,
+    /// Objects that can go: key and bytes.
+    pub objects: Vec<(String, u64)>,
 }
 
 /// Which segments no backup that stands or is held at `now_millis` leads to any more.
@@ -34,9 +34,10 @@ pub async fn trimmable(repository: &Repository, ledger: &Ledger, now_millis: u64
     // Without a backup only the log that goes on is of use: the next backup begins from it.
     let from = standing.chain(read).min().or_else(|| Chains::of(&index).open().map(|open| open.end));
     let below = from.map_or(ledger.trimmed(), |from| first_needed(&index, from)).max(ledger.trimmed());
-    let listed = repository.store().list(&paths::log_dir(ledger.cluster())).await?;
-    let numbers = listed.iter().filter_map(|(path, size)| Some((paths::number(path)?, *size)));
-    Ok(Trimmable { below, objects: numbers.filter(|(number, _)| *number < below).collect() })
+    // A reader may have planned with segments that were merged since.
+    let superseded = held.is_empty();
+    let listing = Listing::read(repository, ledger.cluster()).await?;
+    Ok(Trimmable { below, objects: listing.needless(ledger.cluster(), below, superseded) })
 }
 
 /// The first segment that a restore from a backup at `from` needs: of each node the last one that closes no later than the
@@ -45,10 +46,10 @@ fn first_needed(index: &LogIndex, from: Timestamp) -> u64 {
     let mut last: BTreeMap<&NodeName, u64> = BTreeMap::new();
     for segment in index.segments() {
         for node in segment.nodes.iter().filter(|n| n.closed <= from) {
-            let _ = last.insert(&node.node, segment.number);
+            let _ = last.insert(&node.node, segment.range.first);
         }
     }
-    let first = index.segments().next().map_or(1, |s| s.number);
+    let first = index.segments().next().map_or(1, |s| s.range.first);
     last.into_values().min().unwrap_or(first)
 }
 
@@ -76,15 +77,15 @@ pub async fn check_segments(repository: &Repository, cluster: &ClusterName) -> R
     for found in index.entries() {
         match found {
             Found::Lost { number, why } => lost.push((*number, why.clone())),
-            Found::Segment(segment) => whole.push((segment.number, segment.size)),
+            Found::Segment(segment) => whole.push((segment.range, segment.size)),
         }
     }
-    let reads = whole.into_iter().map(|(number, size)| async move {
+    let reads = whole.into_iter().map(|(range, size)| async move {
         let read = async {
-            let bytes = repository.store().get_range(&paths::log(cluster, number), 0, size).await?;
-            repository.check_segment(cluster, number, &bytes).map(drop)
+            let bytes = repository.store().get_range(&range.path(cluster), 0, size).await?;
+            repository.check_segment(cluster, range, &bytes).map(drop)
         };
-        (number, read.await)
+        (range.last, read.await)
     });
     let mut reads = futures::stream::iter(reads).buffered(PARALLEL_CHECKS);
     while let Some((number, read)) = reads.next().await {

@@ -206,6 +206,8 @@ fn segment() -> log::Segment {
     };
     log::Segment {
         number: 12,
+        first: 9,
+        stands_for: Hash::of(b"last"),
         previous: Hash::of(b"before"),
         epoch: 9,
         put_id: [4; 16],

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use tidemark_common::segment::each_entry;
 use tidemark_coordinator::log::{Found, LogIndex, PitrStatus};
 use tidemark_coordinator::repository::{Ledger, MasterKey, Repository, Store, StoreConfig};
-use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Timestamp};
 use tidemark_tests::fleet::{Fleet, eventually, write};
 
@@ -29,9 +28,9 @@ async fn logged(fleet: &Fleet, cluster: &str) -> Versions {
     let mut versions = Versions::new();
     for found in index.entries() {
         let Found::Segment(info) = found else { panic!("{found:?}") };
-        let path = paths::log(&cluster, info.number);
+        let path = info.range.path(&cluster);
         let bytes = repository.store().get(&path).await.expect("segment");
-        let segment = repository.check_segment(&cluster, info.number, &bytes).expect("a whole segment").segment;
+        let segment = repository.check_segment(&cluster, info.range, &bytes).expect("a whole segment").segment;
         for chunk in &segment.chunks {
             let sealed = bytes[chunk.offset as usize..chunk.offset as usize + chunk.len as usize].to_vec();
             let raw = repository.open_segment_chunk(&cluster, &segment, chunk, sealed).expect("a chunk");

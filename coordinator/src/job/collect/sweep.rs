@@ -66,8 +66,8 @@ pub(super) struct Garbage {
     pub(super) records: Vec<(String, u64)>,
     /// Events of jobs that are kept no longer.
     pub(super) events: Vec<String>,
-    /// Log segments, by number.
-    pub(super) segments: Vec<u64>,
+    /// Log segments, by key.
+    pub(super) segments: Vec<String>,
 }
 
 impl Garbage {
@@ -88,8 +88,7 @@ impl Garbage {
         let records = self.records.iter().map(|(path, _)| path.clone()).chain(self.events.clone());
         let roots = self.roots.keys().map(|hash| paths::root(cluster, hash));
         let packs = self.packs.keys().map(|id| paths::pack(cluster, id));
-        let segments = self.segments.iter().map(|number| paths::log(cluster, *number));
-        delete_all(store, records.chain(roots).chain(segments).collect(), job).await?;
+        delete_all(store, records.chain(roots).chain(self.segments.clone()).collect(), job).await?;
         delete_all(store, packs.collect(), job).await?;
         store.delete_staged(|name| {
             let path = name.rsplit_once('#').map_or(name, |(path, _)| path);
