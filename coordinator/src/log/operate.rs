@@ -170,7 +170,7 @@ pub async fn status(context: &Context, cluster: &ClusterName) -> Result<PitrStat
         Some(LOG_PAUSED) => "paused",
         _ => "off",
     };
-    let running = context.logs.state(cluster);
+    let running = context.logs.state(cluster, context.now_millis());
     let (session, trouble) = running.unwrap_or_default();
     let windows = match state {
         "on" => session.windows.clone(),

@@ -29,6 +29,8 @@ pub(super) const SLACK: u64 = 32 << 20;
 const ROUND_PATIENCE: Duration = Duration::from_secs(1);
 /// Least bytes asked of one node.
 const LEAST_PULL: u64 = 1 << 20;
+/// A segment that is not stored after this is told of.
+const PUT_SLOW: Duration = Duration::from_secs(5);
 /// Waits between attempts to put a segment.
 const PUT_RETRY: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(10)];
 
@@ -239,7 +241,8 @@ impl Session {
             let mut attempt = 0;
             loop {
                 crash::point("log.put");
-                let e = match repository.store().create(&path, bytes.clone()).await {
+                let put = repository.store().create(&path, bytes.clone());
+                let e = match told_when_slow(put, &path, &published).await {
                     Ok(()) => return Ok(published.trouble(None)),
                     Err(e) => e,
                 };
@@ -309,6 +312,20 @@ impl Session {
             bytes: self.index.segments().map(|s| s.size).sum(),
         };
         self.published.publish(&self.cluster, state);
+    }
+}
+
+/// Waits for a put; one that takes long is told of meanwhile: the store's client tries again by itself for minutes.
+async fn told_when_slow(put: impl Future<Output = Result<()>>, path: &str, published: &Published) -> Result<()> {
+    let (mut put, began) = (std::pin::pin!(put), Instant::now());
+    loop {
+        tokio::select! {
+            done = &mut put => return done,
+            () = tokio::time::sleep(PUT_SLOW) => {
+                let seconds = began.elapsed().as_secs();
+                published.trouble(Some(format!("the object store has not taken {path} for {seconds} s")));
+            }
+        }
     }
 }
 
