@@ -2,6 +2,7 @@
 //! `application/problem+json` (RFC 9457); the OpenAPI document is at `/api/v1/openapi.json`.
 
 mod backups;
+mod clones;
 mod clusters;
 mod jobs;
 mod operations;
@@ -46,6 +47,9 @@ pub const MAX_BODY: usize = 1 << 20;
         backups::show,
         backups::delete,
         backups::verify,
+        clones::create,
+        clones::list,
+        clones::delete,
         restores::plan,
         restores::create,
         jobs::list,
@@ -78,6 +82,8 @@ pub fn router(context: Shared) -> Router {
         .route("/clusters/{cluster}/open-jobs", get(clusters::open_jobs))
         .route("/clusters/{cluster}/backups", get(backups::list).post(backups::create))
         .route("/clusters/{cluster}/backups/{backup}", get(backups::show).delete(backups::delete))
+        .route("/clusters/{cluster}/clones", get(clones::list).post(clones::create))
+        .route("/clusters/{cluster}/clones/{clone}", axum::routing::delete(clones::delete))
         .route("/verifications", post(backups::verify))
         .route("/restores/plan", post(restores::plan))
         .route("/restores", post(restores::create))
@@ -99,9 +105,9 @@ mod tests {
     #[test]
     fn the_document_names_every_path_once() {
         let document = super::document();
-        assert_eq!(document.paths.paths.len(), 18);
+        assert_eq!(document.paths.paths.len(), 20);
         let json = serde_json::to_string(&document).unwrap();
-        for schema in ["RestorePlan", "BackupDetail", "KeptSummary", "JobInfo", "Problem"] {
+        for schema in ["RestorePlan", "BackupDetail", "KeptSummary", "CloneItem", "JobInfo", "Problem"] {
             assert!(json.contains(&format!("\"{schema}\"")), "{schema}");
         }
     }

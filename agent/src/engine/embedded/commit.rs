@@ -20,6 +20,7 @@ use tidemark_proto::{Error, ErrorKind, Incarnation, Result, Timestamp};
 use tokio::sync::oneshot;
 
 use super::generation::{Commits, Generation};
+use super::overlay::Overlay;
 use super::{fault, key, value};
 use crate::kv::Write;
 
@@ -36,6 +37,8 @@ type Reply = oneshot::Sender<Result<Timestamp>>;
 
 /// A batch that waits.
 pub(super) struct Pending {
+    /// The clone that it is for; `None` for the parent.
+    pub(super) overlay: Option<Arc<Overlay>>,
     pub(super) writes: Vec<Write>,
     pub(super) after: Timestamp,
     pub(super) bytes: usize,
@@ -63,11 +66,13 @@ pub(super) struct Hold {
 }
 
 /// The first reading of a cut.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Reading {
     pub(super) job: JobId,
     pub(super) incarnation: Incarnation,
     pub(super) position: u64,
+    /// Highest commit timestamp, that of clones included.
+    pub(super) highest: Timestamp,
 }
 
 pub(super) struct State {
@@ -298,15 +303,17 @@ fn write_group(
 ) -> Result<Commits> {
     let (mut batch, mut commits, mut scratch) = (generation.durable_batch(), before, Vec::new());
     for pending in group {
-        answers.push(hlc.observe(pending.after).map(|()| {
+        let standing = pending.overlay.as_ref().map_or(Ok(()), |overlay| overlay.check_standing());
+        answers.push(standing.and_then(|()| hlc.observe(pending.after)).map(|()| {
             let at = hlc.now();
-            add(generation, &mut batch, &mut commits, &mut scratch, &pending.writes, at);
-            commits.position += 1;
+            add(generation, &mut batch, &mut commits, &mut scratch, pending, at);
+            // What is written in a clone is no part of the parent's history, but no later commit may come below it.
+            commits.position += u64::from(pending.overlay.is_none());
             commits.highest = at;
             at
         }));
     }
-    if commits.position > before.position {
+    if commits.highest > before.highest {
         generation.put_commits(&mut batch, commits);
         batch.commit().map_err(fault::fjall("commit a group of writes"))?;
     }
@@ -319,9 +326,14 @@ fn add(
     batch: &mut OwnedWriteBatch,
     commits: &mut Commits,
     scratch: &mut Vec<u8>,
-    writes: &[Write],
+    pending: &Pending,
     at: Timestamp,
 ) {
+    let writes = &pending.writes;
+    let (data, changes) = match &pending.overlay {
+        None => (&generation.data, &generation.changes),
+        Some(overlay) => (&overlay.data, &overlay.changes),
+    };
     let mut seen = HashSet::with_capacity(if writes.len() > 1 { writes.len() } else { 0 });
     for write in writes.iter().rev() {
         if writes.len() > 1 && !seen.insert(write.key()) {
@@ -331,15 +343,17 @@ fn add(
         key::encode(scratch, slot, write.key(), at);
         let data_key = fjall::UserKey::from(&scratch[..]);
         key::change(scratch, slot, at, write.key());
-        batch.insert(&generation.changes, &scratch[..], []);
+        batch.insert(changes, &scratch[..], []);
         match write {
             Write::Put { value, .. } => {
-                commits.records += 1;
-                commits.bytes += write.bytes() as u64;
+                if pending.overlay.is_none() {
+                    commits.records += 1;
+                    commits.bytes += write.bytes() as u64;
+                }
                 value::put(scratch, value);
             }
             Write::Delete { .. } => value::delete(scratch),
         }
-        batch.insert(&generation.data, data_key, &scratch[..]);
+        batch.insert(data, data_key, &scratch[..]);
     }
 }

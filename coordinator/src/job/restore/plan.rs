@@ -16,6 +16,7 @@ use super::options::selection;
 use super::share::Share;
 use super::shares::{Shares, shares};
 use super::types::{Taker, Types};
+use crate::clones;
 use crate::context::Context;
 use crate::job::backup::tiling;
 use crate::job::damage::{Damage, PartSet};
@@ -252,7 +253,12 @@ async fn plan_as(context: &Context, request: RestoreRequest, begun: bool) -> Res
             records: if begun && !request.in_place { 0 } else { described.records },
         });
     }
-    plan_onto(manifest, candidates, request).await
+    let nodes: Vec<_> = candidates.iter().map(|c| (c.node.clone(), c.engine.clone())).collect();
+    let mut plan = plan_onto(manifest, candidates, request).await?;
+    if !begun {
+        plan.problems.extend(clones::in_the_way(context, &target, &nodes).await);
+    }
+    Ok(plan)
 }
 
 /// Plans a restore of `manifest` onto these nodes. The manifest is read page by page.
