@@ -225,3 +225,51 @@ impl Generation {
         view.get(raw).map(|found| found.is_some())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tidemark_proto::{Incarnation, SlotSet};
+
+    use super::*;
+
+    fn open(dir: &std::path::Path) -> Generation {
+        Generation::open(dir, Incarnation::from_u128(1), SlotSet::all(), 1 << 20).unwrap()
+    }
+
+    /// Ids of the keyspaces of clones.
+    fn keyspaces(generation: &Generation) -> usize {
+        generation.db.list_keyspace_names().iter().filter(|n| n.starts_with(KEYSPACE)).count()
+    }
+
+    #[test]
+    fn keyspaces_without_a_record_go_at_the_next_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, at) = (open(dir.path()), Timestamp(5));
+        let stays = first.add_clone(&"stays".parse().unwrap(), at, 7).unwrap();
+        first.move_clone_safe_point(&stays, Timestamp(9)).unwrap();
+        // A crash before the record is there, and one after it is gone.
+        let _ = first.overlay_keyspaces(77).unwrap();
+        let forgotten = first.add_clone(&"forgotten".parse().unwrap(), at, 7).unwrap();
+        first.forget_clone(&forgotten).unwrap();
+        assert_eq!(keyspaces(&first), 6);
+        drop((first, stays, forgotten));
+
+        let again = open(dir.path());
+        assert_eq!(keyspaces(&again), 2);
+        let left: Vec<_> = again.clones().iter().map(|o| (o.info(), o.safe_point())).collect();
+        let info = CloneInfo { name: "stays".into(), at, created_millis: 7, bytes: left[0].0.bytes };
+        assert_eq!(left, [(info, Timestamp(9))]);
+        assert_eq!(again.highest_promised(), at);
+    }
+
+    #[test]
+    fn lost_keyspaces_are_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path());
+        let overlay = first.add_clone(&"x".parse().unwrap(), Timestamp(5), 7).unwrap();
+        first.delete_overlay(&overlay).unwrap();
+        drop((first, overlay));
+        let opened = Generation::open(dir.path(), Incarnation::from_u128(1), SlotSet::all(), 1 << 20);
+        assert_eq!(opened.map(drop).unwrap_err().kind(), ErrorKind::Damaged);
+    }
+}
