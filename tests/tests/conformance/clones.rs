@@ -76,6 +76,7 @@ fn a_clone_is_the_parent_at_its_time_and_goes_its_own_way() {
     assert!(t3 > t2);
     assert_eq!(pages(c.as_ref(), b"", None, 2), state_of(&[(b"a", b"mine"), (b"c", b"1"), (b"d", b"new")]));
     assert_eq!(pages(c.as_ref(), b"", Some(t3.prev()), 2), state_of(&[(b"a", b"1"), (b"b", b"1"), (b"c", b"1")]));
+    assert_eq!(pages(c.as_ref(), b"d", None, 2), state_of(&[(b"d", b"new")]), "where the parent has nothing");
     assert_eq!(newest(s), state_of(&[(b"a", b"2"), (b"b", b"1"), (b"c", b"1")]), "the parent has nothing of it");
     assert_eq!(s.describe().unwrap().position.offset, 2, "nor its history");
     assert_eq!((s.describe().unwrap().records, s.pins().unwrap()), (4, vec![("clone:trial".to_owned(), t1)]));
@@ -196,6 +197,12 @@ fn dropping_frees_the_pin_and_the_data() {
     assert_eq!(pages(clone_of(&s, "x").as_ref(), b"", None, 10), state_of(&[(b"a", b"3")]));
     assert!(s.drop_clone(&name("x"), None).unwrap());
     drop(c);
+    // Its files go with the last who holds them, which may be a thread in the background.
+    let deadline = std::time::Instant::now() + BUDGET;
+    while keyspaces(dir.path()) > bare {
+        assert!(std::time::Instant::now() < deadline, "the files of dropped clones stay");
+        std::thread::yield_now();
+    }
     assert!(s.collect().unwrap().safe_point > t1);
     assert_eq!(s.snapshot(t1).map(|_| ()).unwrap_err().kind(), ErrorKind::NotFound);
     drop(s);
@@ -432,7 +439,7 @@ impl World {
 
 #[test]
 fn parent_and_clones_are_what_the_model_says() {
-    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(48) });
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(24) });
     let ran = runner.run(&steps(), |steps| {
         let mut world = World::new();
         for step in steps {

@@ -80,6 +80,8 @@ pub(super) struct State {
     pub(super) generation: Arc<Generation>,
     pub(super) commits: Commits,
     pub(super) busy: bool,
+    /// Whether the group under way (the last one, where none is) writes to the parent, not to clones alone.
+    pub(super) moving: bool,
     /// Groups begun so far.
     pub(super) groups: u64,
     pub(super) hold: Option<Hold>,
@@ -137,6 +139,7 @@ impl Gate {
             generation,
             commits,
             busy: false,
+            moving: false,
             groups: 0,
             hold: None,
             reading: None,
@@ -249,6 +252,7 @@ impl Gate {
         }
         state.queued_bytes -= bytes;
         state.busy = true;
+        state.moving = group.iter().any(|p| p.overlay.is_none());
         state.groups += 1;
         Some((Arc::clone(&state.generation), state.commits, group))
     }

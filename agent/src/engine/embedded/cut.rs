@@ -66,7 +66,8 @@ pub(super) fn seal(gate: &Gate, hlc: &Hlc, job: JobId, at: Timestamp) -> Result<
         };
         let (incarnation, position) = (state.generation.incarnation, state.commits.position);
         // A commit under way will move the position, and may have drawn a timestamp below `at`.
-        if (reading.incarnation, reading.position) != (incarnation, position) || state.busy {
+        let moves = state.busy && state.moving;
+        if (reading.incarnation, reading.position) != (incarnation, position) || moves {
             return Err(Error::conflict(format!(
                 "the store moved on since it was held (from {} to {position} or more commits): \
                  the cut is void, hold again with a larger budget",
