@@ -246,7 +246,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (first, at) = (open(dir.path()), Timestamp(5));
         let stays = first.add_clone(&"stays".parse().unwrap(), at, 7).unwrap();
-        first.move_clone_safe_point(&stays, Timestamp(9)).unwrap();
+        let _ = first.move_clone_safe_point(&stays, Timestamp(9)).unwrap();
         // A crash before the record is there, and one after it is gone.
         let _ = first.overlay_keyspaces(77).unwrap();
         let forgotten = first.add_clone(&"forgotten".parse().unwrap(), at, 7).unwrap();
