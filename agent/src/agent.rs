@@ -20,6 +20,7 @@ use crate::daemon::RESTORING;
 use crate::data::Gate;
 use crate::engine::{Engine, Loader};
 use crate::indexes::IndexStore;
+use crate::log::LogStream;
 use crate::state::AgentState;
 use crate::telemetry::Waited;
 
@@ -41,6 +42,8 @@ pub struct Agent {
     pub gate: Gate,
     /// Restores under way.
     pub restores: Mutex<HashMap<JobId, RestoreSession>>,
+    /// The stream of the log, while one stands.
+    pub log_stream: LogStream,
     /// The node's own limit of what is sent and fetched.
     pub limiter: Limiter,
     /// Time that was waited for it.

@@ -5,8 +5,11 @@
 //! that a scan allocates nothing for each record.
 
 pub mod embedded;
+mod log;
 pub mod memory;
 pub mod redis;
+
+pub use log::{LogReached, LogSink, LogSource, LogWanted};
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -167,6 +170,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Longest value that can be restored, in bytes: longer ones are refused before they are read.
     fn max_value(&self) -> usize {
         crate::kv::MAX_VALUE
+    }
+
+    /// The log of the store, where it has one.
+    fn log(&self) -> Option<&dyn LogSource> {
+        None
     }
 
     /// The restore whose staging area is open, also after a restart.

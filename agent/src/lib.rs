@@ -12,6 +12,7 @@ pub mod fsutil;
 pub mod indexes;
 pub mod keyindex;
 pub mod kv;
+pub mod log;
 pub mod metric_names;
 pub mod restore;
 pub mod snapshot;

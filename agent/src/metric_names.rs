@@ -32,6 +32,8 @@ pub mod stage {
     pub const SEALED: &str = "sealed";
     /// Sealed blocks handed to the transport.
     pub const SENT: &str = "sent";
+    /// Sealed chunks of the log handed to the transport.
+    pub const LOG: &str = "log";
     /// Sealed blocks fetched for a restore.
     pub const FETCHED: &str = "fetched";
     /// Keys and values of a restore that were merged.

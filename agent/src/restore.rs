@@ -1,8 +1,10 @@
 //! Restore on a node: stage beside the present data, load parts, read back, switch.
 
 mod fetch;
+mod log;
 mod options;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,13 +12,15 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use tidemark_common::crash;
 use tidemark_common::glob::KeyFilter;
+use tidemark_common::overlay::{Overlaid, Overlay, Wanted};
 use tidemark_common::record::slot_of_record;
-use tidemark_common::run::Merge;
+use tidemark_common::run::{Entry, Merge};
 use tidemark_common::select::Selection;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::wire::control::{
-    CommandHead, Done, LoadedPart, RestoreBegin, RestoreBeginAs, RestoreCounted, RestoreFinish, RestoreFinished,
-    RestorePart, RestoreParts, RestorePartsDone, RestoreReady, RestoreVerified, RestoreVerify,
+    CommandHead, Done, LoadedPart, PartBounds, RestoreBegin, RestoreBeginAs, RestoreCounted, RestoreFinish,
+    RestoreFinished, RestorePart, RestoreParts, RestorePartsDone, RestorePartsLogged, RestoreReady,
+    RestoreVerified, RestoreVerify,
 };
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +29,7 @@ use tracing::Instrument;
 use crate::agent::{Agent, RestoreSession};
 use crate::blocking;
 use crate::daemon::RESTORING;
-use crate::engine::{Loader, RecordRef, record_hash};
+use crate::engine::{Loader, PartLoader, RecordRef, record_hash};
 use crate::snapshot::Counters;
 use crate::telemetry::{self, PartKind};
 use options::Changes;
@@ -107,6 +111,8 @@ struct LoadJob {
     head: CommandHead,
     session: RestoreSession,
     selection: Selection,
+    /// The log to lay over each part, by its number.
+    logs: HashMap<u32, Wanted>,
     /// Parts at once.
     concurrency: usize,
     counters: Arc<Counters>,
@@ -118,6 +124,39 @@ pub(crate) async fn load(
     agent: Arc<Agent>,
     head: CommandHead,
     command: RestoreParts,
+    counters: Arc<Counters>,
+    cancel: CancellationToken,
+) -> Result<RestorePartsDone> {
+    load_with(agent, head, (command, HashMap::new()), counters, cancel).await
+}
+
+/// The same, with the log laid over the parts.
+pub(crate) async fn load_logged(
+    agent: Arc<Agent>,
+    head: CommandHead,
+    command: RestorePartsLogged,
+    counters: Arc<Counters>,
+    cancel: CancellationToken,
+) -> Result<RestorePartsDone> {
+    let RestorePartsLogged { parts, after, at, bounds } = command;
+    if agent.engine.log().is_none() {
+        return Err(Error::unsupported("this kind of store takes no log yet: restore a backup"));
+    }
+    if bounds.len() != parts.parts.len() {
+        return Err(Error::request("a command with other parts than bounds of parts"));
+    }
+    let wanted = |(part, bounds): (&RestorePart, PartBounds)| {
+        let (lower, upper) = (bounds.lower, bounds.upper);
+        (part.number, Wanted { after, at, slots: part.slots.clone(), lower, upper })
+    };
+    let logs = parts.parts.iter().zip(bounds).map(wanted).collect();
+    load_with(agent, head, (parts, logs), counters, cancel).await
+}
+
+async fn load_with(
+    agent: Arc<Agent>,
+    head: CommandHead,
+    (command, logs): (RestoreParts, HashMap<u32, Wanted>),
     counters: Arc<Counters>,
     cancel: CancellationToken,
 ) -> Result<RestorePartsDone> {
@@ -137,7 +176,7 @@ pub(crate) async fn load(
             None => todo.push(part),
         }
     }
-    let job = Arc::new(LoadJob { agent, head, session, selection, concurrency, counters, cancel });
+    let job = Arc::new(LoadJob { agent, head, session, selection, logs, concurrency, counters, cancel });
     let loaded: Vec<LoadedPart> =
         futures::stream::iter(todo.into_iter().map(|part| load_with_retries(job.clone(), part)))
             .buffer_unordered(concurrency)
@@ -169,6 +208,10 @@ async fn load_with_retries(job: Arc<LoadJob>, part: RestorePart) -> Result<Loade
 
 async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> {
     let connection = job.agent.bulk.connection(&job.session.serve, &job.cancel).await?;
+    let overlay = match job.logs.get(&part.number) {
+        Some(wanted) => log::fetch(&job, &connection, part.number, wanted.clone()).await?,
+        None => Overlay::empty(),
+    };
     let (mut readers, mut pumps) = (Vec::new(), Vec::new());
     let quota = fetch::quota(job.concurrency, part.runs.len(), job.agent.limiter.rate());
     for run in &part.runs {
@@ -179,7 +222,7 @@ async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> 
     let (number, slots) = (part.number, part.slots.clone());
     let loading = job.session.loading.clone().read_owned().await;
     let apply = blocking(move || {
-        let applied = apply(&job, number, &slots, Merge::new(readers));
+        let applied = apply(&job, number, &slots, Merge::new(readers), overlay);
         drop(loading);
         applied
     });
@@ -191,41 +234,77 @@ async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> 
     Ok(loaded)
 }
 
-/// Merges the runs and feeds the loader, on a blocking thread.
-fn apply(job: &LoadJob, number: u32, slots: &SlotSet, mut merge: Merge<fetch::Blocks>) -> Result<LoadedPart> {
-    let mut loader = job.session.loader.part(number)?;
+/// Merges the runs, lays the log over them and feeds the loader, on a blocking thread.
+fn apply(
+    job: &LoadJob,
+    number: u32,
+    slots: &SlotSet,
+    mut merge: Merge<fetch::Blocks>,
+    overlay: Overlay,
+) -> Result<LoadedPart> {
+    let mut feed =
+        Feed { job, loader: job.session.loader.part(number)?, rule: Changes::new(job.session.expiry), seen: 0 };
     let mut source = SetDigest::default();
-    let mut rule = Changes::new(job.session.expiry);
-    let mut seen = 0u64;
+    let mut over = Overlaid::new(overlay)?;
     while merge.advance()? {
-        seen += 1;
-        if seen.is_multiple_of(CANCEL_EVERY) && job.cancel.is_cancelled() {
-            return Err(Error::cancelled("the restore was ended"));
-        }
+        feed.tick()?;
         let entry = merge.current();
         if !slots.contains(entry.slot) {
             continue;
         }
-        let (meta, value) = entry.put.unwrap_or_default();
-        if slot_of_record(entry.key, meta) != entry.slot {
-            return Err(Error::damaged(format!("a record stands under slot {} that is not its own", entry.slot)));
-        }
-        let record = RecordRef { slot: entry.slot, key: entry.key, meta, value };
-        let hash = record_hash(record);
+        let hash = record_hash(record_of(&entry)?);
         source.add(hash);
-        let bytes = (entry.key.len() + meta.len() + value.len()) as u64;
-        let _ = job.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let _ = job.counters.records.fetch_add(1, Ordering::Relaxed);
-        if !job.selection.takes(&entry)? {
-            continue;
-        }
-        match rule.change(record)? {
-            None => loader.put(record, hash)?,
-            Some(changed) => loader.put(changed, record_hash(changed))?,
+        let replaced = over.before(entry, |newer| feed.give(newer, None))?;
+        if !replaced {
+            feed.give(entry, Some(hash))?;
         }
     }
-    let loaded = loader.finish(source)?;
+    over.rest(|newer| feed.give(newer, None))?;
+    let loaded = feed.loader.finish(source)?;
     Ok(LoadedPart { number, source, loaded })
+}
+
+/// The record of an entry that is a put. `Damaged` where it stands under another slot than its own.
+fn record_of<'e>(entry: &Entry<'e>) -> Result<RecordRef<'e>> {
+    let (meta, value) = entry.put.unwrap_or_default();
+    if slot_of_record(entry.key, meta) != entry.slot {
+        return Err(Error::damaged(format!("a record stands under slot {} that is not its own", entry.slot)));
+    }
+    Ok(RecordRef { slot: entry.slot, key: entry.key, meta, value })
+}
+
+/// Gives the records that are wanted to the loader.
+struct Feed<'j> {
+    job: &'j LoadJob,
+    loader: Box<dyn PartLoader>,
+    rule: Changes,
+    seen: u64,
+}
+
+impl Feed<'_> {
+    fn tick(&mut self) -> Result<()> {
+        self.seen += 1;
+        match self.seen.is_multiple_of(CANCEL_EVERY) && self.job.cancel.is_cancelled() {
+            true => Err(Error::cancelled("the restore was ended")),
+            false => Ok(()),
+        }
+    }
+
+    /// `hash` is the record's, where it is known.
+    fn give(&mut self, entry: Entry<'_>, hash: Option<u128>) -> Result<()> {
+        self.tick()?;
+        let record = record_of(&entry)?;
+        let bytes = (record.key.len() + record.meta.len() + record.value.len()) as u64;
+        let _ = self.job.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let _ = self.job.counters.records.fetch_add(1, Ordering::Relaxed);
+        if !self.job.selection.takes(&entry)? {
+            return Ok(());
+        }
+        match self.rule.change(record)? {
+            None => self.loader.put(record, hash.unwrap_or_else(|| record_hash(record))),
+            Some(changed) => self.loader.put(changed, record_hash(changed)),
+        }
+    }
 }
 
 /// Reads the staged data back and compares. Nothing is switched: every node must come this far before any does.

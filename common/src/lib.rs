@@ -11,6 +11,7 @@ pub mod kept;
 pub mod kv_client;
 pub mod log;
 pub mod metric_names;
+pub mod overlay;
 pub mod pki;
 pub mod rate;
 pub mod rdb;
@@ -18,6 +19,7 @@ pub mod record;
 pub mod run;
 pub mod scrub;
 pub mod seal;
+pub mod segment;
 pub mod select;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]

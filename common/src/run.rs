@@ -7,7 +7,7 @@ mod merge;
 mod reader;
 mod writer;
 
-pub use block::{open_bytes, open_index, seal_bytes, seal_index};
+pub use block::{Packer, open_bytes, open_index, seal_bytes, seal_index};
 pub use merge::Merge;
 pub use reader::{BlockSource, RunReader, blocks_for};
 pub use writer::{RunSummary, RunWriter};

@@ -6,6 +6,7 @@ mod clones;
 mod clusters;
 mod jobs;
 mod operations;
+mod pitr;
 mod problem;
 mod repository;
 mod restores;
@@ -60,6 +61,11 @@ pub const MAX_BODY: usize = 1 << 20;
         operations::limits,
         operations::set_limits,
         operations::diagnosis,
+        pitr::show,
+        pitr::enable,
+        pitr::disable,
+        pitr::pause,
+        pitr::resume,
     )
 )]
 struct Document;
@@ -84,6 +90,11 @@ pub fn router(context: Shared) -> Router {
         .route("/clusters/{cluster}/backups/{backup}", get(backups::show).delete(backups::delete))
         .route("/clusters/{cluster}/clones", get(clones::list).post(clones::create))
         .route("/clusters/{cluster}/clones/{clone}", axum::routing::delete(clones::delete))
+        .route("/clusters/{cluster}/pitr", get(pitr::show))
+        .route("/clusters/{cluster}/pitr/enable", post(pitr::enable))
+        .route("/clusters/{cluster}/pitr/disable", post(pitr::disable))
+        .route("/clusters/{cluster}/pitr/pause", post(pitr::pause))
+        .route("/clusters/{cluster}/pitr/resume", post(pitr::resume))
         .route("/verifications", post(backups::verify))
         .route("/restores/plan", post(restores::plan))
         .route("/restores", post(restores::create))
@@ -105,7 +116,7 @@ mod tests {
     #[test]
     fn the_document_names_every_path_once() {
         let document = super::document();
-        assert_eq!(document.paths.paths.len(), 20);
+        assert_eq!(document.paths.paths.len(), 25);
         let json = serde_json::to_string(&document).unwrap();
         for schema in ["RestorePlan", "BackupDetail", "KeptSummary", "CloneItem", "JobInfo", "Problem"] {
             assert!(json.contains(&format!("\"{schema}\"")), "{schema}");

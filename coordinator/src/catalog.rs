@@ -163,7 +163,10 @@ pub fn backup_value(root: &Root, hash: &Hash, kept: Option<&KeptThings>) -> serd
 pub async fn list(context: &Context, cluster: &ClusterName) -> Result<Vec<BackupItem>> {
     let mut items = recorded(&context.repository, cluster).await?;
     let running = |j: &JobInfo| j.kind == JobKind::Backup && j.state == JobState::Running && j.cluster == *cluster;
-    items.extend(context.jobs.list().into_iter().filter(running).map(|j| BackupItem {
+    // One whose entry stands already only tells the nodes.
+    let entered: std::collections::HashSet<String> = items.iter().map(|i| i.id.clone()).collect();
+    let open = context.jobs.list().into_iter().filter(running).filter(|j| !entered.contains(&j.id.to_string()));
+    items.extend(open.map(|j| BackupItem {
         state: "running".into(),
         duration_millis: context.now_millis().saturating_sub(j.started_millis),
         data_bytes: j.progress.bytes,
@@ -210,6 +213,11 @@ fn blank(id: JobId, cluster: &ClusterName, started_millis: u64) -> BackupItem {
         nodes: 0,
         reason: String::new(),
     }
+}
+
+/// Whether a log was ever kept for a cluster.
+pub async fn has_log(repository: &Repository, cluster: &ClusterName) -> Result<bool> {
+    Ok(Ledger::load(repository, cluster).await?.log_policy().is_some())
 }
 
 /// The ledger of a cluster that has one; `NotFound` otherwise.

@@ -16,6 +16,7 @@ mod kept;
 mod kv;
 mod limits;
 mod output;
+mod pitr;
 mod pki;
 mod repo;
 mod report;
@@ -62,6 +63,9 @@ enum Verb {
     Clone(clone::CloneCommand),
     /// Read a backup back and check every block, seal and digest
     Verify(backup::VerifyCommand),
+    /// Keep the log of a cluster, so that any second can be restored; show what can be
+    #[command(subcommand)]
+    Pitr(pitr::PitrCommand),
     /// Write a backup of Redis or Valkey as RDB files, commands or JSON Lines, straight from the repository (`repo export`)
     #[command(after_help = repo::export::EXAMPLES)]
     Export(Box<repo::export::Export>),
@@ -116,6 +120,7 @@ async fn client_verb(verb: Verb, global: &connect::GlobalArgs) -> Result<()> {
         Verb::Restore(command) => command.run(global).await,
         Verb::Clone(command) => command.run(global).await,
         Verb::Verify(command) => command.run(global).await,
+        Verb::Pitr(command) => command.run(global).await,
         Verb::Export(command) => command.run(global.output).await,
         Verb::Import(command) => command.run(global).await,
         Verb::Job(command) => command.run(global).await,
@@ -212,6 +217,8 @@ mod tests {
             "restore status 3f --wait",
             "verify latest --cluster orders --sample 5%",
             "events --cluster orders --job 3f -n 50 -o json",
+            "pitr enable --cluster orders --interval-ms 500",
+            "pitr status -o json",
             "limits show",
             "limits set --fleet 50MB --per-agent none",
             "diagnose --out d.tar.gz --key k",

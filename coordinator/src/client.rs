@@ -25,6 +25,7 @@ use crate::job::collect::CollectRequest;
 use crate::job::restore::{RestorePlan, RestoreRequest};
 use crate::job::verify::VerifyRequest;
 use crate::limits::{LimitsInfo, SetLimits};
+use crate::log::{EnablePitr, PitrStatus};
 
 /// Time for the TCP and TLS handshakes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -174,6 +175,21 @@ impl ApiClient {
             }
         }
         self.ask(Method::GET, url, None::<&()>).await
+    }
+
+    /// How the log of a cluster stands.
+    pub async fn pitr(&self, cluster: &ClusterName) -> Result<PitrStatus> {
+        self.get(&["clusters", cluster.as_str(), "pitr"]).await
+    }
+
+    /// Keeps the log of a cluster from now on.
+    pub async fn enable_pitr(&self, cluster: &ClusterName, wanted: &EnablePitr) -> Result<PitrStatus> {
+        self.send(Method::POST, &["clusters", cluster.as_str(), "pitr", "enable"], Some(wanted)).await
+    }
+
+    /// `disable`, `pause` or `resume`.
+    pub async fn change_pitr(&self, cluster: &ClusterName, change: &str) -> Result<PitrStatus> {
+        self.send(Method::POST, &["clusters", cluster.as_str(), "pitr", change], None::<&()>).await
     }
 
     /// Limits of rates.

@@ -35,6 +35,9 @@ pub struct CoordinatorConfig {
     /// Backups.
     #[serde(default)]
     pub backup: BackupConfig,
+    /// The log.
+    #[serde(default)]
+    pub pitr: PitrConfig,
     /// Bounds of memory.
     #[serde(default)]
     pub memory: MemoryConfig,
@@ -139,6 +142,46 @@ impl BackupConfig {
     }
 }
 
+/// The `[pitr]` section: what a cluster's log gets unless `pitr enable` says otherwise.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PitrConfig {
+    /// Longest time from one segment to the next while there is news, in milliseconds.
+    pub interval_ms: u64,
+    /// Bytes at which a segment is closed before that, in MiB.
+    pub segment_mib: u64,
+    /// Longest time between segments when nothing changes, in milliseconds: the window's end goes on by them.
+    pub idle_ms: u64,
+    /// Changes that a node keeps while they are not durable, at most, in MiB; beyond, the log breaks and begins anew.
+    pub spool_mib: u64,
+}
+
+impl Default for PitrConfig {
+    fn default() -> Self {
+        Self { interval_ms: 2000, segment_mib: 16, idle_ms: 30_000, spool_mib: 1024 }
+    }
+}
+
+impl PitrConfig {
+    /// Bytes of changes that a node keeps at most.
+    pub fn spool_bytes(&self) -> u64 {
+        self.spool_mib << 20
+    }
+
+    fn check(&self) -> Result<()> {
+        if !(100..=600_000).contains(&self.interval_ms) || self.idle_ms < self.interval_ms {
+            return Err(Error::config("pitr.interval_ms: 100 to 600000; pitr.idle_ms: at least as long"));
+        }
+        if !(1..=64).contains(&self.segment_mib) {
+            return Err(Error::config("pitr.segment_mib: 1 to 64"));
+        }
+        if self.spool_mib == 0 {
+            return Err(Error::config("pitr.spool_mib: at least 1, or the log breaks with every change"));
+        }
+        Ok(())
+    }
+}
+
 /// The `[memory]` section.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -184,6 +227,7 @@ impl CoordinatorConfig {
     /// Checks what the types cannot say.
     pub fn check(&self) -> Result<()> {
         self.telemetry.check()?;
+        self.pitr.check()?;
         let _ = RegionMap::new(self.backup.slots_per_region)
             .map_err(|e| Error::config(format!("backup.slots_per_region: {}", e.message())))?;
         for (key, mib) in

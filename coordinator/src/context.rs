@@ -9,12 +9,15 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::CommandHead;
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::config::CoordinatorConfig;
 use crate::fleet::Fleet;
 use crate::history::History;
 use crate::ingest::Ingest;
 use crate::job::Jobs;
 use crate::limits::Limits;
+use crate::log::Logs;
 use crate::repository::{Ledger, Repository};
 use crate::serve::Serve;
 
@@ -33,6 +36,8 @@ pub struct Context {
     pub fleet: Fleet,
     /// Receives parts.
     pub ingest: Ingest,
+    /// The logs of clusters.
+    pub logs: Logs,
     /// What anybody was told of the ledgers.
     pub history: History,
     /// Gives parts out.
@@ -51,6 +56,8 @@ pub struct Context {
     pub log: LogRing,
     /// When it started, milliseconds since 1970.
     pub started_millis: u64,
+    /// Ends what runs as long as the coordinator does.
+    pub shutdown: CancellationToken,
     /// Why it may write no more, once another coordinator has taken over.
     pub fenced: OnceLock<String>,
 }

@@ -23,6 +23,7 @@ use crate::history::History;
 use crate::ingest::Ingest;
 use crate::job::Jobs;
 use crate::limits::Limits;
+use crate::log::Logs;
 use crate::recover;
 use crate::repository::{Repository, Store};
 use crate::serve::Serve;
@@ -100,7 +101,10 @@ pub async fn start(config: CoordinatorConfig, metrics: Metrics, log: LogRing) ->
     let (events, event_writer) = events::channel();
     let bulk_address =
         if config.advertise.is_empty() { advertised(agent_address)? } else { config.advertise.clone() };
+    let shutdown = CancellationToken::new();
     let context: Shared = Arc::new(Context {
+        logs: Default::default(),
+        shutdown: shutdown.clone(),
         ingest: Ingest::new(repository.clone(), config.memory.ingest_mib << 20, limits.clone()),
         serve: Serve::new(repository.clone(), config.memory.serve_mib << 20, limits.clone()),
         started_millis: clock.wall_millis(),
@@ -121,11 +125,11 @@ pub async fn start(config: CoordinatorConfig, metrics: Metrics, log: LogRing) ->
     // Before any agent connects: a node that holds something of a job must find the job here.
     let left = recover::take_over(&context).await?;
     recover::go_on(&context, left);
-    let shutdown = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
     let observed = Arc::new(Telemetry::new(context.clone()));
     let _ = tasks.spawn(metrics.clone().keep_up(shutdown.clone()));
     let _ = tasks.spawn(read_ledgers(context.clone(), shutdown.clone()));
+    let _ = tasks.spawn(Logs::begin_all(context.clone(), shutdown.clone()));
     if let Some(port) = telemetry {
         let _ = tasks.spawn(port.run(metrics, observed.clone(), shutdown.clone()));
     }

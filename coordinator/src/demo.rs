@@ -159,6 +159,7 @@ async fn restore(fleet: &Fleet, backup: &str) -> Result<JobInfo> {
         no_safety_backup: false,
         salvage: false,
         with_users: false,
+        at: None,
     };
     ended(fleet, fleet.client().create_restore(&request).await?).await
 }

@@ -26,8 +26,9 @@ use crate::limits::Limits;
 use crate::metric_names::PART_SECONDS;
 use crate::repository::{JobRecorder, PackKind, PackSet, Repository};
 
+use grants::Grants;
 pub use grants::IngestLoad;
-use grants::{Grants, Pace};
+pub(crate) use grants::Pace;
 pub use job::IngestJob;
 use job::Parts;
 

@@ -8,7 +8,10 @@ pub mod damage;
 pub mod hold;
 pub mod inspect;
 pub mod restore;
+mod start;
 pub mod verify;
+
+pub use start::start;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};

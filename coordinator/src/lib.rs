@@ -24,6 +24,7 @@ pub mod kept;
 pub mod kv;
 pub mod limits;
 pub mod listener;
+pub mod log;
 pub mod metric_names;
 pub mod part;
 pub mod pki;

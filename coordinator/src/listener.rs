@@ -7,7 +7,7 @@ use tidemark_common::identity::Identity;
 use tidemark_common::transport::{Accepted, Door, FrameReader, FrameWriter, accept_bi};
 use tidemark_proto::frame::Message;
 use tidemark_proto::id::JobId;
-use tidemark_proto::wire::bulk::{Fetch, PartOffer};
+use tidemark_proto::wire::bulk::{Fetch, FetchLog, LogOpen, PartOffer};
 use tidemark_proto::wire::control::Failure;
 use tidemark_proto::wire::hello::Purpose;
 use tidemark_proto::{Error, ErrorKind, Result};
@@ -162,6 +162,18 @@ async fn serve_stream(
             let span = tracing::info_span!("part", %job, node = %member, part, run);
             let sent = context.serve.send(&member.cluster, &member.node, fetch, reader, writer);
             sent.instrument(span).await.inspect_err(|e| note_failure(context, &job, member, e))
+        }
+        FetchLog::KIND => {
+            let fetch: FetchLog = reader.decode(header).await?;
+            let (job, part) = (fetch.job, fetch.part);
+            let span = tracing::info_span!("part", %job, node = %member, part, log = true);
+            let sent = context.serve.send_log(&member.cluster, &member.node, fetch, writer);
+            sent.instrument(span).await.inspect_err(|e| note_failure(context, &job, member, e))
+        }
+        LogOpen::KIND => {
+            let open: LogOpen = reader.decode(header).await?;
+            let span = tracing::info_span!("log", node = %member);
+            context.logs.serve(context, member, open, reader, writer).instrument(span).await
         }
         other => Err(Error::unsupported(format!("bulk stream of kind {other}"))),
     }

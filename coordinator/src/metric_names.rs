@@ -80,6 +80,19 @@ pub mod outcome {
     pub const ALL: [&str; 7] = [OK, RETRY, THROTTLED, CONFLICT, NOT_FOUND, FAILED, TIMEOUT];
 }
 
+/// Counter: log segments stored, by `cluster`.
+pub const LOG_SEGMENTS: &str = "tidemark_coordinator_log_segments_total";
+/// Counter: bytes of log segments stored, by `cluster`.
+pub const LOG_BYTES: &str = "tidemark_coordinator_log_bytes_total";
+/// Gauge: age of the newest change of a node's log that is durable, by `cluster` and `node`.
+pub const LOG_LAG: &str = "tidemark_coordinator_log_lag_seconds";
+/// Gauge: what would be lost if all nodes were lost now, by `cluster`: the largest lag.
+pub const LOG_RPO: &str = "tidemark_coordinator_log_rpo_seconds";
+/// Gauge: begin of the newest restorable window, by `cluster`; 0 for none.
+pub const WINDOW_START: &str = "tidemark_coordinator_window_start_timestamp_seconds";
+/// Gauge: its end, by `cluster`; 0 for none.
+pub const WINDOW_END: &str = "tidemark_coordinator_window_end_timestamp_seconds";
+
 /// Every metric of this package.
 pub const ALL: &[Metric] = &[
     Metric::gauge(EPOCH, Count, &[], "Epoch of this coordinator"),
@@ -113,6 +126,22 @@ pub const ALL: &[Metric] = &[
         Seconds,
         &["cluster"],
         "When the newest backup was committed, in seconds since 1970; read from the ledger",
+    ),
+    Metric::counter(LOG_SEGMENTS, Count, &["cluster"], "Log segments stored"),
+    Metric::counter(LOG_BYTES, Bytes, &["cluster"], "Bytes of log segments stored"),
+    Metric::gauge(LOG_LAG, Seconds, &["cluster", "node"], "Age of the newest durable change of a node's log"),
+    Metric::gauge(LOG_RPO, Seconds, &["cluster"], "What would be lost if all nodes were lost now: the largest lag"),
+    Metric::gauge(
+        WINDOW_START,
+        Seconds,
+        &["cluster"],
+        "Begin of the newest restorable window, in seconds since 1970; 0 for none",
+    ),
+    Metric::gauge(
+        WINDOW_END,
+        Seconds,
+        &["cluster"],
+        "End of the newest restorable window, in seconds since 1970; 0 for none",
     ),
     Metric::gauge(
         LAST_CUT,

@@ -72,7 +72,7 @@ async fn open_jobs(context: &Shared, cluster: &ClusterName) -> Result<Vec<Left>>
 
 fn adopt(context: &Shared, cluster: &ClusterName, id: JobId, records: Vec<Record>, revision: u64) -> Option<Left> {
     let (mut begun, mut cut, mut stored) = (None, None, BTreeMap::new());
-    let (mut restore, mut switching, mut options, mut with_users) = (None, None, None, false);
+    let (mut restore, mut switching, mut options, mut with_users, mut at) = (None, None, None, false, None);
     for record in records {
         match record {
             Record::BackupBegun(b) => begun = Some(b),
@@ -86,12 +86,13 @@ fn adopt(context: &Shared, cluster: &ClusterName, id: JobId, records: Vec<Record
             Record::RestoreBegun(b) => restore = Some(b),
             Record::RestoreOptions(o) => options = Some(o),
             Record::RestoreWithUsers(_) => with_users = true,
+            Record::RestoreAt(point) => at = Some(point.at),
             Record::RestoreSwitching(s) => switching = Some(s),
             Record::RestoreEnded(_) => return None,
         }
     }
     let recorder = || JobRecorder::new(&context.repository, cluster, id, context.epoch, revision);
-    let left = |begun| LeftRestore { begun, options: options.clone(), with_users };
+    let left = |begun| LeftRestore { begun, options: options.clone(), with_users, at };
     let (kind, started, what) = match (begun, cut, restore, switching) {
         (_, _, Some(r), Some(s)) => (JobKind::Restore, r.started_millis, What::Switch(left(r), s, recorder())),
         (_, _, Some(r), None) => (JobKind::Restore, r.started_millis, What::Restore(left(r), recorder())),

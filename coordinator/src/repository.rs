@@ -18,6 +18,7 @@ mod pack;
 mod pages;
 mod probe;
 mod record;
+mod segment;
 mod store;
 
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub use manifest::{
 pub use pack::{PackKind, PackSet};
 pub use pages::{Manifest, PageRead};
 pub use record::{JobRecorder, Record, read_job, read_job_record};
+pub use segment::{BatchKey, BuiltSegment, ReadSegment};
 pub(crate) use store::shown_url;
 pub use store::{Store, StoreConfig, StoreOptions};
 

@@ -8,13 +8,16 @@ use metrics::{counter, histogram};
 use tidemark_common::transport::{FrameReader, FrameWriter};
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::manifest::PartEntry;
-use tidemark_proto::wire::bulk::{FRAME_BLOCK, FRAME_INDEX, FRAME_VERSION, Fetch, FetchBlocks};
+use tidemark_proto::wire::bulk::{
+    FRAME_BLOCK, FRAME_CHUNK, FRAME_INDEX, FRAME_VERSION, Fetch, FetchBlocks, FetchLog,
+};
 use tidemark_proto::{ClusterName, Error, NodeName, Result};
 use tokio::sync::Semaphore;
 
 use crate::blocks::{READ_SPAN, RunBlocks};
 use crate::fleet::Member;
 use crate::limits::Limits;
+use crate::log::LogParts;
 use crate::metric_names::{PART_SECONDS, STAGE_BYTES, stage};
 use crate::repository::Repository;
 
@@ -26,13 +29,14 @@ pub type Assigned = HashMap<u32, Arc<PartEntry>>;
 pub struct ServeJob {
     source: ClusterName,
     target: ClusterName,
+    log: Option<Arc<LogParts>>,
     assigned: Mutex<HashMap<NodeName, Assigned>>,
 }
 
 impl ServeJob {
-    /// Parts of cluster `source` for nodes of cluster `target`; none is assigned yet.
-    pub fn new(source: ClusterName, target: ClusterName) -> Self {
-        Self { source, target, assigned: Mutex::default() }
+    /// Parts of cluster `source` for nodes of cluster `target`, with the log that is laid over them; none is assigned yet.
+    pub fn new(source: ClusterName, target: ClusterName, log: Option<Arc<LogParts>>) -> Self {
+        Self { source, target, log, assigned: Mutex::default() }
     }
 
     /// A part that is assigned to the node now; `Denied` for any other.
@@ -118,6 +122,32 @@ impl Serve {
             self.send_blocks(&member, &blocks, wanted.first..end, writer).await?;
         }
         histogram!(PART_SECONDS, "kind" => "serve").record(began.elapsed());
+        writer.finish()
+    }
+
+    /// Serves the log of one part to `node`.
+    pub async fn send_log(
+        &self,
+        cluster: &ClusterName,
+        node: &NodeName,
+        fetch: FetchLog,
+        writer: &mut FrameWriter,
+    ) -> Result<()> {
+        let job = self.jobs.lock().expect("jobs").get(&fetch.job).cloned();
+        let job = job.ok_or_else(|| Error::conflict(format!("no restore job {} gives parts out", fetch.job)))?;
+        let part = job.part(cluster, node, fetch.part)?;
+        let log = job.log.as_ref().ok_or_else(|| Error::request(format!("job {} needs no log", fetch.job)))?;
+        tidemark_common::crash::point("serve.log");
+        let member = Member { cluster: cluster.clone(), node: node.clone() };
+        for pieces in log.spans(part.region, READ_SPAN) {
+            let bytes = pieces.iter().map(|p| u64::from(log.chunk(*p).1.len)).sum();
+            self.pace(&member, bytes).await;
+            let _permit = self.memory.acquire().await.map_err(|_| Error::cancelled("serve is closed"))?;
+            for (piece, sealed) in pieces.iter().zip(log.read(&self.repository, pieces).await?) {
+                writer.write_message(&log.opener(&self.repository, *piece)?).await?;
+                writer.write_raw(FRAME_CHUNK, FRAME_VERSION, sealed).await?;
+            }
+        }
         writer.finish()
     }
 

@@ -6,6 +6,7 @@ pub mod job;
 pub mod kept;
 pub mod ledger;
 pub mod limits;
+pub mod log;
 pub mod manifest;
 pub mod paths;
 pub mod repository;

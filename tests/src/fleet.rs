@@ -364,6 +364,7 @@ pub fn restore_of(cluster: &str, target: &str) -> RestoreRequest {
         no_safety_backup: false,
         salvage: false,
         with_users: false,
+        at: None,
     }
 }
 

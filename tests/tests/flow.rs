@@ -20,6 +20,10 @@ mod identity;
 mod in_place;
 #[path = "flow/limits.rs"]
 mod limits;
+#[path = "flow/log.rs"]
+mod log;
+#[path = "flow/pitr.rs"]
+mod pitr;
 #[path = "flow/repository.rs"]
 mod repository;
 #[path = "flow/salvage.rs"]

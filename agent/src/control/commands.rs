@@ -11,8 +11,9 @@ use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
     CommandHead, Describe, DescribeSource, Description, Diagnose, Done, Hold, KEPT_LIBRARIES, KEPT_PROBE, Keep,
-    ListJobs, OpenJobs, Prepare, Prepared, Release, Released, RestoreAbort, RestoreBegin, RestoreBeginAs,
-    RestoreCount, RestoreFinish, RestoreKept, RestoreParts, RestoreVerify, Seal, Settle, Upload, UploadRest,
+    ListJobs, LogStart, LogStop, OpenJobs, Prepare, Prepared, Release, Released, RestoreAbort, RestoreBegin,
+    RestoreBeginAs, RestoreCount, RestoreFinish, RestoreKept, RestoreParts, RestorePartsLogged, RestoreVerify,
+    Seal, Settle, Upload, UploadRest,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +22,7 @@ use crate::agent::Agent;
 use crate::engine::{Engine, job_of_pin};
 use crate::metric_names::stage;
 use crate::snapshot::Counters;
-use crate::{blocking, restore, telemetry, upload};
+use crate::{blocking, log, restore, telemetry, upload};
 
 /// The span of a command; what belongs to no job has none.
 pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
@@ -38,7 +39,7 @@ pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
         Keep::KIND => "keep",
         Settle::KIND => "settle",
         RestoreBegin::KIND | RestoreBeginAs::KIND => "restore-begin",
-        RestoreParts::KIND => "restore-parts",
+        RestoreParts::KIND | RestorePartsLogged::KIND => "restore-parts",
         RestoreCount::KIND => "restore-count",
         RestoreVerify::KIND => "restore-verify",
         RestoreFinish::KIND => "restore-finish",
@@ -117,6 +118,14 @@ pub(super) async fn dispatch(
             let Diagnose {} = body(reader, header).await?;
             reply.send(&telemetry::diagnosed(agent)).await
         }
+        LogStart::KIND => {
+            let start: LogStart = body(reader, header).await?;
+            reply.finish(log::start(agent.clone(), start)).await
+        }
+        LogStop::KIND => {
+            let LogStop {} = body(reader, header).await?;
+            reply.finish(log::stop(agent.clone())).await
+        }
         _ => dispatch_restore(agent, head, header, reader, reply).await,
     }
 }
@@ -146,6 +155,11 @@ async fn dispatch_restore(
             let parts: RestoreParts = body(reader, header).await?;
             let (counters, cancel) = (reply.counters_of(stage::LOADED), reply.cancel());
             reply.finish(restore::load(agent.clone(), head, parts, counters, cancel)).await
+        }
+        RestorePartsLogged::KIND => {
+            let parts: RestorePartsLogged = body(reader, header).await?;
+            let (counters, cancel) = (reply.counters_of(stage::LOADED), reply.cancel());
+            reply.finish(restore::load_logged(agent.clone(), head, parts, counters, cancel)).await
         }
         RestoreVerify::KIND => {
             let verify: RestoreVerify = body(reader, header).await?;

@@ -2,8 +2,8 @@
 //!
 //! What holds, and where: encoding and order of keys in [`key`]; files and what a crash leaves in [`layout`]; an
 //! incarnation's keyspaces and durable numbers in [`generation`]; commits and cuts in [`commit`]; reads in [`read`];
-//! changes in [`changes`]; collection in [`collect`]; restores in [`load`] and [`restore`]; clones in [`clones`], what is
-//! written in them in [`overlay`].
+//! changes in [`changes`]; the log in [`log`] and [`trail`]; collection in [`collect`]; restores in [`load`] and [`restore`];
+//! clones in [`clones`], what is written in them in [`overlay`].
 
 mod changes;
 mod clones;
@@ -16,10 +16,12 @@ mod ingest;
 mod key;
 mod layout;
 mod load;
+mod log;
 mod open;
 mod overlay;
 mod read;
 mod restore;
+mod trail;
 mod value;
 
 use std::path::PathBuf;
@@ -37,7 +39,7 @@ pub use collect::CollectReport;
 pub use overlay::MAX_CLONES;
 pub use read::MAX_SCAN_LIMIT;
 
-use crate::engine::{Engine, Loader, Snapshot};
+use crate::engine::{Engine, Loader, LogSource, Snapshot};
 use crate::kv::{self, KvStore, OpenedClone, ScanPage, Versioned, Write};
 use collect::{Collector, Stop};
 use commit::{Gate, Mode, Pending};
@@ -295,6 +297,10 @@ impl Engine for Embedded {
 
     fn drop_clone(&self, name: &CloneName, at: Option<Timestamp>) -> Result<bool> {
         clones::drop_clone(&self.shared, name, at)
+    }
+
+    fn log(&self) -> Option<&dyn LogSource> {
+        Some(self)
     }
 
     fn restoring(&self) -> Result<Option<JobId>> {

@@ -14,19 +14,26 @@ const PREFIX: usize = NONCE_LEN + 5;
 const MAX_INDEX_RAW: usize = 64 << 20;
 
 /// Compresses and seals; keeps its buffers.
-pub(super) struct Packer {
+pub struct Packer {
     zstd: zstd::bulk::Compressor<'static>,
 }
 
+impl std::fmt::Debug for Packer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Packer").finish_non_exhaustive()
+    }
+}
+
 impl Packer {
-    pub(super) fn new(level: i32) -> Result<Self> {
+    /// One of a level of zstd. `Config` for a level that there is not.
+    pub fn new(level: i32) -> Result<Self> {
         let zstd = zstd::bulk::Compressor::new(level)
             .map_err(|e| Error::config(format!("compression level {level}")).with_source(e))?;
         Ok(Self { zstd })
     }
 
     /// The sealed form of `raw`: raw when compression does not shrink it.
-    pub(super) fn pack(&mut self, sealer: &Sealer, kind: u8, number: u32, raw: &[u8]) -> Result<Vec<u8>> {
+    pub fn pack(&mut self, sealer: &Sealer, kind: u8, number: u32, raw: &[u8]) -> Result<Vec<u8>> {
         let bound = zstd::zstd_safe::compress_bound(raw.len());
         let mut out = vec![0; PREFIX + bound + TAG_LEN];
         let packed = self

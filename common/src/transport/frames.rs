@@ -64,6 +64,15 @@ impl FrameReader {
         M::from_body(&self.read_body(header, M::MAX).await?)
     }
 
+    /// The body of the message that `header` announced; a [`Failure`] in its place becomes the error that it tells of.
+    pub async fn decode_reply<M: Message>(&mut self, header: Header) -> Result<M> {
+        if header.kind == Failure::KIND {
+            let failure: Failure = self.decode(header).await?;
+            return Err(Error::new(ErrorKind::from_code(u64::from(failure.code)), failure.message));
+        }
+        self.decode(header).await
+    }
+
     /// The next header; a [`Failure`] in its place becomes the error that it tells of, the end of the stream one too.
     pub async fn read_reply_header(&mut self) -> Result<Header> {
         let header = self.read_header().await?.ok_or_else(|| error_of(Fault::Early))?;

@@ -11,6 +11,7 @@ use crate::context::Shared;
 use crate::fleet::{Connected, Member};
 use crate::job::backup::REPLICA;
 use crate::job::{JobInfo, JobState};
+use crate::log::{self, PitrStatus};
 use crate::repository::Ledger;
 
 /// How the coordinator stands.
@@ -97,6 +98,9 @@ pub struct ClusterDetail {
     pub nodes: Vec<NodeItem>,
     /// Its newest backup.
     pub last_backup: Option<BackupItem>,
+    /// Its log and what can be restored from it; none where none was ever kept.
+    #[serde(default)]
+    pub pitr: Option<PitrStatus>,
 }
 
 fn node_item(member: &Member, agent: &Connected) -> NodeItem {
@@ -159,7 +163,7 @@ async fn detail(context: &Shared, cluster: &ClusterName) -> Result<ClusterDetail
         last_cut: ledger.backups().last().map_or(0, |b| b.backup.cut.0),
     };
     let slots_per_region = policy.map_or(0, |p| p.slots_per_region);
-    Ok(ClusterDetail { item, slots_per_region, nodes, last_backup: None })
+    Ok(ClusterDetail { item, slots_per_region, nodes, last_backup: None, pitr: None })
 }
 
 /// Whether the connected nodes own every slot.
@@ -270,6 +274,9 @@ pub(super) async fn show(
     if detail.item.backups > 0 {
         let newest = catalog::list(&context, &cluster).await?;
         detail.last_backup = newest.into_iter().find(|b| b.state == "complete");
+    }
+    if context.logs.state(&cluster).is_some() || catalog::has_log(&context.repository, &cluster).await? {
+        detail.pitr = Some(log::status(&context, &cluster).await?);
     }
     Ok(Json(detail))
 }

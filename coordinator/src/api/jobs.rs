@@ -1,46 +1,17 @@
 //! Jobs: list, show, cancel, follow.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::Stream;
+use tidemark_proto::Result;
 use tidemark_proto::id::JobId;
-use tidemark_proto::{ClusterName, Error, Result};
-use tracing::Instrument;
 
 use super::problem::{ApiError, Path, Problem};
 use crate::context::Shared;
-use crate::job::{Job, JobInfo, JobKind, JobState};
+use crate::job::{JobInfo, JobState};
 
-/// Begins a job and runs `work` for it in the background.
-pub(super) fn start<F>(
-    context: &Shared,
-    kind: JobKind,
-    cluster: &ClusterName,
-    exclusive: bool,
-    work: impl FnOnce(Arc<Job>) -> F,
-) -> Result<JobInfo>
-where
-    F: Future<Output = Result<serde_json::Value>> + Send + 'static,
-{
-    context.check_fenced()?;
-    let job = context.jobs.begin(kind, cluster, exclusive, context.now_millis())?;
-    let info = job.info();
-    let span = job.span();
-    let running = tokio::spawn(span.in_scope(|| work(job.clone())).instrument(span.clone()));
-    let context = context.clone();
-    drop(tokio::spawn(async move {
-        let result = running.await.unwrap_or_else(|e| Err(Error::bug("the job panicked").with_source(e)));
-        let _ = result.as_ref().inspect_err(|e| context.note(e));
-        span.in_scope(|| context.jobs.end(&job, context.now_millis(), result));
-        if matches!(kind, JobKind::Backup | JobKind::Restore) {
-            crate::settle::after_job(context.clone(), job.info().cluster).await;
-        }
-    }));
-    Ok(info)
-}
+pub(super) use crate::job::start;
 
 /// Jobs that run or ended lately, newest first
 #[utoipa::path(get, path = "/jobs", responses((status = 200, body = Vec<JobInfo>), (status = "default", body = Problem)))]

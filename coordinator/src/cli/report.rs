@@ -266,7 +266,8 @@ pub(crate) fn plan(p: &RestorePlan) -> String {
     let target = p.request.target.as_ref().unwrap_or(&p.request.cluster);
     let head = fields(&[
         ("backup", p.backup.to_string()),
-        ("state of", time::exact(Timestamp(p.cut))),
+        ("state of", time::exact(p.state())),
+        ("log", log_of(p)),
         ("from", format!("cluster {}, {} nodes", p.request.cluster, p.source_nodes)),
         (
             "onto",
@@ -300,6 +301,19 @@ pub(crate) fn plan(p: &RestorePlan) -> String {
         out.push_str(&format!("\nIT CANNOT RUN: {problem}"));
     }
     out
+}
+
+/// What of the log is read, and from where on.
+fn log_of(p: &RestorePlan) -> String {
+    match p.at {
+        0 => String::new(),
+        _ => format!(
+            "{} segments, {}, over the backup's cut at {}",
+            count(p.log_segments),
+            size(p.log_bytes),
+            time::exact(Timestamp(p.cut))
+        ),
+    }
 }
 
 /// A word with a capital letter.

@@ -8,6 +8,7 @@ use super::confirm::ConfirmArgs;
 use super::connect::{ClusterArg, GlobalArgs};
 use super::follow::WaitArgs;
 use super::output::count;
+use super::time::TimeArg;
 use super::{jobs, report, time};
 use crate::client::ApiClient;
 use crate::job::JobKind;
@@ -46,6 +47,7 @@ pub(crate) enum RestoreCommand {
 const EXAMPLES: &str = "Examples:
   tidemark restore plan latest --cluster orders --target orders-copy
   tidemark restore run latest --cluster orders --target orders-copy
+  tidemark restore run --at 2026-10-04T09:30:00Z --cluster orders --target orders-copy
   tidemark restore run 3f2a91c0 --cluster orders --in-place --keys 'user:*' --keys '!user:test:*'
   tidemark restore run latest --cluster sessions --target sessions-copy --slots 0-5460 --expiry shift";
 
@@ -75,7 +77,12 @@ impl From<Expiry> for ExpiryMode {
 #[derive(Debug, Args)]
 pub(crate) struct What {
     /// The backup: id, a unique beginning of it, or `latest`
-    backup: String,
+    #[arg(required_unless_present = "at")]
+    backup: Option<String>,
+    /// A time instead of a backup, where a log is kept (`tidemark pitr`): the newest restore point at or before it. As
+    /// 2026-10-04T09:30:00Z, -5m, -2h30m, `now`, or a raw timestamp
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with = "backup")]
+    at: Option<TimeArg>,
     #[command(flatten)]
     cluster: ClusterArg,
     /// Cluster to restore onto; the same where it is left out
@@ -126,9 +133,15 @@ pub(crate) struct Run {
 
 impl What {
     async fn plan(self, client: &ApiClient) -> Result<RestorePlan> {
+        // Relative to the coordinator's clock: it is its time that is restored.
+        let now = match self.at {
+            Some(at) if at.is_relative() => Timestamp(client.status().await?.now).millis(),
+            _ => 0,
+        };
         let request = RestoreRequest {
             cluster: self.cluster.resolve(client).await?,
-            backup: self.backup,
+            backup: self.backup.unwrap_or_default(),
+            at: self.at.map(|at| at.resolve(now)).transpose()?.map(|at| at.0),
             target: self.target,
             in_place: self.in_place,
             keys: self.keys,
@@ -190,7 +203,7 @@ fn question(plan: &RestorePlan) -> String {
         "Replace all {} records that cluster {target} holds now by those of backup {}{salvage}{some}, the state of {}?",
         count(present),
         plan.backup,
-        time::exact(Timestamp(plan.cut))
+        time::exact(plan.state())
     )
 }
 

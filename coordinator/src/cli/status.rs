@@ -8,6 +8,7 @@ use super::jobs;
 use super::output::{count, fields, listing, short, size};
 use super::time;
 use crate::api::{ClusterDetail, ClusterItem, Status};
+use crate::log::PitrStatus;
 
 /// `tidemark status`.
 #[derive(Debug, Args)]
@@ -81,6 +82,15 @@ fn clusters(items: &[ClusterItem]) -> String {
     listing(["CLUSTER", "ENGINE", "STATE", "NODES", "BACKUPS", "NEWEST CUT"], rows, empty)
 }
 
+/// The log in one line.
+fn restorable(s: &PitrStatus) -> String {
+    let windows: Vec<String> = s.windows.iter().rev().take(3).map(super::pitr::window).collect();
+    match windows.is_empty() {
+        true => format!("{}, nothing can be restored from it", s.state),
+        false => format!("{}, restorable: {}", s.state, windows.join(", ")),
+    }
+}
+
 fn detail(d: &ClusterDetail) -> String {
     let c = &d.item;
     let regions = match d.slots_per_region {
@@ -98,6 +108,7 @@ fn detail(d: &ClusterDetail) -> String {
         ("regions", regions),
         ("backups", c.backups.to_string()),
         ("newest", last),
+        ("log", d.pitr.as_ref().map(restorable).unwrap_or_default()),
     ]);
     let nodes = d.nodes.iter().map(|n| {
         let state = if n.connected { n.state.clone() } else { "away".into() };

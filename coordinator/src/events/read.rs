@@ -1,7 +1,7 @@
 //! What happened, for people: events of jobs and entries of ledgers, in the order of time.
 
 use tidemark_proto::stored::events::JobEvents;
-use tidemark_proto::stored::ledger::{Body, Policy};
+use tidemark_proto::stored::ledger::{Body, LOG_OFF, LOG_PAUSED, Policy};
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 
 use crate::repository::{Ledger, Recorded, Repository, event_objects, read_events};
@@ -126,6 +126,19 @@ fn of_entry(cluster: &ClusterName, recorded: &Recorded) -> EventItem {
         }
         Body::Hold(h) => (h.reader.to_string(), "hold", format!("backup {} is being read", h.backup)),
         Body::Leave(l) => (l.reader.to_string(), "leave", "the backup is not read any more".into()),
+        Body::LogPolicy(p) => {
+            let state = match p.state {
+                LOG_OFF => "off",
+                LOG_PAUSED => "paused",
+                _ => "on",
+            };
+            let message = format!(
+                "the log is {state}: a segment every {} ms or {} bytes, {} ms when idle",
+                p.interval_millis, p.segment_bytes, p.idle_millis
+            );
+            (String::new(), "log", message)
+        }
+        Body::Trim(t) => (String::new(), "trim", format!("log segments below {} are not needed any more", t.below)),
         Body::Unknown(kind) => (String::new(), "unknown", format!("kind {kind}: a newer build wrote it")),
     };
     let ignored = if recorded.counts { "" } else { " (ignored: written under an epoch that was over)" };

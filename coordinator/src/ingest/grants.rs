@@ -81,14 +81,14 @@ impl Drop for UnderWay<'_> {
 }
 
 /// The pace at which a part of an agent is read.
-pub(super) struct Pace<'a> {
-    pub(super) limits: &'a Limits,
-    pub(super) member: Member,
+pub(crate) struct Pace<'a> {
+    pub(crate) limits: &'a Limits,
+    pub(crate) member: Member,
 }
 
 impl Pace<'_> {
     /// Counts what was read, and waits before more is.
-    pub(super) async fn passed(&self, bytes: usize) {
+    pub(crate) async fn passed(&self, bytes: usize) {
         counter!(STAGE_BYTES, "stage" => stage::RECEIVED).increment(bytes as u64);
         self.limits.pass(&self.member, bytes as u64).await;
     }

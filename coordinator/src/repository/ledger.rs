@@ -11,7 +11,7 @@ use tidemark_proto::frame;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::{JobId, PackId};
 use tidemark_proto::stored::envelope::ObjectKind;
-use tidemark_proto::stored::ledger::{self, Backup, Body, Entry, Failed, Fence, Policy};
+use tidemark_proto::stored::ledger::{self, Backup, Body, Entry, Failed, Fence, LogPolicy, Policy};
 use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result, Timestamp};
 
@@ -208,6 +208,23 @@ impl Ledger {
             Body::Policy(p) => Some(p),
             _ => None,
         })
+    }
+
+    /// Whether and how the log is kept: the newest word on it.
+    pub fn log_policy(&self) -> Option<&LogPolicy> {
+        self.counting().rev().find_map(|r| match &r.body {
+            Body::LogPolicy(p) => Some(p),
+            _ => None,
+        })
+    }
+
+    /// The first log segment that is not given up.
+    pub fn trimmed(&self) -> u64 {
+        let below = self.counting().filter_map(|r| match &r.body {
+            Body::Trim(t) => Some(t.below),
+            _ => None,
+        });
+        below.max().unwrap_or(1)
     }
 
     /// Backups that were not deleted, oldest first.

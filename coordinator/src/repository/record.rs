@@ -7,7 +7,8 @@ use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::envelope::{self, ObjectKind};
 use tidemark_proto::stored::job::{
-    self, BackupBegun, BackupCut, RestoreBegun, RestoreEnded, RestoreOptions, RestoreSwitching, RestoreWithUsers,
+    self, BackupBegun, BackupCut, RestoreAt, RestoreBegun, RestoreEnded, RestoreOptions, RestoreSwitching,
+    RestoreWithUsers,
 };
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::stored::repository::JobRecord;
@@ -34,6 +35,8 @@ pub enum Record {
     RestoreOptions(RestoreOptions),
     /// It sets users too.
     RestoreWithUsers(RestoreWithUsers),
+    /// It is of a time after its backup.
+    RestoreAt(RestoreAt),
     /// It only goes forward from here on.
     RestoreSwitching(RestoreSwitching),
     /// It is over.
@@ -49,6 +52,7 @@ impl Record {
             R::Parts(b) => (ObjectKind::JobRecord, v1::VERSION, frame::to_archive(b)),
             R::RestoreBegun(b) => (ObjectKind::RestoreBegun, job::VERSION, frame::to_archive(b)),
             R::RestoreOptions(b) => (ObjectKind::RestoreOptions, job::VERSION, frame::to_archive(b)),
+            R::RestoreAt(b) => (ObjectKind::RestoreAt, job::VERSION, frame::to_archive(b)),
             R::RestoreWithUsers(b) => (ObjectKind::RestoreWithUsers, job::VERSION, frame::to_archive(b)),
             R::RestoreSwitching(b) => (ObjectKind::RestoreSwitching, job::VERSION, frame::to_archive(b)),
             R::RestoreEnded(b) => (ObjectKind::RestoreEnded, job::VERSION, frame::to_archive(b)),
@@ -71,6 +75,7 @@ impl Record {
             () if kind(ObjectKind::RestoreOptions) => {
                 Self::RestoreOptions(frame::from_archive(&of(ObjectKind::RestoreOptions)?)?)
             }
+            () if kind(ObjectKind::RestoreAt) => Self::RestoreAt(frame::from_archive(&of(ObjectKind::RestoreAt)?)?),
             () if kind(ObjectKind::RestoreWithUsers) => {
                 Self::RestoreWithUsers(frame::from_archive(&of(ObjectKind::RestoreWithUsers)?)?)
             }

@@ -49,6 +49,8 @@ pub enum ObjectKind {
     RestoreEnded = 18,
     /// How a restore loads records.
     RestoreOptions = 23,
+    /// A restore of a time after its backup.
+    RestoreAt = 24,
     /// What the nodes of a backup keep beside their records.
     Kept = 19,
     /// A restore sets users too.
@@ -78,6 +80,7 @@ impl ObjectKind {
             Self::RestoreSwitching => "switch of a restore",
             Self::RestoreEnded => "end of a restore",
             Self::RestoreOptions => "options of a restore",
+            Self::RestoreAt => "time of a restore",
             Self::Kept => "kept things",
             Self::RestoreWithUsers => "users of a restore",
             Self::JobEvents => "job events",

@@ -85,6 +85,15 @@ pub struct RestoreOptions {
     pub expired: Option<u64>,
 }
 
+/// The restore is of a later time than its backup: the log is laid over it. Stands before [`RestoreBegun`].
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RestoreAt {
+    /// The job.
+    pub job: JobId,
+    /// The restore point.
+    pub at: Timestamp,
+}
+
 /// The restore sets the users of its backup as well, after the switch. Stands before [`RestoreBegun`].
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct RestoreWithUsers {

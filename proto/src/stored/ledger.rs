@@ -30,6 +30,17 @@ pub const KIND_CONDEMN: u16 = 6;
 pub const KIND_HOLD: u16 = 7;
 /// Kind of [`Leave`].
 pub const KIND_LEAVE: u16 = 8;
+/// Kind of [`LogPolicy`].
+pub const KIND_LOG_POLICY: u16 = 9;
+/// Kind of [`Trim`].
+pub const KIND_TRIM: u16 = 10;
+
+/// [`LogPolicy::state`]: no log is kept.
+pub const LOG_OFF: u8 = 0;
+/// [`LogPolicy::state`]: changes are streamed.
+pub const LOG_ON: u8 = 1;
+/// [`LogPolicy::state`]: nothing is streamed, but nodes keep what is not yet stored.
+pub const LOG_PAUSED: u8 = 2;
 
 /// Names in one [`Condemn`] at most: packs and roots together.
 pub const MAX_CONDEMNED: usize = 16 << 10;
@@ -133,6 +144,26 @@ pub struct Leave {
     pub reader: JobId,
 }
 
+/// Whether and how the log of a cluster is kept; the newest counts.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct LogPolicy {
+    /// [`LOG_OFF`], [`LOG_ON`] or [`LOG_PAUSED`].
+    pub state: u8,
+    /// Longest time from one segment to the next while there is news, in milliseconds.
+    pub interval_millis: u64,
+    /// Bytes at which a segment is closed before that.
+    pub segment_bytes: u64,
+    /// Longest time between segments when nothing changes, in milliseconds.
+    pub idle_millis: u64,
+}
+
+/// Log segments that nobody needs: from here on those below may be deleted by anyone at any time.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Trim {
+    /// The first segment that stays.
+    pub below: u64,
+}
+
 /// What an entry says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
@@ -152,6 +183,10 @@ pub enum Body {
     Hold(Hold),
     /// A reader is done.
     Leave(Leave),
+    /// Whether and how the log is kept.
+    LogPolicy(LogPolicy),
+    /// Old segments of the log may be deleted.
+    Trim(Trim),
     /// A kind that this build does not know (a newer one wrote it).
     Unknown(u16),
 }
@@ -168,6 +203,8 @@ impl Body {
             Self::Condemn(b) => (KIND_CONDEMN, frame::to_archive(b).into_vec()),
             Self::Hold(b) => (KIND_HOLD, frame::to_archive(b).into_vec()),
             Self::Leave(b) => (KIND_LEAVE, frame::to_archive(b).into_vec()),
+            Self::LogPolicy(b) => (KIND_LOG_POLICY, frame::to_archive(b).into_vec()),
+            Self::Trim(b) => (KIND_TRIM, frame::to_archive(b).into_vec()),
             Self::Unknown(kind) => (*kind, Vec::new()),
         }
     }
@@ -183,6 +220,8 @@ impl Body {
             KIND_CONDEMN => Self::Condemn(frame::from_archive(body)?),
             KIND_HOLD => Self::Hold(frame::from_archive(body)?),
             KIND_LEAVE => Self::Leave(frame::from_archive(body)?),
+            KIND_LOG_POLICY => Self::LogPolicy(frame::from_archive(body)?),
+            KIND_TRIM => Self::Trim(frame::from_archive(body)?),
             other => Self::Unknown(other),
         })
     }

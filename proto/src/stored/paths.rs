@@ -97,6 +97,16 @@ pub fn limits(number: u64) -> String {
     format!("{LIMITS}/{number:0DIGITS$}")
 }
 
+/// Folder of a cluster's log segments.
+pub fn log_dir(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/log")
+}
+
+/// A log segment.
+pub fn log(cluster: &ClusterName, number: u64) -> String {
+    format!("{}/{number:0DIGITS$}", log_dir(cluster))
+}
+
 /// Folder of the events of a cluster's jobs.
 pub fn events_dir(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/events")
@@ -113,7 +123,8 @@ pub fn events_of(path: &str) -> Option<(JobId, u64)> {
     Some((job, number(path)?))
 }
 
-/// The number at the end of a key of [`key`], [`epoch`], [`ledger`], [`job`], [`limits`] or [`events`].
+/// The number at the end of a key of [`key`], [`epoch`], [`ledger`], [`job`], [`limits`], [`log`] or
+/// [`events`].
 pub fn number(path: &str) -> Option<u64> {
     let last = path.rsplit('/').next()?;
     (last.len() == DIGITS && last.bytes().all(|b| b.is_ascii_digit())).then(|| last.parse().ok())?

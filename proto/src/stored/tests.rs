@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::envelope::{self, ObjectKind};
-use super::{events, job, kept, ledger, limits, manifest, repository, run};
+use super::{events, job, kept, ledger, limits, log, manifest, repository, run};
 use crate::frame::{self, Header};
 use crate::hash::{Hash, SetDigest};
 use crate::id::{ClusterName, Incarnation, JobId, NodeName, PackId, RepositoryId};
@@ -155,7 +155,7 @@ fn job_record() -> repository::JobRecord {
 }
 
 fn bodies() -> Vec<(&'static str, ledger::Body)> {
-    use ledger::{Backup, Body, Condemn, Delete, Failed, Fence, Hold, Leave, Policy};
+    use ledger::{Backup, Body, Condemn, Delete, Failed, Fence, Hold, Leave, LogPolicy, Policy, Trim};
     let nodes = vec!["n1".into(), "n2".into()];
     let job = JobId::from_u128(6);
     let root = Hash::of(b"root");
@@ -171,7 +171,48 @@ fn bodies() -> Vec<(&'static str, ledger::Body)> {
         ("condemn", Body::Condemn(Condemn { packs: vec![PackId::from_u128(9)], roots: vec![root] })),
         ("hold", Body::Hold(Hold { reader: JobId::from_u128(7), backup: job, until_millis: 1_700_000_000_000 })),
         ("leave", Body::Leave(Leave { reader: JobId::from_u128(7) })),
+        ("log-policy", Body::LogPolicy(log_policy())),
+        ("trim", Body::Trim(Trim { below: 4711 })),
     ]
+}
+
+fn log_policy() -> ledger::LogPolicy {
+    ledger::LogPolicy { state: ledger::LOG_ON, interval_millis: 2000, segment_bytes: 16 << 20, idle_millis: 30_000 }
+}
+
+fn segment() -> log::Segment {
+    let node = log::SegmentNode {
+        node: NodeName::new("n1").unwrap(),
+        incarnation: Incarnation::from_u128(6),
+        slots: SlotSet::from_ranges([(0, 99), (200, 300)]),
+        from: 1 << 50,
+        to: 2 << 50,
+        closed: Timestamp(2 << 50),
+        key_id: 1,
+        salt: [2; 16],
+        begins: 1,
+    };
+    let chunk = log::SegmentChunk {
+        node: 0,
+        region: 3,
+        number: 1,
+        offset: 8,
+        len: 900,
+        raw_len: 1000,
+        entries: 10,
+        first: Timestamp(5 << 48),
+        last: Timestamp(6 << 48),
+    };
+    log::Segment {
+        number: 12,
+        previous: Hash::of(b"before"),
+        epoch: 9,
+        put_id: [4; 16],
+        at_millis: 1_700_000_000_000,
+        slots_per_region: 64,
+        nodes: vec![node],
+        chunks: vec![chunk],
+    }
 }
 
 fn entry(kind: u16, body: Vec<u8>) -> ledger::Entry {
@@ -254,6 +295,20 @@ fn golden_bytes_of_the_manifest() {
     // The name by which a later backup calls this part its parent.
     assert_eq!(part().hash(), Hash::of(&frame::to_archive(&part())));
     archive!("run-index", index());
+    archive!("log-segment", segment());
+    let entry = log::LogEntry { slot: 7, at: Timestamp(1 << 50), key: b"key", put: Some((b"m", b"value")) };
+    let mut bytes = Vec::new();
+    entry.encode(&mut bytes);
+    log::LogEntry { put: None, ..entry }.encode(&mut bytes);
+    check_stored(FILE, "log-entries", &bytes, Clone::clone, |kept| Ok(kept.to_vec()));
+    let trailer = log::Trailer { key_id: 1, salt: [7; 16], offset: 1 << 33, len: 5 };
+    check_stored(
+        FILE,
+        "log-trailer",
+        &trailer,
+        |t| t.encode().to_vec(),
+        |b| log::Trailer::decode(b.try_into().unwrap()),
+    );
     archive!("root-with-kept", root_with_kept());
     object!("kept-things", ObjectKind::Kept, kept::VERSION, kept_things());
 }
@@ -271,6 +326,7 @@ fn decode_all(bytes: &[u8]) {
     let _ = frame::from_archive::<repository::JobRecord>(bytes);
     let _ = frame::from_archive::<ledger::Entry>(bytes);
     let _ = frame::from_archive::<run::Index>(bytes);
+    let _ = frame::from_archive::<log::Segment>(bytes);
     let _ = frame::from_archive::<events::JobEvents>(bytes);
     let _ = frame::from_archive::<limits::Limits>(bytes);
     let _ = frame::from_archive::<Upload>(bytes);
@@ -280,7 +336,7 @@ fn decode_all(bytes: &[u8]) {
         let _ = held.ownership.slots.is_canonical();
         let _ = held.ownership.slots.to_string();
     }
-    for kind in 0..10 {
+    for kind in 0..12 {
         let _ = ledger::Body::decode(kind, bytes);
     }
     for kind in [ObjectKind::Repository, ObjectKind::Pack, ObjectKind::Root] {
@@ -366,6 +422,7 @@ fn golden_bytes_of_job_records() {
         expired: Some(17),
     };
     object!("restore-options", ObjectKind::RestoreOptions, job::VERSION, options);
+    object!("restore-at", ObjectKind::RestoreAt, job::VERSION, job::RestoreAt { job: id, at: Timestamp(1 << 50) });
     object!("restore-with-users", ObjectKind::RestoreWithUsers, job::VERSION, job::RestoreWithUsers { job: id });
     let expect = SetDigest { count: 3, low: 4, high: 5 };
     let target = job::SwitchTarget { node: name("n1"), slots: SlotSet::range(0, 5460), expect };

@@ -62,6 +62,9 @@ crate::messages! {
     64 => v1::Clones, v 1;
     65 => v1::DropClone, v 1;
     66 => v1::CloneDropped, v 1;
+    70 => v1::LogStart, v 1;
+    71 => v1::LogStop, v 1;
+    72 => v1::RestorePartsLogged, v 1;
 }
 
 #[cfg(test)]

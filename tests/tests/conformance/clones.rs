@@ -1,5 +1,6 @@
 //! Clones of the embedded engine.
 
+#[path = "clones/model.rs"]
 mod model;
 
 use std::path::Path;

@@ -57,7 +57,7 @@ impl View {
     }
 
     /// The first slot from `slot` on, beginning below `end`, in which anything was written in the time asked for.
-    fn next_changed_slot(&self, mut slot: u16, since: Timestamp, end: &[u8]) -> Result<Option<u16>> {
+    pub(super) fn next_changed_slot(&self, mut slot: u16, since: Timestamp, end: &[u8]) -> Result<Option<u16>> {
         loop {
             if key::slot_start(slot).as_slice() >= end {
                 return Ok(None);

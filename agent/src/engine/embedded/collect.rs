@@ -21,6 +21,7 @@ use tidemark_proto::{Result, Timestamp};
 
 use super::commit::{Gate, Mode};
 use super::generation::{Collected, Generation};
+use super::log::LOG_PIN;
 use super::overlay::Overlay;
 use super::{fault, key, value};
 
@@ -93,6 +94,18 @@ impl Collector {
         }
     }
 
+    /// Lets go of the log when it takes more than its spool may: a coordinator that is away must not fill the disk.
+    fn bound_the_log(&self) -> Result<()> {
+        let now = self.hlc.now();
+        let generation = self.gate.settle(&self.hlc, now)?;
+        let excess = self.gate.trail(&generation, now, |trail| trail.excess());
+        if excess > 0 && generation.pins(self.hlc.wall_millis()).iter().any(|(name, _)| name == LOG_PIN) {
+            tracing::warn!(excess, "the log's spool is full: what was kept for the log is dropped, it begins anew");
+            generation.unpin(LOG_PIN)?;
+        }
+        Ok(())
+    }
+
     /// One pass over all slots. The second answer tells whether nothing is left that time alone will make due.
     pub(super) fn pass(&self) -> Result<(CollectReport, bool)> {
         let _one = self.passing.lock().expect("collector");
@@ -101,6 +114,7 @@ impl Collector {
         let wanted = Timestamp::new(now.saturating_sub(retention), 0);
         // No commit may come to lie below the safe point after it has moved.
         let generation = self.gate.settle(&self.hlc, wanted)?;
+        self.bound_the_log()?;
         let safe = generation.move_safe_point(wanted, now)?;
         let mut report = CollectReport { safe_point: safe, ..CollectReport::default() };
         let mut whole = true;

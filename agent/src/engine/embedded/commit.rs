@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use super::generation::{Commits, Generation};
 use super::overlay::Overlay;
+use super::trail::{Group, Trail};
 use super::{fault, key, value};
 use crate::kv::Write;
 
@@ -130,10 +131,13 @@ pub(super) fn restoring(job: JobId) -> Error {
 pub(super) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
+    /// For the reader of the log. Never held together with the state.
+    trail: Mutex<Trail>,
 }
 
 impl Gate {
     pub(super) fn new(mode: Mode, generation: Arc<Generation>, commits: Commits) -> Self {
+        let trail = Mutex::new(Trail::new(generation.incarnation, commits.highest));
         let state = State {
             mode,
             generation,
@@ -147,11 +151,26 @@ impl Gate {
             queue: VecDeque::new(),
             queued_bytes: 0,
         };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        Self { state: Mutex::new(state), changed: Condvar::new(), trail }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("gate")
+    }
+
+    /// The trail of `generation`; one of other data is replaced by one that begins after `settled`, up to which all
+    /// commits are visible and after which none has been noted.
+    pub(super) fn trail<T>(
+        &self,
+        generation: &Generation,
+        settled: Timestamp,
+        use_it: impl FnOnce(&mut Trail) -> T,
+    ) -> T {
+        let mut trail = self.trail.lock().expect("trail");
+        if !trail.is_of(generation.incarnation) {
+            *trail = Trail::new(generation.incarnation, settled);
+        }
+        use_it(&mut trail)
     }
 
     /// Wakes all who wait for a change of the state.
@@ -282,7 +301,12 @@ fn failed(e: &Error) -> Error {
 pub(super) fn run(gate: &Gate, hlc: &Hlc) {
     while let Some((generation, before, group)) = gate.next_group() {
         let mut answers = Vec::with_capacity(group.len());
-        let outcome = write_group(&generation, hlc, before, &group, &mut answers);
+        let mut written = Group::default();
+        let outcome = write_group(&generation, hlc, before, &group, &mut answers, &mut written);
+        if let Ok(commits) = &outcome {
+            // Before it is visible: a reader of the log that has seen it finds it in the trail.
+            gate.trail(&generation, before.highest, |trail| trail.note(&written, commits.highest));
+        }
         gate.publish(&outcome);
         for (pending, answer) in group.into_iter().zip(answers) {
             let answer = match &outcome {
@@ -297,22 +321,27 @@ pub(super) fn run(gate: &Gate, hlc: &Hlc) {
     }
 }
 
-/// Gives each batch a timestamp and writes them all with one fsync. `answers` gets one item for each batch.
+/// Gives each batch a timestamp and writes them all with one fsync. `answers` gets one item for each batch, `written` what
+/// the trail wants to know.
 fn write_group(
     generation: &Generation,
     hlc: &Hlc,
     before: Commits,
     group: &[Pending],
     answers: &mut Vec<Result<Timestamp>>,
+    written: &mut Group,
 ) -> Result<Commits> {
     let (mut batch, mut commits, mut scratch) = (generation.durable_batch(), before, Vec::new());
     for pending in group {
         let standing = pending.overlay.as_ref().map_or(Ok(()), |overlay| overlay.check_standing());
         answers.push(standing.and_then(|()| hlc.observe(pending.after)).map(|()| {
             let at = hlc.now();
-            add(generation, &mut batch, &mut commits, &mut scratch, pending, at);
+            add(generation, &mut batch, &mut commits, (&mut scratch, written), pending, at);
             // What is written in a clone is no part of the parent's history, but no later commit may come below it.
-            commits.position += u64::from(pending.overlay.is_none());
+            if pending.overlay.is_none() {
+                written.bytes += pending.bytes as u64;
+                commits.position += 1;
+            }
             commits.highest = at;
             at
         }));
@@ -329,7 +358,7 @@ fn add(
     generation: &Generation,
     batch: &mut OwnedWriteBatch,
     commits: &mut Commits,
-    scratch: &mut Vec<u8>,
+    (scratch, written): (&mut Vec<u8>, &mut Group),
     pending: &Pending,
     at: Timestamp,
 ) {
@@ -344,6 +373,9 @@ fn add(
             continue;
         }
         let slot = tidemark_proto::slot_of(write.key());
+        if pending.overlay.is_none() {
+            written.slots.push(slot);
+        }
         key::encode(scratch, slot, write.key(), at);
         let data_key = fjall::UserKey::from(&scratch[..]);
         key::change(scratch, slot, at, write.key());

@@ -2,7 +2,7 @@
 
 use tidemark_common::expiry::ExpiryMode;
 use tidemark_proto::stored::job::{RestoreBegun, RestoreOptions};
-use tidemark_proto::{ClusterName, Result};
+use tidemark_proto::{ClusterName, Result, Timestamp};
 
 use super::options::recorded;
 use super::plan::{RestorePlan, RestoreRequest};
@@ -32,14 +32,17 @@ pub struct LeftRestore {
     pub options: Option<RestoreOptions>,
     /// Whether it sets users.
     pub with_users: bool,
+    /// The time that it is of, where that is not its backup's cut.
+    pub at: Option<Timestamp>,
 }
 
 /// What was asked for when another coordinator began it, and the moment from which times are counted.
 pub(super) fn request_of(left: &LeftRestore, target: &ClusterName) -> Result<(RestoreRequest, u64)> {
-    let LeftRestore { begun, options, with_users } = left;
+    let LeftRestore { begun, options, with_users, at } = left;
     let request = RestoreRequest {
         cluster: begun.source.clone(),
         backup: begun.backup.to_string(),
+        at: at.map(|at| at.0),
         target: Some(target.clone()),
         in_place: begun.in_place != 0,
         keys: begun.keys.clone(),

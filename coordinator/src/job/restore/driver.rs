@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 
 use tidemark_common::crash;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::job::RestoreWithUsers;
+use tidemark_proto::stored::job::{RestoreAt, RestoreWithUsers};
 use tidemark_proto::stored::ledger::{Body, Policy};
 use tidemark_proto::wire::control::RestoreFinished;
-use tidemark_proto::{ClusterName, Error, Result, Timestamp};
+use tidemark_proto::{ClusterName, Error, Result};
 
 use tracing::Instrument;
 
@@ -54,7 +54,7 @@ pub(super) struct Driver {
 pub async fn run(context: Shared, job: Arc<Job>, plan: RestorePlan) -> Result<serde_json::Value> {
     let target = plan.request.target.clone().unwrap_or_else(|| plan.request.cluster.clone());
     let recorder = JobRecorder::new(&context.repository, &target, job.id(), context.epoch, 0);
-    let options = Options::new(&plan.request, Timestamp(plan.cut), job.info().started_millis);
+    let options = Options::new(&plan.request, plan.state(), job.info().started_millis);
     carry_out(context, job, plan, options, recorder).await
 }
 
@@ -73,7 +73,7 @@ pub async fn resume(
         context.fleet.wait_for(&members, context.config.backup.patience()).await?;
         let (request, now) = request_of(&left, &target)?;
         let plan = plan_again(&context, request).await?;
-        let options = Options::new(&plan.request, Timestamp(plan.cut), now);
+        let options = Options::new(&plan.request, plan.state(), now);
         Ok::<_, Error>((plan, options))
     };
     match planned.await {
@@ -115,7 +115,7 @@ async fn carry_out(
     let warnings = Mutex::new(plan.warnings.clone());
     let driver =
         Driver { context, job, id, plan, options, sources, missing, sums, source, target, recorder, warnings };
-    let serve = ServeJob::new(driver.source.clone(), driver.target.clone());
+    let serve = ServeJob::new(driver.source.clone(), driver.target.clone(), driver.sources.log.clone());
     driver.context.serve.open(id, serve);
     let result = Box::pin(driver.guarded_restore()).await;
     driver.context.serve.close(&id);
@@ -202,6 +202,9 @@ impl Driver {
                 self.takers().probe().await?;
                 recorder.write(&Record::RestoreWithUsers(RestoreWithUsers { job: self.id })).await?;
             }
+            if self.plan.at > 0 {
+                recorder.write(&Record::RestoreAt(RestoreAt { job: self.id, at: self.plan.state() })).await?;
+            }
             recorder.write(&Record::RestoreBegun(begun_of(&self.plan, &self.job, self.context.epoch))).await?;
             crash::point("restore.begun");
         }
@@ -266,6 +269,7 @@ impl Driver {
         serde_json::json!({
             "backup": self.plan.backup,
             "cut": self.plan.cut,
+            "at": self.plan.state(),
             "parts": ready.loaded.iter().map(|l| l.parts).sum::<u64>(),
             "records": finished.iter().map(|f| f.digest.count).sum::<u64>(),
             // Apart from the records: left out because they had expired.

@@ -7,8 +7,8 @@ use tidemark_common::crash;
 use tidemark_proto::stored::job::{RestoreSwitching, SwitchTarget};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::wire::control::{
-    RestoreBegin, RestoreBeginAs, RestoreCount, RestoreCounted, RestorePart, RestoreParts, RestorePartsDone,
-    RestoreReady, RestoreVerified, RestoreVerify,
+    PartBounds, RestoreBegin, RestoreBeginAs, RestoreCount, RestoreCounted, RestorePart, RestoreParts,
+    RestorePartsDone, RestorePartsLogged, RestoreReady, RestoreVerified, RestoreVerify,
 };
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp};
 
@@ -24,6 +24,14 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(120);
 const LOAD_ATTEMPTS: u32 = 5;
 /// Wait before the next attempt: an agent that restarts needs a moment.
 const RETRY_WAIT: Duration = Duration::from_secs(2);
+
+/// What a node is told to load.
+enum Command {
+    /// The parts as they are.
+    Plain(RestoreParts),
+    /// With the log over them.
+    Logged(RestorePartsLogged),
+}
 
 /// All is loaded, compared and read back: nothing is left but the switch.
 pub(super) struct Ready {
@@ -55,7 +63,7 @@ impl Driver {
             expect: l.digest,
         };
         let targets = self.plan.targets.iter().zip(&loaded).map(target).collect();
-        let switching = RestoreSwitching { job: self.id, at: Timestamp(self.plan.cut), targets };
+        let switching = RestoreSwitching { job: self.id, at: self.plan.state(), targets };
         Ok(Ready { loaded, expired, switching })
     }
 
@@ -68,7 +76,7 @@ impl Driver {
 
     async fn begin(&self, node: usize) -> Result<()> {
         let begin = RestoreBegin {
-            at: Timestamp(self.plan.cut),
+            at: self.plan.state(),
             slots: self.plan.targets[node].slots.clone(),
             in_place: u8::from(self.plan.request.in_place),
             serve: self.context.bulk_address.clone(),
@@ -130,7 +138,7 @@ impl Driver {
         Ok(loaded)
     }
 
-    async fn load_persistently(&self, node: usize, batch: &RestoreParts) -> Result<RestorePartsDone> {
+    async fn load_persistently(&self, node: usize, batch: &Command) -> Result<RestorePartsDone> {
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -156,20 +164,30 @@ impl Driver {
         }
     }
 
-    async fn load_batch(&self, node: usize, batch: &RestoreParts, attempt: u32) -> Result<RestorePartsDone> {
-        let (member, head) = (self.member(node), self.context.head(self.id, attempt));
+    async fn load_batch(&self, node: usize, batch: &Command, attempt: u32) -> Result<RestorePartsDone> {
+        let (fleet, member, head) = (&self.context.fleet, self.member(node), self.context.head(self.id, attempt));
         let report = |p| self.job.progress_of(&member.node, p);
-        self.context.fleet.command(&member, head, batch, LOAD_DEADLINE, report).await
+        match batch {
+            Command::Plain(parts) => fleet.command(&member, head, parts, LOAD_DEADLINE, report).await,
+            Command::Logged(parts) => fleet.command(&member, head, parts, LOAD_DEADLINE, report).await,
+        }
     }
 
-    fn command(&self, slots: &SlotSet, batch: &Batch) -> Result<RestoreParts> {
+    fn command(&self, slots: &SlotSet, batch: &Batch) -> Result<Command> {
         let part = |(number, part): &(u32, Arc<PartEntry>)| {
             let runs = runs(self.context.repository.keys(), &self.source, part)?;
             let slots = part.slots.intersect(slots);
             Ok(RestorePart { number: *number, slots, runs, bytes: part.live_bytes })
         };
         let parts = batch.iter().map(part).collect::<Result<_>>()?;
-        Ok(RestoreParts { parts, keys: self.plan.request.keys.clone(), concurrency: 0 })
+        let parts = RestoreParts { parts, keys: self.plan.request.keys.clone(), concurrency: 0 };
+        if self.sources.log.is_none() {
+            return Ok(Command::Plain(parts));
+        }
+        let bounds =
+            |(_, part): &(u32, Arc<PartEntry>)| PartBounds { lower: part.lower.clone(), upper: part.upper.clone() };
+        let (after, at, bounds) = (Timestamp(self.plan.cut), self.plan.state(), batch.iter().map(bounds).collect());
+        Ok(Command::Logged(RestorePartsLogged { parts, after, at, bounds }))
     }
 
     /// Every part was read as the manifest says, over all nodes that took a share of it.

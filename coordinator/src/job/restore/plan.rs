@@ -9,7 +9,7 @@ use tidemark_common::select::Selection;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::Backup;
 use tidemark_proto::stored::paths;
-use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet};
+use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
 
 use super::kept::Takes;
 use super::options::selection;
@@ -21,6 +21,7 @@ use crate::context::Context;
 use crate::job::backup::tiling;
 use crate::job::damage::{Damage, PartSet};
 use crate::job::inspect::{Depth, Packs, Scope, inspect};
+use crate::log::{self, LogParts, Point};
 use crate::repository::{BackupRecord, Ledger, Manifest, Repository};
 
 /// Throughput assumed for the time estimate until a fleet's own is known, bytes a second and node.
@@ -31,6 +32,10 @@ const REPLICA: &str = "replica";
 /// The word for the newest backup.
 const LATEST: &str = "latest";
 
+fn latest() -> String {
+    LATEST.into()
+}
+
 /// A restore as it is asked for.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -39,7 +44,12 @@ pub struct RestoreRequest {
     #[schema(value_type = String)]
     pub cluster: ClusterName,
     /// The backup, by id or a unique beginning of it; `latest` is the newest.
+    #[serde(default = "latest")]
     pub backup: String,
+    /// A time instead of a backup, a raw timestamp: the newest restore point at or before it, by the log over the nearest
+    /// backup. A backup named beside it is the one that the log is laid over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<u64>,
     /// Cluster to restore onto; the same where absent.
     #[schema(value_type = Option<String>)]
     #[serde(default)]
@@ -102,6 +112,15 @@ pub struct RestorePlan {
     pub backup: JobId,
     /// Its cut, a raw timestamp.
     pub cut: u64,
+    /// The time that is restored, a raw timestamp, where it is not the cut; else 0.
+    #[serde(default)]
+    pub at: u64,
+    /// Segments of the log that are read for it.
+    #[serde(default)]
+    pub log_segments: u64,
+    /// Their bytes that are read.
+    #[serde(default)]
+    pub log_bytes: u64,
     /// Nodes of the backup.
     pub source_nodes: u64,
     /// Nodes that take it.
@@ -131,7 +150,13 @@ pub struct RestorePlan {
 impl RestorePlan {
     /// The request with the very backup that was planned, whatever `latest` means by the time it runs.
     pub fn pinned(&self) -> RestoreRequest {
-        RestoreRequest { backup: self.backup.to_string(), ..self.request.clone() }
+        let at = (self.at > 0).then_some(self.at);
+        RestoreRequest { backup: self.backup.to_string(), at, ..self.request.clone() }
+    }
+
+    /// The timestamp of the state that is restored.
+    pub fn state(&self) -> Timestamp {
+        Timestamp(self.at.max(self.cut))
     }
 
     /// What the target with this number is to load; `None` for a plan that was read from its printed form.
@@ -156,6 +181,8 @@ pub(super) struct Sources {
     pub(super) types: Arc<Types>,
     /// What the backup keeps beside its records.
     pub(super) takes: Arc<Takes>,
+    /// The log that is laid over it.
+    pub(super) log: Option<Arc<LogParts>>,
 }
 
 impl Sources {
@@ -237,7 +264,7 @@ async fn plan_as(context: &Context, request: RestoreRequest, begun: bool) -> Res
         }
         tracing::warn!(error = %e.report(), "planning a restore all the same");
     }
-    let record = find_backup(&ledger, &request.backup)?;
+    let (record, point) = source(&context.repository, &ledger, &request).await?;
     let manifest = open_manifest(&context.repository, &request.cluster, &record.backup).await?;
     let target = request.target.clone().unwrap_or_else(|| request.cluster.clone());
     let mut candidates = Vec::new();
@@ -253,12 +280,36 @@ async fn plan_as(context: &Context, request: RestoreRequest, begun: bool) -> Res
             records: if begun && !request.in_place { 0 } else { described.records },
         });
     }
+    let slots_per_region = manifest.root().slots_per_region;
     let nodes: Vec<_> = candidates.iter().map(|c| (c.node.clone(), c.engine.clone())).collect();
     let mut plan = plan_onto(manifest, candidates, request).await?;
     if !begun {
         plan.problems.extend(clones::in_the_way(context, &target, &nodes).await);
     }
+    if let Some(point) = point {
+        let log = point.log(&context.repository, &plan.request.cluster, slots_per_region).boxed().await?;
+        (plan.at, plan.log_segments, plan.log_bytes) = (point.at.0, point.segments().count() as u64, log.bytes);
+        plan.stored_bytes += log.bytes;
+        if let Some(sources) = &mut plan.sources {
+            sources.log = Some(log);
+        }
+    }
     Ok(plan)
+}
+
+/// The backup that a request means, and the point of time after its cut.
+async fn source(
+    repository: &Repository,
+    ledger: &Ledger,
+    request: &RestoreRequest,
+) -> Result<(BackupRecord, Option<Point>)> {
+    let Some(at) = request.at else { return Ok((find_backup(ledger, &request.backup)?, None)) };
+    let named = match request.backup.as_str() {
+        "" | LATEST => None,
+        wanted => Some(find_backup(ledger, wanted)?.backup.job),
+    };
+    let point = log::point(repository, ledger, Timestamp(at), named).boxed().await?;
+    Ok((point.base.clone(), Some(point).filter(Point::is_logged)))
 }
 
 /// Plans a restore of `manifest` onto these nodes. The manifest is read page by page.
@@ -319,6 +370,9 @@ pub async fn plan_onto(
     Ok(RestorePlan {
         backup: root.job,
         cut: root.cut.0,
+        at: 0,
+        log_segments: 0,
+        log_bytes: 0,
         source_nodes: root.nodes.len() as u64,
         records: root.totals.records,
         bytes: root.totals.live_bytes,
@@ -329,7 +383,16 @@ pub async fn plan_onto(
         missing,
         warnings: takes.warnings.clone(),
         request,
-        sources: Some(Sources { manifest, pages, bad, unwanted, selection, types, takes: Arc::new(takes) }),
+        sources: Some(Sources {
+            manifest,
+            pages,
+            bad,
+            unwanted,
+            selection,
+            types,
+            takes: Arc::new(takes),
+            log: None,
+        }),
     })
 }
 

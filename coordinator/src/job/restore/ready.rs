@@ -37,6 +37,12 @@ pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sour
         return Err(found.whole().err().unwrap_or_else(|| Error::bug("no healthy part and no fault")))
             .map_err(|e| e.context("nothing of the backup is healthy: nothing was touched"));
     }
+    if let Some(log) = sources.log.as_ref().filter(|_| every) {
+        job.phase("checking the log");
+        log.check(manifest.repository(), &sources.selection.slots).boxed().await.map_err(|e| {
+            e.context("the log up to that time is damaged: nothing was touched; choose an earlier time")
+        })?;
+    }
     sources.types.verdict()?;
     sources.bad = Arc::new(found.bad);
     let mut missing = found.damage;

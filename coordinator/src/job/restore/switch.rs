@@ -101,7 +101,7 @@ pub async fn resume_switch(
     (left, switching): (LeftRestore, RestoreSwitching),
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
-    let LeftRestore { begun, options, with_users } = left;
+    let LeftRestore { begun, options, with_users, .. } = left;
     job.phase("switching");
     let cluster = job.info().cluster;
     let finished = switch_all(&context, &cluster, &switching).await?;

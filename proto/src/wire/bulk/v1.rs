@@ -3,8 +3,9 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::hash::SetDigest;
-use crate::id::JobId;
+use crate::id::{Incarnation, JobId};
 use crate::slot::SlotSet;
+use crate::time::Timestamp;
 use crate::wire::control::SecretKey;
 
 /// The agent wants to send a part.
@@ -74,4 +75,96 @@ pub struct FetchBlocks {
     pub first: u32,
     /// How many.
     pub count: u32,
+}
+
+/// The agent is ready to be asked for the log of its store.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct LogOpen {
+    /// The session, as the command to start the log named it.
+    pub session: JobId,
+}
+
+/// Send what changed after `from`.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct LogPull {
+    /// The data that `from` counts in; zero for whatever is there.
+    pub incarnation: Incarnation,
+    /// Last position received; 0: begin a log now, without what is there already.
+    pub from: u64,
+    /// Everything up to here is durable and need not be kept.
+    pub durable: u64,
+    /// The coordinator's time: the batch may end there or later, so that a node whose clock is behind holds nobody up.
+    pub now: Timestamp,
+    /// Bytes of entries to send, about.
+    pub most_bytes: u32,
+    /// Bytes of entries that the node keeps for the log at most; beyond, it may drop them, and says so.
+    pub spool_bytes: u64,
+    /// Slots of one region.
+    pub slots_per_region: u16,
+    /// What identifies the batch in the associated data of its seals.
+    pub run_tag: [u8; 16],
+    /// Subkey of this batch; seals nothing else.
+    pub key: SecretKey,
+    /// 1: seal by encryption; 0: the repository is not encrypted, seal by checksum.
+    pub encrypt: u8,
+}
+
+/// One chunk of a batch; its number is its place.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct LogChunk {
+    /// Region.
+    pub region: u16,
+    /// Raw bytes.
+    pub raw_len: u32,
+    /// Entries.
+    pub entries: u32,
+    /// Lowest timestamp.
+    pub first: Timestamp,
+    /// Highest timestamp.
+    pub last: Timestamp,
+}
+
+/// What changed.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct LogBatch {
+    /// Id of the data.
+    pub incarnation: Incarnation,
+    /// Slots that the node owns.
+    pub slots: SlotSet,
+    /// Position after which the batch begins: that of the pull, unless `begins`.
+    pub from: u64,
+    /// Position at which it ends, inclusive.
+    pub to: u64,
+    /// The node commits nothing more at or below this.
+    pub closed: Timestamp,
+    /// 1: what came before `from` is not here: a log begins, or the node has lost what the pull asked for.
+    pub begins: u8,
+    /// Bytes of entries that wait behind `to`, about.
+    pub behind_bytes: u64,
+    /// The node's wall clock, milliseconds since 1970.
+    pub clock_millis: u64,
+    /// The chunks that follow, ascending by region.
+    pub chunks: Vec<LogChunk>,
+}
+
+/// The agent wants the log of a part assigned to it: every chunk of its region that the restore needs.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct FetchLog {
+    /// The restore job.
+    pub job: JobId,
+    /// Number of the part in the plan.
+    pub part: u32,
+}
+
+/// A chunk follows, with what opens it.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct LogPiece {
+    /// What identifies its batch in the associated data of its seal.
+    pub run_tag: [u8; 16],
+    /// Subkey of the batch.
+    pub key: SecretKey,
+    /// 1: sealed by encryption; 0: sealed by checksum.
+    pub encrypt: u8,
+    /// Its number in the batch.
+    pub number: u32,
 }

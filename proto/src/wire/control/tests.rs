@@ -162,6 +162,15 @@ fn golden_bytes_of_resumption() {
     check(FILE, "upload-rest", &UploadRest { upload, rest: vec![(3, vec![0, 192, b'm'])] });
     check(FILE, "list-jobs", &ListJobs {});
     check(FILE, "describe-source", &DescribeSource {});
+    check(FILE, "log-start", &LogStart { session: JobId::from_u128(9), ingest: "10.0.0.1:7000".into() });
+    check(FILE, "log-stop", &LogStop {});
+    let logged = RestorePartsLogged {
+        parts: RestoreParts { parts: vec![], keys: vec!["a*".into()], concurrency: 0 },
+        after: Timestamp(5),
+        at: Timestamp(9),
+        bounds: vec![PartBounds { lower: vec![0, 1], upper: vec![] }],
+    };
+    check(FILE, "restore-parts-logged", &logged);
     check(FILE, "prepare", &Prepare {});
     check(FILE, "prepared", &Prepared { bytes: 117_440_512 });
     let (backups, restores) = (vec![JobId::from_u128(5)], vec![JobId::from_u128(6)]);

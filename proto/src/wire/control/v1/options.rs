@@ -2,8 +2,9 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::RestoreBegin;
+use super::{RestoreBegin, RestoreParts};
 use crate::slot::SlotSet;
+use crate::time::Timestamp;
 
 /// As [`RestoreBegin`], with options; answered the same. A coordinator sends it only where an option is not the usual one.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
@@ -36,4 +37,26 @@ pub struct RestoreCount {}
 pub struct RestoreCounted {
     /// Records that were wanted and had expired.
     pub expired: u64,
+}
+
+/// As [`RestoreParts`], with the log of each part laid over its records; answered the same.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct RestorePartsLogged {
+    /// What to load.
+    pub parts: RestoreParts,
+    /// State of the parts' records: entries of the log up to here are in them.
+    pub after: Timestamp,
+    /// Timestamp of the state to load.
+    pub at: Timestamp,
+    /// Bounds of each part, in the order of the parts.
+    pub bounds: Vec<PartBounds>,
+}
+
+/// Which keys a part has.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct PartBounds {
+    /// First sort key (slot big-endian ++ key); empty = from the beginning.
+    pub lower: Vec<u8>,
+    /// First sort key past it; empty = to the end.
+    pub upper: Vec<u8>,
 }

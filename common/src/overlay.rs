@@ -1,0 +1,396 @@
+//! A log laid over a state: the newest version of each key up to a time, sorted, and merged with the records before.
+//!
+//! Entries come in any order of keys; they are sorted in bounded memory, what does not fit goes to unnamed temporary files.
+//! CPU work and file IO: call it from threads that may block.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use tidemark_proto::stored::log::{LogEntry, take_entry};
+use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::ResultExt};
+
+use crate::run::Entry;
+
+/// What one entry costs in memory beside its bytes.
+const OVERHEAD: usize = 24;
+/// Buffer of each temporary file, in bytes.
+const FILE_BUFFER: usize = 256 << 10;
+
+/// Which entries count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Entries after this.
+    pub after: Timestamp,
+    /// Entries up to and including this.
+    pub at: Timestamp,
+    /// Of these slots.
+    pub slots: SlotSet,
+    /// First sort key (slot big-endian ++ key); empty = from the beginning.
+    pub lower: Vec<u8>,
+    /// Sort key to stop before; empty = to the end.
+    pub upper: Vec<u8>,
+}
+
+impl Wanted {
+    fn takes(&self, entry: &LogEntry<'_>) -> bool {
+        let place = (entry.slot.to_be_bytes(), entry.key);
+        let below = |bound: &[u8]| {
+            let (slot, key) = bound.split_at_checked(2).unwrap_or((bound, &[]));
+            (&place.0[..], place.1) < (slot, key)
+        };
+        entry.at > self.after
+            && entry.at <= self.at
+            && self.slots.contains(entry.slot)
+            && !below(&self.lower)
+            && (self.upper.is_empty() || below(&self.upper))
+    }
+}
+
+/// One entry in the arena.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    slot: u16,
+    key: u32,
+    key_len: u32,
+    start: u32,
+    end: u32,
+    at: Timestamp,
+}
+
+/// Gathers entries and sorts them.
+#[derive(Debug)]
+pub struct LogSorter {
+    wanted: Wanted,
+    budget: usize,
+    dir: PathBuf,
+    arena: Vec<u8>,
+    places: Vec<Place>,
+    spilled: Vec<File>,
+    bytes: u64,
+}
+
+impl LogSorter {
+    /// A sorter that takes about `budget` bytes of memory (at most 1 GiB) and puts what does not fit into `dir`.
+    pub fn new(wanted: Wanted, budget: usize, dir: &Path) -> Self {
+        let (arena, places, spilled) = Default::default();
+        Self { wanted, budget: budget.min(1 << 30), dir: dir.to_owned(), arena, places, spilled, bytes: 0 }
+    }
+
+    /// Takes the entries of a raw chunk that count.
+    pub fn push_chunk(&mut self, raw: &[u8]) -> Result<()> {
+        let mut rest = raw;
+        loop {
+            let before = rest;
+            let Some(entry) = take_entry(&mut rest)? else { return Ok(()) };
+            if self.wanted.takes(&entry) {
+                self.push(&before[..before.len() - rest.len()], &entry)?;
+            }
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8], entry: &LogEntry<'_>) -> Result<()> {
+        if !self.places.is_empty()
+            && self.arena.len() + bytes.len() + (self.places.len() + 1) * OVERHEAD > self.budget
+        {
+            self.spill()?;
+        }
+        let start = self.arena.len() as u32;
+        let key = start + (entry.key.as_ptr() as usize - bytes.as_ptr() as usize) as u32;
+        self.arena.extend_from_slice(bytes);
+        let (key_len, end) = (entry.key.len() as u32, self.arena.len() as u32);
+        self.places.push(Place { slot: entry.slot, key, key_len, start, end, at: entry.at });
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Bytes of entries that count.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Sorts what is in memory and keeps the newest of each key.
+    fn settle(&mut self) {
+        let arena = &self.arena;
+        let key = |p: &Place| &arena[p.key as usize..][..p.key_len as usize];
+        self.places.sort_unstable_by(|a, b| (a.slot, key(a), b.at).cmp(&(b.slot, key(b), a.at)));
+        self.places.dedup_by(|later, first| later.slot == first.slot && key(later) == key(first));
+    }
+
+    fn spill(&mut self) -> Result<()> {
+        self.settle();
+        let failed = || format!("a temporary file in {}", self.dir.display());
+        let mut file = tempfile::tempfile_in(&self.dir).or_kind(ErrorKind::Full, failed())?;
+        let mut out = BufWriter::with_capacity(FILE_BUFFER, &mut file);
+        for place in &self.places {
+            let bytes = &self.arena[place.start as usize..place.end as usize];
+            out.write_all(&(bytes.len() as u32).to_le_bytes()).or_kind(ErrorKind::Full, failed())?;
+            out.write_all(bytes).or_kind(ErrorKind::Full, failed())?;
+        }
+        out.flush().or_kind(ErrorKind::Full, failed())?;
+        drop(out);
+        let _ = file.seek(SeekFrom::Start(0)).or_kind(ErrorKind::Full, failed())?;
+        self.spilled.push(file);
+        self.arena.clear();
+        self.places.clear();
+        Ok(())
+    }
+
+    /// The newest entry of each key, ascending by (slot, key).
+    pub fn finish(mut self) -> Result<Overlay> {
+        self.settle();
+        let files = std::mem::take(&mut self.spilled);
+        let files = files.into_iter().map(|file| Spilled {
+            file: BufReader::with_capacity(FILE_BUFFER, file),
+            entry: Vec::new(),
+            alive: true,
+        });
+        let mut overlay =
+            Overlay { files: files.collect(), arena: self.arena, places: self.places, next: 0, current: None };
+        for file in &mut overlay.files {
+            file.step()?;
+        }
+        Ok(overlay)
+    }
+}
+
+/// A sorted temporary file, with the entry at hand.
+#[derive(Debug)]
+struct Spilled {
+    file: BufReader<File>,
+    entry: Vec<u8>,
+    alive: bool,
+}
+
+impl Spilled {
+    fn step(&mut self) -> Result<()> {
+        let mut len = [0; 4];
+        let mut have = 0;
+        while have < len.len() {
+            match self.file.read(&mut len[have..]).or_kind(ErrorKind::Retry, "a temporary file")? {
+                0 if have == 0 => {
+                    self.alive = false;
+                    return Ok(());
+                }
+                0 => return Err(Error::damaged("a temporary file ends inside an entry")),
+                n => have += n,
+            }
+        }
+        self.entry.resize(u32::from_le_bytes(len) as usize, 0);
+        self.file.read_exact(&mut self.entry).or_kind(ErrorKind::Retry, "a temporary file")
+    }
+}
+
+/// Where the current entry is.
+#[derive(Debug, Clone, Copy)]
+enum From {
+    Memory,
+    File(usize),
+}
+
+/// The newest entry of each key, in order.
+#[derive(Debug)]
+pub struct Overlay {
+    files: Vec<Spilled>,
+    arena: Vec<u8>,
+    places: Vec<Place>,
+    next: usize,
+    current: Option<From>,
+}
+
+fn decode(bytes: &[u8]) -> Result<LogEntry<'_>> {
+    take_entry(&mut &bytes[..])?.ok_or_else(|| Error::bug("an empty entry of a log"))
+}
+
+impl Overlay {
+    /// One without entries.
+    pub fn empty() -> Self {
+        Self { files: Vec::new(), arena: Vec::new(), places: Vec::new(), next: 0, current: None }
+    }
+
+    fn at(&self, from: From) -> Result<LogEntry<'_>> {
+        match from {
+            From::Memory => {
+                let place = &self.places[self.next];
+                decode(&self.arena[place.start as usize..place.end as usize])
+            }
+            From::File(i) => decode(&self.files[i].entry),
+        }
+    }
+
+    fn sources(&self) -> impl Iterator<Item = From> + use<> {
+        let memory = (self.next < self.places.len()).then_some(From::Memory);
+        let alive: Vec<_> = (0..self.files.len()).filter(|&i| self.files[i].alive).collect();
+        memory.into_iter().chain(alive.into_iter().map(From::File))
+    }
+
+    fn pass(&mut self, from: From) -> Result<()> {
+        match from {
+            From::Memory => self.next += 1,
+            From::File(i) => self.files[i].step()?,
+        }
+        Ok(())
+    }
+
+    /// Goes to the next key; `false` after the last.
+    pub fn advance(&mut self) -> Result<bool> {
+        if let Some(from) = self.current.take() {
+            self.pass(from)?;
+        }
+        if self.files.is_empty() {
+            self.current = (self.next < self.places.len()).then_some(From::Memory);
+            return Ok(self.current.is_some());
+        }
+        loop {
+            // The smallest key; of one that stands in several places the newest, and the others are passed.
+            let mut best: Option<From> = None;
+            let mut older = None;
+            for from in self.sources() {
+                let Some(now) = best else {
+                    best = Some(from);
+                    continue;
+                };
+                let (a, b) = (self.at(now)?, self.at(from)?);
+                match (b.slot, b.key).cmp(&(a.slot, a.key)) {
+                    std::cmp::Ordering::Less => (best, older) = (Some(from), None),
+                    std::cmp::Ordering::Greater => {}
+                    std::cmp::Ordering::Equal if b.at > a.at => (best, older) = (Some(from), Some(now)),
+                    std::cmp::Ordering::Equal => older = Some(from),
+                }
+            }
+            match (best, older) {
+                (None, _) => return Ok(false),
+                (_, Some(older)) => self.pass(older)?,
+                (Some(best), None) => {
+                    self.current = Some(best);
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    /// The current entry. Only after [`Overlay::advance`] answered `true`.
+    pub fn current(&self) -> Result<LogEntry<'_>> {
+        self.at(self.current.ok_or_else(|| Error::bug("an overlay that was not advanced"))?)
+    }
+}
+
+/// Walks a state with an overlay over it.
+#[derive(Debug)]
+pub struct Overlaid {
+    overlay: Overlay,
+    /// The overlay stands on an entry that was not given out yet.
+    ahead: bool,
+}
+
+impl Overlaid {
+    /// Over nothing yet.
+    pub fn new(mut overlay: Overlay) -> Result<Self> {
+        let ahead = overlay.advance()?;
+        Ok(Self { overlay, ahead })
+    }
+
+    /// Gives out all records of the overlay before `entry`, then tells whether `entry` itself is replaced: then its
+    /// newer record, if it is no delete, has been given out as well.
+    pub fn before(&mut self, entry: Entry<'_>, mut give: impl FnMut(Entry<'_>) -> Result<()>) -> Result<bool> {
+        while self.ahead {
+            let over = self.overlay.current()?;
+            let order = (over.slot, over.key).cmp(&(entry.slot, entry.key));
+            if order.is_gt() {
+                return Ok(false);
+            }
+            if over.put.is_some() {
+                give(Entry { slot: over.slot, key: over.key, put: over.put })?;
+            }
+            self.ahead = self.overlay.advance()?;
+            if order.is_eq() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Gives out what is left behind the last record below.
+    pub fn rest(&mut self, mut give: impl FnMut(Entry<'_>) -> Result<()>) -> Result<()> {
+        while self.ahead {
+            let over = self.overlay.current()?;
+            if over.put.is_some() {
+                give(Entry { slot: over.slot, key: over.key, put: over.put })?;
+            }
+            self.ahead = self.overlay.advance()?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Key = (u16, Vec<u8>);
+
+    fn model(entries: &[(u16, Vec<u8>, u64, bool)], wanted: &Wanted) -> BTreeMap<Key, (u64, bool)> {
+        let mut model = BTreeMap::<Key, (u64, bool)>::new();
+        for (slot, key, at, put) in entries {
+            let sort = [&slot.to_be_bytes()[..], key].concat();
+            let inside = sort >= wanted.lower && (wanted.upper.is_empty() || sort < wanted.upper);
+            if inside && *at > wanted.after.0 && *at <= wanted.at.0 && wanted.slots.contains(*slot) {
+                let found = model.entry((*slot, key.clone())).or_insert((*at, *put));
+                if *at > found.0 {
+                    *found = (*at, *put);
+                }
+            }
+        }
+        model
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn the_newest_of_each_key_lies_over_the_state(
+            entries in proptest::collection::vec((0u16..4, proptest::collection::vec(0u8..3, 0..4), 0u64..60, any::<bool>()), 0..120),
+            state in proptest::collection::btree_set((0u16..4, proptest::collection::vec(0u8..3, 0..4)), 0..40),
+            (after, at, budget) in (0u64..30, 20u64..60, 1usize..4000),
+            (lower, upper) in (proptest::collection::vec(0u8..3, 0..4), proptest::collection::vec(0u8..4, 0..4)),
+        ) {
+            let entries: Vec<_> = entries.into_iter().enumerate().map(|(i, (s, k, at, put))| (s, k, at * 1000 + i as u64, put)).collect();
+            let wanted = Wanted {
+                after: Timestamp(after * 1000), at: Timestamp(at * 1000), slots: SlotSet::range(0, 2),
+                lower: if lower.len() < 2 { Vec::new() } else { lower }, upper: if upper.len() < 2 { Vec::new() } else { upper },
+            };
+            let dir = tempfile::tempdir().unwrap();
+            let mut sorter = LogSorter::new(wanted.clone(), budget, dir.path());
+            for (slot, key, at, put) in &entries {
+                let mut raw = Vec::new();
+                let value = at.to_le_bytes();
+                LogEntry { slot: *slot, at: Timestamp(*at), key, put: put.then_some((&b"m"[..], &value[..])) }.encode(&mut raw);
+                sorter.push_chunk(&raw).unwrap();
+            }
+            let model = model(&entries, &wanted);
+            let mut expected: BTreeMap<Key, u64> = state.iter().map(|k| (k.clone(), 0)).collect();
+            for (key, (at, put)) in &model {
+                if *put { let _ = expected.insert(key.clone(), *at); } else { let _ = expected.remove(key); }
+            }
+            let mut found: Vec<(Key, u64)> = Vec::new();
+            let mut over = Overlaid::new(sorter.finish().unwrap()).unwrap();
+            let mut give = |e: Entry<'_>| {
+                let value = e.put.unwrap().1;
+                found.push(((e.slot, e.key.to_vec()), u64::from_le_bytes(value.try_into().unwrap())));
+                Ok(())
+            };
+            for (slot, key) in &state {
+                let zero = 0u64.to_le_bytes();
+                let entry = Entry { slot: *slot, key, put: Some((b"", &zero)) };
+                if !over.before(entry, &mut give).unwrap() {
+                    give(entry).unwrap();
+                }
+            }
+            over.rest(&mut give).unwrap();
+            prop_assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The log of clusters: streaming it from the nodes into segments, and what can be restored from what is durable.
+//!
+//! What holds: a segment is put only after the one before it is durable, under the next number, by create-if-absent; a
+//! coordinator that takes over first puts a fence at the next free number and so knows the end. A node's positions are
+//! chained from segment to segment; where a chain is broken, the window ends, whatever anybody intended.
+
+mod index;
+mod member;
+mod node;
+mod operate;
+mod point;
+mod session;
+mod sessions;
+mod state;
+mod window;
+
+pub use index::{Found, LogIndex, NodeSpan, SegmentInfo};
+pub use operate::{EnablePitr, PitrChange, PitrStatus, WindowItem, change, cuts, status, windows};
+pub use point::{LogParts, Piece, Point, point};
+pub use sessions::Logs;
+pub use state::{NodeLag, SessionState};
+pub use window::{Chains, Interval, Window, Windows};

@@ -1,0 +1,161 @@
+//! A node as the session of its cluster sees it: its stream, and how far its log is received and durable.
+
+use std::time::{Duration, Instant};
+
+use tidemark_proto::id::JobId;
+use tidemark_proto::wire::bulk::{LogBatch, LogPull};
+use tidemark_proto::wire::control::{Done, LogStart};
+use tidemark_proto::{Error, ErrorKind, Incarnation, NodeName, Result, Timestamp};
+use tokio::sync::{mpsc, oneshot};
+
+use super::node::{Ask, Batch};
+use super::state::NodeLag;
+use super::window::Chain;
+use crate::context::Shared;
+use crate::fleet::Member;
+
+/// Time for an agent to open its stream.
+const START_DEADLINE: Duration = Duration::from_secs(5);
+/// Time from its answer until the stream is there.
+const ARRIVAL_DEADLINE: Duration = Duration::from_secs(2);
+/// A node whose stream broke is asked again after this.
+const START_AGAIN: Duration = Duration::from_secs(1);
+/// A node that has no log is asked again after this.
+const START_UNSUPPORTED: Duration = Duration::from_secs(60);
+
+/// The tail of one node's log.
+#[derive(Debug, Default)]
+pub(super) struct Tail {
+    /// Whether its agent is connected.
+    pub(super) connected: bool,
+    asks: Option<mpsc::Sender<Ask>>,
+    waiting: Option<oneshot::Receiver<Result<Batch>>>,
+    /// What was received and is in no segment yet.
+    pub(super) batch: Option<Batch>,
+    not_before: Option<Instant>,
+    incarnation: Incarnation,
+    /// Position that the next question begins at: 0 to begin a log.
+    received: u64,
+    durable: u64,
+    closed: Timestamp,
+    behind: u64,
+    error: Option<String>,
+}
+
+impl Tail {
+    /// One that goes on where a chain ends.
+    pub(super) fn of(chain: &Chain) -> Self {
+        Self {
+            incarnation: chain.incarnation,
+            received: chain.to,
+            durable: chain.to,
+            closed: chain.closed,
+            ..Self::default()
+        }
+    }
+
+    /// Whether it can be asked.
+    pub(super) fn is_open(&self) -> bool {
+        self.asks.is_some()
+    }
+
+    /// Whether it is time to open its stream.
+    pub(super) fn wants_stream(&self) -> bool {
+        self.asks.is_none() && self.not_before.is_none_or(|at| at <= Instant::now())
+    }
+
+    /// Tells the agent to open its stream.
+    pub(super) async fn open_stream(&mut self, context: &Shared, member: &Member) {
+        let session = JobId(rand::random());
+        let (asks, open) = context.logs.expect_stream(session, member.clone());
+        let command = LogStart { session, ingest: context.bulk_address.clone() };
+        let head = context.head(JobId::default(), 1);
+        let told = context.fleet.command::<_, Done>(member, head, &command, START_DEADLINE, |_| ()).await;
+        // It may have been opened on a connection that is dead and does not know it yet.
+        let arrived = match told {
+            Ok(Done {}) => tokio::time::timeout(ARRIVAL_DEADLINE, open).await.ok().and_then(|open| open.ok()),
+            Err(_) => None,
+        };
+        match told.and_then(|_| arrived.ok_or_else(|| Error::retry("its stream of the log did not arrive"))) {
+            Ok(()) => (self.asks, self.error) = (Some(asks), None),
+            Err(e) => {
+                context.logs.forget_stream(&session);
+                let wait = if e.kind() == ErrorKind::Unsupported { START_UNSUPPORTED } else { START_AGAIN };
+                self.broken(e.report(), wait);
+            }
+        }
+    }
+
+    fn broken(&mut self, why: String, wait: Duration) {
+        (self.asks, self.waiting) = (None, None);
+        self.not_before = Some(Instant::now() + wait);
+        self.error = Some(why);
+    }
+
+    /// Asks for `most` bytes by regions of so many slots, unless an answer is awaited or waits itself.
+    pub(super) async fn ask(&mut self, context: &Shared, member: &Member, (most, slots_per_region): (u64, u16)) {
+        if self.waiting.is_some() || self.batch.is_some() {
+            return;
+        }
+        let Some(asks) = self.asks.clone() else { return };
+        let key = context.repository.draw_batch(&member.cluster, &member.node);
+        let keys = context.repository.keys();
+        let Ok(subkey) = keys.subkey(key.key_id, &key.salt) else { return };
+        let pull = LogPull {
+            incarnation: self.incarnation,
+            from: self.received,
+            durable: self.durable,
+            now: context.clock.now(),
+            most_bytes: u32::try_from(most).unwrap_or(u32::MAX),
+            spool_bytes: context.config.pitr.spool_bytes(),
+            slots_per_region,
+            run_tag: key.tag,
+            key: subkey,
+            encrypt: u8::from(keys.encrypts()),
+        };
+        let (answer, waiting) = oneshot::channel();
+        match asks.send(Ask { pull, key, answer }).await {
+            Ok(()) => self.waiting = Some(waiting),
+            Err(_) => self.broken("its stream ended".into(), START_AGAIN),
+        }
+    }
+
+    /// Waits for the answer, if one is awaited. Good to be given up and called again.
+    pub(super) async fn collect(&mut self) {
+        let Some(waiting) = &mut self.waiting else { return };
+        match waiting.await {
+            Ok(Ok(batch)) => {
+                (self.waiting, self.error) = (None, None);
+                self.behind = batch.header.behind_bytes;
+                self.batch = Some(batch);
+            }
+            Ok(Err(e)) => self.broken(e.report(), START_AGAIN),
+            Err(_) => self.broken("its stream ended".into(), START_AGAIN),
+        }
+    }
+
+    /// A batch went into a segment: the next one follows it.
+    pub(super) fn sent(&mut self, header: &LogBatch) {
+        (self.incarnation, self.received) = (header.incarnation, header.to);
+        if header.begins != 0 {
+            self.durable = header.from;
+        }
+    }
+
+    /// Everything up to `to` is durable.
+    pub(super) fn durable(&mut self, to: u64, closed: Timestamp) {
+        (self.durable, self.closed) = (to, closed);
+    }
+
+    /// How far it is behind.
+    pub(super) fn lag(&self, name: &NodeName, now_millis: u64) -> NodeLag {
+        NodeLag {
+            node: name.to_string(),
+            streaming: self.asks.is_some() && self.error.is_none(),
+            closed: self.closed.0,
+            lag_millis: now_millis.saturating_sub(self.closed.millis()),
+            behind_bytes: self.behind,
+            error: self.error.clone().unwrap_or_default(),
+        }
+    }
+}

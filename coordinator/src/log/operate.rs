@@ -1,0 +1,208 @@
+//! What operators do with the log of a cluster, and what they are told of it.
+
+use tidemark_proto::id::JobId;
+use tidemark_proto::stored::ledger::{Body, LOG_OFF, LOG_ON, LOG_PAUSED, LogPolicy};
+use tidemark_proto::{ClusterName, Error, Result, Timestamp};
+
+use super::index::LogIndex;
+use super::state::NodeLag;
+use super::window::{Chains, Window, Windows};
+use crate::context::{Context, Shared};
+use crate::repository::{Ledger, Repository};
+
+/// How a cluster's log is kept; what is left out stays as it is, or is as the configuration says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EnablePitr {
+    /// Longest time from one segment to the next while there is news, in milliseconds (100 to 600000).
+    #[serde(default)]
+    pub interval_millis: Option<u64>,
+    /// Bytes at which a segment is closed before that (1 MiB to 64 MiB).
+    #[serde(default)]
+    pub segment_bytes: Option<u64>,
+    /// Longest time between segments when nothing changes, in milliseconds; at least the interval.
+    #[serde(default)]
+    pub idle_millis: Option<u64>,
+}
+
+/// What is done with a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PitrChange {
+    /// It is kept from now on.
+    Enable(EnablePitr),
+    /// It is kept no more; what is stored stays until it is collected.
+    Disable,
+    /// Nothing is streamed, but nodes keep what is not stored.
+    Pause,
+    /// It goes on.
+    Resume,
+}
+
+/// A stretch of time any point of which can be restored. Times are raw timestamps.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct WindowItem {
+    /// Its begin.
+    pub earliest: u64,
+    /// Its end.
+    pub latest: u64,
+    /// Ids of the backups that it can be restored from, oldest first.
+    pub bases: Vec<String>,
+    /// Why it goes no further; empty while it does.
+    pub ended: String,
+}
+
+impl WindowItem {
+    fn of(window: &Window) -> Self {
+        Self {
+            earliest: window.earliest.0,
+            latest: window.latest.0,
+            bases: window.bases.iter().map(|(_, job)| job.to_string()).collect(),
+            ended: window.interval.ended.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// How the log of a cluster stands.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct PitrStatus {
+    /// The cluster.
+    pub cluster: String,
+    /// `on`, `paused` or `off`.
+    pub state: String,
+    /// Whether the newest window goes on.
+    pub healthy: bool,
+    /// Where the window ended, a raw timestamp, while it does not go on; 0 while it does, and when there was none yet.
+    pub broken_since: u64,
+    /// What hinders; empty for nothing.
+    pub trouble: String,
+    /// What can be restored, oldest first.
+    pub windows: Vec<WindowItem>,
+    /// What would be lost if all nodes were lost now, in milliseconds; 0 while nothing is streamed.
+    pub rpo_millis: u64,
+    /// The nodes.
+    pub nodes: Vec<NodeLag>,
+    /// Segments that stand.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Longest time between segments while there is news, in milliseconds.
+    pub interval_millis: u64,
+    /// Bytes at which a segment is closed before that.
+    pub segment_bytes: u64,
+    /// Longest time between segments when nothing changes, in milliseconds.
+    pub idle_millis: u64,
+}
+
+/// Changes the log of a cluster.
+pub async fn change(context: &Shared, cluster: &ClusterName, change: &PitrChange) -> Result<PitrStatus> {
+    let mut ledger = match Ledger::load(&context.repository, cluster).await? {
+        ledger if ledger.entries().is_empty() && context.fleet.members(Some(cluster)).is_empty() => {
+            return Err(Error::not_found(format!(
+                "no cluster {cluster}: none of its agents is connected, and it has no backups"
+            )));
+        }
+        _ => context.ledger(cluster).await?,
+    };
+    let now = ledger.log_policy().cloned();
+    if let Some(wanted) = wanted(context, now.as_ref(), change)? {
+        let (epoch, at, body) = (context.epoch, context.now_millis(), Body::LogPolicy(wanted));
+        let written = ledger.append(epoch, at, &body, |_| Ok(())).await;
+        let _ = written.inspect_err(|e| context.note(e))?;
+    }
+    context.logs.apply(context, cluster, &context.shutdown).await?;
+    status(context, cluster).await
+}
+
+/// The policy after a change; `None` where it is so already.
+fn wanted(context: &Context, now: Option<&LogPolicy>, change: &PitrChange) -> Result<Option<LogPolicy>> {
+    let config = &context.config.pitr;
+    let mut policy = now.cloned().unwrap_or(LogPolicy {
+        state: LOG_OFF,
+        interval_millis: config.interval_ms,
+        segment_bytes: config.segment_mib << 20,
+        idle_millis: config.idle_ms,
+    });
+    let before = policy.clone();
+    policy.state = match change {
+        PitrChange::Enable(_) => LOG_ON,
+        PitrChange::Disable => LOG_OFF,
+        PitrChange::Pause if before.state != LOG_OFF => LOG_PAUSED,
+        PitrChange::Resume if before.state != LOG_OFF => LOG_ON,
+        PitrChange::Pause | PitrChange::Resume => {
+            return Err(Error::conflict("the log of this cluster is off: turn it on with `tidemark pitr enable`"));
+        }
+    };
+    if let PitrChange::Enable(enable) = change {
+        policy.interval_millis = enable.interval_millis.unwrap_or(policy.interval_millis);
+        policy.segment_bytes = enable.segment_bytes.unwrap_or(policy.segment_bytes);
+        policy.idle_millis = enable.idle_millis.unwrap_or_else(|| policy.idle_millis.max(policy.interval_millis));
+    }
+    if !(100..=600_000).contains(&policy.interval_millis) || policy.idle_millis < policy.interval_millis {
+        return Err(Error::request("the interval is 100 to 600000 ms, the one when idle at least as long"));
+    }
+    if !(1 << 20..=64 << 20).contains(&policy.segment_bytes) {
+        return Err(Error::request("a segment is closed at 1 MiB to 64 MiB"));
+    }
+    Ok((policy != before || now.is_none()).then_some(policy))
+}
+
+/// What can be restored of a cluster, from what is durable alone.
+pub async fn windows(repository: &Repository, ledger: &Ledger) -> Result<(Windows, Vec<Window>)> {
+    let index = LogIndex::load(repository, ledger.cluster(), ledger.trimmed()).await?;
+    let windows = Chains::of(&index).windows();
+    let restorable = windows.restorable(&cuts(ledger));
+    Ok((windows, restorable))
+}
+
+/// Cuts of the backups that stand, ascending.
+pub fn cuts(ledger: &Ledger) -> Vec<(Timestamp, JobId)> {
+    let mut cuts: Vec<_> = ledger.backups().iter().map(|b| (b.backup.cut, b.backup.job)).collect();
+    cuts.sort_unstable();
+    cuts
+}
+
+/// How the log of a cluster stands.
+pub async fn status(context: &Context, cluster: &ClusterName) -> Result<PitrStatus> {
+    let ledger = Ledger::load(&context.repository, cluster).await?;
+    let policy = ledger.log_policy();
+    let state = match policy.map(|p| p.state) {
+        Some(LOG_ON) => "on",
+        Some(LOG_PAUSED) => "paused",
+        _ => "off",
+    };
+    let running = context.logs.state(cluster);
+    let (session, trouble) = running.unwrap_or_default();
+    let windows = match state {
+        "on" => session.windows.clone(),
+        _ => windows(&context.repository, &ledger).await?.0,
+    };
+    let restorable = windows.restorable(&cuts(&ledger));
+    let goes_on = restorable.last().is_some_and(|w| w.interval.ended.is_none());
+    let last_end = restorable.last().map_or(0, |w| w.latest.0);
+    let waiting = (state == "on" && !goes_on).then(|| why_not(&session.open, &session.nodes));
+    Ok(PitrStatus {
+        cluster: cluster.to_string(),
+        state: state.into(),
+        healthy: state == "on" && goes_on && trouble.is_none(),
+        broken_since: if state == "on" && !goes_on { last_end } else { 0 },
+        trouble: trouble.or(waiting).unwrap_or_default(),
+        windows: restorable.iter().map(WindowItem::of).collect(),
+        rpo_millis: session.nodes.iter().map(|n| n.lag_millis).max().unwrap_or(0),
+        nodes: session.nodes,
+        segments: session.segments,
+        bytes: session.bytes,
+        interval_millis: policy.map_or(0, |p| p.interval_millis),
+        segment_bytes: policy.map_or(0, |p| p.segment_bytes),
+        idle_millis: policy.map_or(0, |p| p.idle_millis),
+    })
+}
+
+/// Why nothing can be restored yet from the log as it goes on.
+fn why_not(open: &Option<super::window::Interval>, nodes: &[NodeLag]) -> String {
+    let away: Vec<_> = nodes.iter().filter(|n| !n.streaming).map(|n| n.node.as_str()).collect();
+    match open {
+        Some(_) => "a backup to begin from is not there yet: it is taken by itself".into(),
+        None if away.is_empty() => "the log of nodes that own all slots together has not begun yet".into(),
+        None => format!("no stream from node {}", away.join(", ")),
+    }
+}

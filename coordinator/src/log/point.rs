@@ -1,0 +1,277 @@
+//! Which state a time means, and what of the log leads to it from a backup.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use tidemark_proto::id::JobId;
+use tidemark_proto::stored::log::{Segment, SegmentChunk};
+use tidemark_proto::stored::manifest::PartEntry;
+use tidemark_proto::stored::paths;
+use tidemark_proto::wire::bulk::LogPiece;
+use tidemark_proto::{ClusterName, Error, Result, SlotSet, Timestamp};
+
+use super::index::{LogIndex, SegmentInfo};
+use super::window::{Chains, Window};
+use crate::repository::{BackupRecord, Ledger, Repository};
+
+/// Footers read at once.
+const PARALLEL_READS: usize = 16;
+/// Chunks whose bytes lie within this of each other are read by one ranged read.
+const READ_GAP: u64 = 16 << 10;
+
+/// A restore point: a backup, and the time up to which the log is laid over it.
+#[derive(Debug, Clone)]
+pub struct Point {
+    /// The time.
+    pub at: Timestamp,
+    /// The backup to begin from: the newest one at or before it.
+    pub base: BackupRecord,
+    /// The segments that lead to it, where it is not the backup's own cut.
+    segments: Vec<SegmentInfo>,
+}
+
+/// Finds the newest restore point at or before `wanted`; with `named` the log is laid over that very backup. `NotFound`, with
+/// what can be restored, when there is none.
+pub async fn point(
+    repository: &Repository,
+    ledger: &Ledger,
+    wanted: Timestamp,
+    named: Option<JobId>,
+) -> Result<Point> {
+    let index = LogIndex::load(repository, ledger.cluster(), ledger.trimmed()).await?;
+    let windows = Chains::of(&index).windows().restorable(&super::operate::cuts(ledger));
+    let backups = ledger.backups();
+    let own = backups.iter().map(|b| b.backup.cut).filter(|cut| *cut <= wanted).max();
+    let logged = windows.iter().filter(|w| w.earliest <= wanted).map(|w| (w.latest.min(wanted), w));
+    let best = logged.max_by_key(|(at, _)| *at).filter(|(at, _)| own.is_none_or(|own| *at > own));
+    let (at, window) = match (best, own) {
+        (Some((at, window)), _) => (at, Some(window)),
+        (None, Some(cut)) => (cut, None),
+        (None, None) => return Err(nothing(wanted, &windows, &backups)),
+    };
+    let fits = |b: &BackupRecord| match (named, window) {
+        (Some(named), _) if b.backup.job != named => false,
+        (_, Some(window)) => b.backup.cut >= window.earliest && b.backup.cut <= at,
+        (_, None) => b.backup.cut == at,
+    };
+    let base = backups.into_iter().filter(fits).max_by_key(|b| b.backup.cut);
+    let base = base.ok_or_else(|| {
+        let named = named.map(|n| n.to_string()).unwrap_or_default();
+        Error::not_found(format!(
+            "the log does not lead from backup {named} to the time {at}: leave the backup out"
+        ))
+    })?;
+    let segments = window.filter(|_| base.backup.cut < at).map(|w| leading(&index, w, base.backup.cut, at));
+    Ok(Point { at, base, segments: segments.unwrap_or_default() })
+}
+
+fn nothing(wanted: Timestamp, windows: &[Window], backups: &[BackupRecord]) -> Error {
+    let first = backups.iter().map(|b| b.backup.cut).chain(windows.iter().map(|w| w.earliest)).min();
+    Error::not_found(match first {
+        Some(first) => {
+            let (wanted, first) = (crate::cli::exact(wanted), crate::cli::exact(first));
+            format!(
+                "nothing at or before {wanted} can be restored: the earliest is {first}; see `tidemark pitr status`"
+            )
+        }
+        None => "the cluster has no backup and no log: `tidemark backup create` or `tidemark pitr enable`".into(),
+    })
+}
+
+/// The segments of a window with changes after `from` and up to `at`.
+fn leading(index: &LogIndex, window: &Window, from: Timestamp, at: Timestamp) -> Vec<SegmentInfo> {
+    let mut closed: HashMap<&str, Timestamp> = HashMap::new();
+    let mut out = Vec::new();
+    let inside = index.segments().filter(|s| s.number >= window.interval.first && s.number <= window.interval.last);
+    for segment in inside {
+        // What a node gave lies after what it had closed before, and up to what it closed with this.
+        let news = segment
+            .nodes
+            .iter()
+            .any(|n| n.closed > from && closed.get(n.node.as_str()).is_none_or(|before| *before < at));
+        for node in &segment.nodes {
+            let _ = closed.insert(node.node.as_str(), node.closed);
+        }
+        if news {
+            out.push(segment.clone());
+        }
+    }
+    out
+}
+
+/// A chunk of the log that a region needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece {
+    /// Its segment, by its place among those that were read.
+    segment: u32,
+    /// Its place in the segment's footer.
+    chunk: u32,
+}
+
+/// What of the log a restore point needs, by region of its backup.
+#[derive(Debug, Default)]
+pub struct LogParts {
+    cluster: Option<ClusterName>,
+    slots_per_region: u16,
+    segments: Vec<Segment>,
+    regions: HashMap<u16, Vec<Piece>>,
+    /// Bytes of its chunks.
+    pub bytes: u64,
+    /// Entries in its chunks.
+    pub entries: u64,
+}
+
+impl Point {
+    /// Whether the log is needed.
+    pub fn is_logged(&self) -> bool {
+        self.at > self.base.backup.cut
+    }
+
+    /// Numbers of the segments that lead to it.
+    pub fn segments(&self) -> impl Iterator<Item = u64> + '_ {
+        self.segments.iter().map(|s| s.number)
+    }
+
+    /// Reads the footers of the segments, and finds the chunks of each region of so many slots.
+    pub async fn log(
+        &self,
+        repository: &Repository,
+        cluster: &ClusterName,
+        slots_per_region: u16,
+    ) -> Result<Arc<LogParts>> {
+        let mut log = LogParts { cluster: Some(cluster.clone()), slots_per_region, ..LogParts::default() };
+        let places: Vec<(u64, u64)> = self.segments.iter().map(|s| (s.number, s.size)).collect();
+        let reads = places.into_iter().map(|(number, size)| repository.read_segment(cluster, number, size));
+        let mut reads = futures::stream::iter(reads).buffered(PARALLEL_READS);
+        while let Some(read) = reads.next().await {
+            log.take(read?.segment, self.base.backup.cut, self.at);
+        }
+        Ok(Arc::new(log))
+    }
+}
+
+impl LogParts {
+    fn take(&mut self, mut segment: Segment, from: Timestamp, at: Timestamp) {
+        segment.chunks.retain(|c| c.last > from && c.first <= at);
+        let (each, theirs) = (u32::from(self.slots_per_region.max(1)), u32::from(segment.slots_per_region.max(1)));
+        let place = self.segments.len() as u32;
+        for (i, chunk) in segment.chunks.iter().enumerate() {
+            let first = u32::from(chunk.region) * theirs;
+            for region in first / each..=(first + theirs - 1) / each {
+                let pieces = self.regions.entry(region as u16).or_default();
+                pieces.push(Piece { segment: place, chunk: i as u32 });
+            }
+            self.bytes += u64::from(chunk.len);
+            self.entries += u64::from(chunk.entries);
+        }
+        self.segments.push(segment);
+    }
+
+    /// Bytes of the chunks that a part needs, raw.
+    pub fn raw_bytes_of(&self, part: &PartEntry) -> u64 {
+        self.pieces(part.region).iter().map(|p| u64::from(self.chunk(*p).1.raw_len)).sum()
+    }
+
+    /// The chunks of a region, in the order of their segments.
+    pub fn pieces(&self, region: u16) -> &[Piece] {
+        self.regions.get(&region).map_or(&[], Vec::as_slice)
+    }
+
+    /// The chunks of a region in stretches of at most `bytes` (one chunk may pass it).
+    pub fn spans(&self, region: u16, bytes: u64) -> Vec<&[Piece]> {
+        let pieces = self.pieces(region);
+        let (mut out, mut first, mut sum) = (Vec::new(), 0, 0);
+        for (i, piece) in pieces.iter().enumerate() {
+            let len = u64::from(self.chunk(*piece).1.len);
+            if i > first && sum + len > bytes {
+                out.push(&pieces[first..i]);
+                (first, sum) = (i, 0);
+            }
+            sum += len;
+        }
+        if first < pieces.len() {
+            out.push(&pieces[first..]);
+        }
+        out
+    }
+
+    /// What opens a piece, for a node that it is assigned to.
+    pub fn opener(&self, repository: &Repository, piece: Piece) -> Result<LogPiece> {
+        let cluster = self.cluster.as_ref().ok_or_else(|| Error::bug("a log of no cluster"))?;
+        let (segment, chunk) = self.chunk(piece);
+        let node = segment.nodes.get(usize::from(chunk.node));
+        let node = node.ok_or_else(|| Error::damaged("log segment: a chunk of a node that is not in it"))?;
+        Ok(LogPiece {
+            run_tag: repository.batch_tag(cluster, &node.node, &node.salt),
+            key: repository.keys().subkey(node.key_id, &node.salt)?,
+            encrypt: u8::from(node.key_id != 0),
+            number: chunk.number,
+        })
+    }
+
+    /// The regions with news.
+    pub fn regions(&self) -> impl Iterator<Item = u16> + '_ {
+        self.regions.keys().copied()
+    }
+
+    /// A piece's segment and chunk.
+    pub fn chunk(&self, piece: Piece) -> (&Segment, &SegmentChunk) {
+        let segment = &self.segments[piece.segment as usize];
+        (segment, &segment.chunks[piece.chunk as usize])
+    }
+
+    /// Reads the sealed bytes of pieces that lie in one segment, by few ranged reads.
+    pub async fn read(&self, repository: &Repository, pieces: &[Piece]) -> Result<Vec<Bytes>> {
+        let cluster = self.cluster.as_ref().ok_or_else(|| Error::bug("a log of no cluster"))?;
+        let mut out = Vec::with_capacity(pieces.len());
+        let mut i = 0;
+        while i < pieces.len() {
+            let (segment, first) = self.chunk(pieces[i]);
+            let mut end = i + 1;
+            let mut to = first.offset + u64::from(first.len);
+            while end < pieces.len() && pieces[end].segment == pieces[i].segment {
+                let next = self.chunk(pieces[end]).1;
+                if next.offset < to || next.offset - to > READ_GAP {
+                    break;
+                }
+                (to, end) = (next.offset + u64::from(next.len), end + 1);
+            }
+            let path = paths::log(cluster, segment.number);
+            let bytes = repository.store().get_range(&path, first.offset, to - first.offset).await?;
+            for piece in &pieces[i..end] {
+                let chunk = self.chunk(*piece).1;
+                let at = (chunk.offset - first.offset) as usize;
+                out.push(bytes.slice(at..at + chunk.len as usize));
+            }
+            i = end;
+        }
+        Ok(out)
+    }
+
+    /// Opens a piece: its raw entries.
+    pub fn open(&self, repository: &Repository, piece: Piece, sealed: &Bytes) -> Result<Vec<u8>> {
+        let cluster = self.cluster.as_ref().ok_or_else(|| Error::bug("a log of no cluster"))?;
+        let (segment, chunk) = self.chunk(piece);
+        repository.open_segment_chunk(cluster, segment, chunk, sealed.to_vec())
+    }
+
+    /// Reads and opens every chunk: `Damaged` names segment and region of one that does not hold.
+    pub async fn check(&self, repository: &Repository, slots: &SlotSet) -> Result<()> {
+        let each = self.slots_per_region.max(1);
+        for (region, pieces) in &self.regions {
+            let first = u32::from(*region) * u32::from(each);
+            let last = (first + u32::from(each) - 1).min(u32::from(tidemark_proto::slot::SLOT_COUNT - 1));
+            if slots.intersect(&SlotSet::range(first as u16, last as u16)).is_empty() {
+                continue;
+            }
+            for pieces in pieces.chunks(PARALLEL_READS) {
+                for (piece, sealed) in pieces.iter().zip(self.read(repository, pieces).await?) {
+                    let _ = self.open(repository, *piece, &sealed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

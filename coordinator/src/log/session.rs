@@ -1,0 +1,380 @@
+//! The session of one cluster: asks all nodes for what is new, puts it together into a segment, and tells the nodes what is
+//! durable with the next question.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tidemark_common::crash;
+use tidemark_proto::hash::Hash;
+use tidemark_proto::stored::ledger::LogPolicy;
+use tidemark_proto::stored::log::{Segment, SegmentChunk, SegmentNode};
+use tidemark_proto::stored::paths;
+use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use super::index::{LogIndex, SegmentInfo};
+use super::member::Tail;
+use super::node::Batch;
+use super::state::{NodeLag, Published, SessionState};
+use super::window::Chains;
+use crate::context::Shared;
+use crate::fleet::Member;
+use crate::job::{JobKind, backup};
+use crate::repository::{BuiltSegment, Ledger};
+
+/// Bytes by which one batch may pass what was asked for: its last entry.
+pub(super) const SLACK: u64 = 32 << 20;
+/// Nodes that do not answer within this are left out of the round.
+const ROUND_PATIENCE: Duration = Duration::from_secs(1);
+/// Least bytes asked of one node.
+const LEAST_PULL: u64 = 1 << 20;
+/// Waits between attempts to put a segment.
+const PUT_RETRY: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(10)];
+/// A window that has no base is looked at this often.
+const BASE_EVERY: Duration = Duration::from_secs(5);
+/// One that has a base, too: its backup may be deleted.
+const BASE_CHECK: Duration = Duration::from_secs(60);
+
+/// A segment that is being put.
+struct Put {
+    task: tokio::task::JoinHandle<Result<()>>,
+    info: SegmentInfo,
+}
+
+/// The session of one cluster.
+pub(super) struct Session {
+    context: Shared,
+    cluster: ClusterName,
+    policy: LogPolicy,
+    index: LogIndex,
+    chains: Chains,
+    nodes: BTreeMap<NodeName, Tail>,
+    put: Option<Put>,
+    last_put: Option<Instant>,
+    base_at: Instant,
+    published: Arc<Published>,
+    cancel: CancellationToken,
+}
+
+impl Session {
+    /// Reads what is durable, and fences the log under this coordinator's epoch.
+    pub(super) async fn open(
+        context: Shared,
+        cluster: ClusterName,
+        policy: LogPolicy,
+        published: Arc<Published>,
+        cancel: CancellationToken,
+    ) -> Result<Self> {
+        let first = Ledger::load(&context.repository, &cluster).await?.trimmed();
+        let index = LogIndex::load(&context.repository, &cluster, first).await?;
+        let chains = Chains::of(&index);
+        let nodes = chains.chains().iter().map(|(name, chain)| (name.clone(), Tail::of(chain))).collect();
+        let mut session = Self {
+            context,
+            cluster,
+            policy,
+            index,
+            chains,
+            nodes,
+            put: None,
+            last_put: None,
+            base_at: Instant::now(),
+            published,
+            cancel,
+        };
+        session.take_over().await?;
+        session.publish();
+        Ok(session)
+    }
+
+    /// Puts a fence at the next free number, unless the last segment is of this epoch already.
+    async fn take_over(&mut self) -> Result<()> {
+        loop {
+            let epoch = self.context.epoch;
+            match self.index.epoch() {
+                last if last > epoch => return Err(self.fenced(last)),
+                last if last == epoch || self.index.entries().is_empty() => return Ok(()),
+                _ => {}
+            }
+            let mut fence = self.segment(Vec::new(), Vec::new());
+            let built = self.context.repository.build_segment(&self.cluster, &mut fence, &[])?;
+            let path = paths::log(&self.cluster, fence.number);
+            match self.context.repository.store().create(&path, built.bytes.clone()).await {
+                Ok(()) => self.durable(SegmentInfo::of(&fence, built.hash, built.bytes.len() as u64)),
+                Err(e) if e.kind() == ErrorKind::Conflict => {
+                    self.index.refresh(&self.context.repository, &self.cluster).await?;
+                    self.chains = Chains::of(&self.index);
+                }
+                Err(e) => return Err(e.context("fencing the log")),
+            }
+        }
+    }
+
+    fn fenced(&self, epoch: u64) -> Error {
+        let ours = self.context.epoch;
+        Error::fenced(format!("epoch {ours} is over for the log of {}: epoch {epoch} writes it now", self.cluster))
+    }
+
+    /// Runs until it is cancelled or fenced. What is received and not yet put is given up: the nodes have it still.
+    pub(super) async fn run(&mut self) -> Result<()> {
+        let interval = Duration::from_millis(self.policy.interval_millis);
+        let cancel = self.cancel.clone();
+        loop {
+            let began = Instant::now();
+            let round = async {
+                self.start_streams().await;
+                self.pull().await;
+                let busy = self.write().await?;
+                self.look_after_base();
+                self.publish();
+                Ok::<_, Error>(busy)
+            };
+            let busy = tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                busy = round => busy?,
+            };
+            if !busy {
+                let rest = interval.saturating_sub(began.elapsed());
+                tokio::select! {
+                    () = cancel.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(rest) => {}
+                }
+            }
+        }
+    }
+
+    /// Opens a stream to every connected node that has none.
+    async fn start_streams(&mut self) {
+        for (member, _) in self.context.fleet.members(Some(&self.cluster)) {
+            let tail = self.nodes.entry(member.node.clone()).or_default();
+            tail.connected = true;
+        }
+        let context = &self.context;
+        let starts = self.nodes.iter_mut().filter_map(|(name, tail)| {
+            let member = Member { cluster: self.cluster.clone(), node: name.clone() };
+            tail.connected = context.fleet.is_connected(&member);
+            (tail.connected && tail.wants_stream()).then_some((member, tail))
+        });
+        let starts = starts.map(|(member, tail)| async move { tail.open_stream(context, &member).await });
+        let _ = futures::future::join_all(starts).await;
+    }
+
+    /// Asks every node that has a stream and no batch waiting, and collects what comes in time.
+    async fn pull(&mut self) {
+        let open = self.nodes.values().filter(|t| t.is_open()).count().max(1) as u64;
+        let most = (self.policy.segment_bytes / open).max(LEAST_PULL);
+        let region = self.slots_per_region();
+        let context = &self.context;
+        let pulls = self.nodes.iter_mut().map(|(name, tail)| {
+            let member = Member { cluster: self.cluster.clone(), node: name.clone() };
+            async move {
+                tail.ask(context, &member, (most, region)).await;
+                let _ = tokio::time::timeout(ROUND_PATIENCE, tail.collect()).await;
+            }
+        });
+        let _ = futures::future::join_all(pulls).await;
+    }
+
+    fn slots_per_region(&self) -> u16 {
+        self.published.slots_per_region(&self.context)
+    }
+
+    /// Puts what was collected, behind the segment before it; answers whether there is more to ask for at once.
+    async fn write(&mut self) -> Result<bool> {
+        let news = self.nodes.values().filter_map(|t| t.batch.as_ref());
+        let (mut any, mut busy) = (false, false);
+        for batch in news {
+            any |= batch.header.begins != 0 || !batch.chunks.is_empty();
+            busy |= batch.header.behind_bytes > 0;
+        }
+        let idle = Duration::from_millis(self.policy.idle_millis);
+        let due =
+            self.last_put.is_none_or(|at| at.elapsed() >= idle) && self.nodes.values().any(|t| t.batch.is_some());
+        if !any && !due {
+            // What is closed without a change costs nothing: the next question begins where this one did.
+            self.nodes.values_mut().for_each(|tail| tail.batch = None);
+            if self.put.as_ref().is_some_and(|p| p.task.is_finished()) {
+                self.finish_put().await?;
+            }
+            return Ok(false);
+        }
+        self.finish_put().await?;
+        self.begin_put()?;
+        Ok(busy)
+    }
+
+    fn segment(&self, nodes: Vec<SegmentNode>, chunks: Vec<SegmentChunk>) -> Segment {
+        Segment {
+            number: self.index.next(),
+            previous: self.index.last_hash().unwrap_or(Hash::ZERO),
+            epoch: self.context.epoch,
+            put_id: rand::random(),
+            at_millis: self.context.now_millis(),
+            slots_per_region: self.slots_per_region(),
+            nodes,
+            chunks,
+        }
+    }
+
+    fn begin_put(&mut self) -> Result<()> {
+        let (mut nodes, mut chunks): (Vec<SegmentNode>, Vec<(SegmentChunk, Bytes)>) = Default::default();
+        for (name, tail) in &mut self.nodes {
+            let Some(batch) = tail.batch.take() else { continue };
+            tail.sent(&batch.header);
+            gather(name, batch, &mut nodes, &mut chunks);
+        }
+        chunks.sort_by_key(|(c, _)| (c.region, c.node, c.number));
+        let (places, sealed): (Vec<_>, Vec<_>) = chunks.into_iter().unzip();
+        let mut segment = self.segment(nodes, places);
+        let BuiltSegment { bytes, hash } =
+            self.context.repository.build_segment(&self.cluster, &mut segment, &sealed)?;
+        let info = SegmentInfo::of(&segment, hash, bytes.len() as u64);
+        let (repository, published) = (self.context.repository.clone(), self.published.clone());
+        let (path, cancel) = (paths::log(&self.cluster, segment.number), self.cancel.clone());
+        let task = tokio::spawn(async move {
+            let mut attempt = 0;
+            loop {
+                crash::point("log.put");
+                let e = match repository.store().create(&path, bytes.clone()).await {
+                    Ok(()) => return Ok(published.trouble(None)),
+                    Err(e) => e,
+                };
+                if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Denied | ErrorKind::Config) {
+                    return Err(e);
+                }
+                tracing::warn!(%path, error = %e.report(), "a segment of the log cannot be stored; trying again");
+                published.trouble(Some(e.report()));
+                let wait = PUT_RETRY[attempt.min(PUT_RETRY.len() - 1)];
+                attempt += 1;
+                tokio::select! {
+                    () = cancel.cancelled() => return Err(Error::cancelled("the log's session ends")),
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+        });
+        self.put = Some(Put { task, info });
+        Ok(())
+    }
+
+    /// Waits until the segment under way is durable.
+    async fn finish_put(&mut self) -> Result<()> {
+        let Some(put) = &mut self.put else { return Ok(()) };
+        let done =
+            (&mut put.task).await.unwrap_or_else(|e| Err(Error::bug("putting a segment panicked").with_source(e)));
+        let info = self.put.take().map(|p| p.info);
+        match done {
+            Ok(()) => info.into_iter().for_each(|info| self.durable(info)),
+            Err(e) if e.kind() == ErrorKind::Conflict => {
+                // Somebody else has won the number: only a later coordinator may.
+                self.index.refresh(&self.context.repository, &self.cluster).await?;
+                return Err(match self.index.epoch() {
+                    epoch if epoch > self.context.epoch => self.fenced(epoch),
+                    _ => e.context("another writer has put a segment of the log under this epoch"),
+                });
+            }
+            Err(e) => return Err(e),
+        }
+        crash::point("log.durable");
+        Ok(())
+    }
+
+    fn durable(&mut self, info: SegmentInfo) {
+        for node in &info.nodes {
+            if let Some(tail) = self.nodes.get_mut(&node.node) {
+                tail.durable(node.to, node.closed);
+            }
+        }
+        self.published.stored(&self.cluster, info.size);
+        let before = self.chains.open().map(|i| i.start);
+        self.chains.push(&info);
+        if self.chains.open().map(|i| i.start) != before {
+            // Another interval: it needs a base of its own, at once.
+            self.base_at = Instant::now();
+        }
+        self.index.push(info);
+        self.last_put = Some(Instant::now());
+    }
+
+    /// Takes a backup where the window has none to begin from: after a break, and when the last one was deleted.
+    fn look_after_base(&mut self) {
+        let Some(interval) = self.chains.open().filter(|_| Instant::now() >= self.base_at) else { return };
+        let (context, cluster, published) = (self.context.clone(), self.cluster.clone(), self.published.clone());
+        let start = interval.start;
+        let known = published.has_base(start);
+        self.base_at = Instant::now() + if known { BASE_CHECK } else { BASE_EVERY };
+        drop(tokio::spawn(async move {
+            if let Err(e) = base(&context, &cluster, start, &published).await {
+                tracing::warn!(%cluster, error = %e.report(), "the window has no base, and none can be taken now");
+            }
+        }));
+    }
+
+    fn publish(&self) {
+        let nodes = self.nodes.iter().map(|(name, tail)| tail.lag(name, self.context.now_millis()));
+        let state = SessionState {
+            windows: self.chains.windows(),
+            open: self.chains.open().cloned(),
+            nodes: nodes.collect::<Vec<NodeLag>>(),
+            segments: self.index.segments().count() as u64,
+            bytes: self.index.segments().map(|s| s.size).sum(),
+        };
+        self.published.publish(&self.cluster, state);
+    }
+}
+
+/// Adds a node's batch to a segment.
+fn gather(name: &NodeName, batch: Batch, nodes: &mut Vec<SegmentNode>, chunks: &mut Vec<(SegmentChunk, Bytes)>) {
+    let Batch { header, key, chunks: sealed } = batch;
+    let node = nodes.len() as u16;
+    nodes.push(SegmentNode {
+        node: name.clone(),
+        incarnation: header.incarnation,
+        slots: header.slots,
+        from: header.from,
+        to: header.to,
+        closed: header.closed,
+        key_id: key.key_id,
+        salt: key.salt,
+        begins: header.begins,
+    });
+    for (number, (c, sealed)) in header.chunks.into_iter().zip(sealed).enumerate() {
+        let (raw_len, entries, first, last) = (c.raw_len, c.entries, c.first, c.last);
+        let place = (0, 0);
+        let entry = SegmentChunk {
+            node,
+            region: c.region,
+            number: number as u32,
+            offset: place.0,
+            len: place.1,
+            raw_len,
+            entries,
+            first,
+            last,
+        };
+        chunks.push((entry, sealed));
+    }
+}
+
+/// Sees whether a backup stands whose cut is at or above `start`, and begins one if none does and none is under way.
+async fn base(context: &Shared, cluster: &ClusterName, start: Timestamp, published: &Published) -> Result<()> {
+    let ledger = Ledger::load(&context.repository, cluster).await?;
+    let cuts: Vec<_> = ledger.backups().into_iter().map(|b| (b.backup.cut, b.backup.job)).collect();
+    let found = cuts.iter().any(|(cut, _)| *cut >= start);
+    published.cuts(cluster, cuts);
+    if found {
+        return Ok(());
+    }
+    let request = backup::BackupRequest { cluster: cluster.clone(), full: false, manual: false };
+    let run = context.clone();
+    match crate::job::start(context, JobKind::Backup, cluster, true, move |job| backup::run(run, job, request)) {
+        Ok(info) => {
+            tracing::info!(%cluster, job = %info.id, "the window has no base: taking a backup");
+            Ok(())
+        }
+        // Another job is at work: the next look decides.
+        Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
+        Err(e) => Err(e),
+    }
+}

@@ -1,0 +1,120 @@
+//! What a session tells of itself to those who ask.
+
+use std::sync::Mutex;
+
+use metrics::{counter, gauge};
+use tidemark_proto::id::JobId;
+use tidemark_proto::{ClusterName, Timestamp};
+
+use super::window::{Interval, Windows};
+use crate::context::Shared;
+use crate::metric_names::{LOG_BYTES, LOG_LAG, LOG_RPO, LOG_SEGMENTS, WINDOW_END, WINDOW_START};
+
+/// How far the log of one node is behind.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct NodeLag {
+    /// Its name.
+    pub node: String,
+    /// Whether its changes are streamed now.
+    pub streaming: bool,
+    /// Everything up to here is durable, a raw timestamp; 0 for nothing.
+    pub closed: u64,
+    /// How long ago that is, in milliseconds.
+    pub lag_millis: u64,
+    /// Bytes that waited at the node when it was last asked, about.
+    pub behind_bytes: u64,
+    /// Why it is not streamed; empty while it is.
+    pub error: String,
+}
+
+/// A session as it stands.
+#[derive(Debug, Clone, Default)]
+pub struct SessionState {
+    /// The intervals in which the log is whole.
+    pub windows: Windows,
+    /// The one that goes on.
+    pub open: Option<Interval>,
+    /// Its nodes.
+    pub nodes: Vec<NodeLag>,
+    /// Segments that stand.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What is told of a session.
+#[derive(Debug, Default)]
+pub(super) struct Published {
+    state: Mutex<SessionState>,
+    cuts: Mutex<Vec<(Timestamp, JobId)>>,
+    trouble: Mutex<Option<String>>,
+    slots_per_region: Mutex<u16>,
+}
+
+impl Published {
+    /// Slots of one region: those of the policy once there is one.
+    pub(super) fn slots_per_region(&self, context: &Shared) -> u16 {
+        match *self.slots_per_region.lock().expect("slots") {
+            0 => context.config.backup.slots_per_region,
+            each => each,
+        }
+    }
+
+    /// Regions are fixed now.
+    pub(super) fn set_slots_per_region(&self, slots: u16) {
+        *self.slots_per_region.lock().expect("slots") = slots;
+    }
+
+    /// Why segments cannot be stored; `None` when they can.
+    pub(super) fn trouble(&self, why: Option<String>) {
+        *self.trouble.lock().expect("trouble") = why;
+    }
+
+    /// Why segments cannot be stored.
+    pub(super) fn what_troubles(&self) -> Option<String> {
+        self.trouble.lock().expect("trouble").clone()
+    }
+
+    /// Whether a backup is known whose cut is at or above `start`.
+    pub(super) fn has_base(&self, start: Timestamp) -> bool {
+        self.cuts.lock().expect("cuts").iter().any(|(cut, _)| *cut >= start)
+    }
+
+    /// The backups that stand.
+    pub(super) fn cuts(&self, cluster: &ClusterName, mut cuts: Vec<(Timestamp, JobId)>) {
+        cuts.sort_unstable();
+        *self.cuts.lock().expect("cuts") = cuts;
+        self.tell(cluster);
+    }
+
+    /// Counts a segment that was stored.
+    pub(super) fn stored(&self, cluster: &ClusterName, bytes: u64) {
+        counter!(LOG_SEGMENTS, "cluster" => cluster.to_string()).increment(1);
+        counter!(LOG_BYTES, "cluster" => cluster.to_string()).increment(bytes);
+    }
+
+    /// Takes what is told from now on.
+    pub(super) fn publish(&self, cluster: &ClusterName, state: SessionState) {
+        for node in &state.nodes {
+            let labels = [("cluster", cluster.to_string()), ("node", node.node.clone())];
+            gauge!(LOG_LAG, &labels).set(node.lag_millis as f64 / 1e3);
+        }
+        let rpo = state.nodes.iter().map(|n| n.lag_millis).max().unwrap_or(0);
+        gauge!(LOG_RPO, "cluster" => cluster.to_string()).set(rpo as f64 / 1e3);
+        *self.state.lock().expect("state") = state;
+        self.tell(cluster);
+    }
+
+    /// As it stands.
+    pub(super) fn state(&self) -> SessionState {
+        self.state.lock().expect("state").clone()
+    }
+
+    fn tell(&self, cluster: &ClusterName) {
+        let cuts = self.cuts.lock().expect("cuts").clone();
+        let windows = self.state.lock().expect("state").windows.restorable(&cuts);
+        let (start, end) = windows.last().map_or((0, 0), |w| (w.earliest.millis(), w.latest.millis()));
+        gauge!(WINDOW_START, "cluster" => cluster.to_string()).set(start as f64 / 1e3);
+        gauge!(WINDOW_END, "cluster" => cluster.to_string()).set(end as f64 / 1e3);
+    }
+}

@@ -1,0 +1,274 @@
+//! Log segments: the changes of a whole cluster over a short interval, grouped by region.
+//!
+//! Segments of a cluster are numbered from 1 without a hole and put by create-if-absent, so that the number alone says
+//! what comes next; each names the hash of the footer before it.
+//!
+//! **Object**: `header (8, see [`super::envelope`]) | sealed chunks back to back | sealed footer | trailer (40) | checksum (16)`.
+//! The trailer is `key id of the footer (u32 LE) | its salt (16) | offset of the footer (u64 LE) | its length (u32 LE) |
+//! "LOGF" | version of the footer (u32 LE)`: the last bytes of the object lead to the footer, and the footer to every region, by
+//! range reads. The checksum covers the whole object.
+//!
+//! **Footer**: the archive of [`Segment`], sealed like a small object under the object's key.
+//! **Chunk**: entries of one region on one node, sealed like a block under the kind [`SEAL_CHUNK`] with the subkey that the
+//! coordinator drew for the batch; its number is its place in the batch.
+//! **Entry** (before compression): `tag (u8) | slot (u16 LE) | timestamp (u64 LE) | key length (varint) | key | rest`:
+//! - tag 0, put: `meta length (varint) | meta | value length (varint) | value`
+//! - tag 1, delete: nothing more
+//!
+//! Entries of one node are ascending by (slot, timestamp); entries of one atomic batch share its timestamp.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::run::{put_varint, take, take_varint};
+use crate::error::{Error, Result};
+use crate::hash::Hash;
+use crate::id::{Incarnation, NodeName};
+use crate::slot::SlotSet;
+use crate::time::Timestamp;
+
+/// Version of the object.
+pub const VERSION: u8 = 1;
+/// Version of [`Segment`], in the trailer.
+pub const FOOTER_VERSION: u32 = 1;
+/// Kind of seal: a chunk.
+pub const SEAL_CHUNK: u8 = 4;
+/// A chunk is closed when it reaches this many raw bytes.
+pub const CHUNK_TARGET: usize = 256 << 10;
+/// Largest raw chunk: a full one and one more entry of the longest key, meta and value that any log takes.
+pub const MAX_CHUNK: usize = CHUNK_TARGET + (9 << 20);
+/// Bytes between the footer and the checksum.
+pub const TRAILER_LEN: usize = 40;
+/// Largest footer when opened, in bytes.
+pub const MAX_FOOTER: usize = 64 << 20;
+
+const TRAILER_MAGIC: [u8; 4] = *b"LOGF";
+const TAG_PUT: u8 = 0;
+const TAG_DELETE: u8 = 1;
+
+/// What one node gave to a segment.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct SegmentNode {
+    /// Its name.
+    pub node: NodeName,
+    /// Id of its data.
+    pub incarnation: Incarnation,
+    /// Slots it owns.
+    pub slots: SlotSet,
+    /// Position after which this segment goes on: the `to` of the segment before, or a fresh one where a chain begins.
+    /// Embedded: a timestamp.
+    pub from: u64,
+    /// Position up to which it goes, inclusive.
+    pub to: u64,
+    /// The node commits nothing more at or below this.
+    pub closed: Timestamp,
+    /// The data key of its chunks; 0 for a repository without encryption.
+    pub key_id: u32,
+    /// Salt of the batch.
+    pub salt: [u8; 16],
+    /// 1: nothing connects it with what came before: a log begins, or what lay between is lost.
+    pub begins: u8,
+}
+
+/// One chunk.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct SegmentChunk {
+    /// Its node, by its place in [`Segment::nodes`].
+    pub node: u16,
+    /// Region.
+    pub region: u16,
+    /// Its number in the batch.
+    pub number: u32,
+    /// First byte in the object.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u32,
+    /// Raw bytes.
+    pub raw_len: u32,
+    /// Entries.
+    pub entries: u32,
+    /// Lowest timestamp.
+    pub first: Timestamp,
+    /// Highest timestamp.
+    pub last: Timestamp,
+}
+
+/// The footer of a segment.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Segment {
+    /// Its number, from 1.
+    pub number: u64,
+    /// Hash of the sealed footer of the segment before; zero for the first.
+    pub previous: Hash,
+    /// Epoch of the coordinator that wrote it. A segment of an epoch below an earlier one's does not count.
+    pub epoch: u64,
+    /// Drawn for this put, so that one that timed out but won is recognised.
+    pub put_id: [u8; 16],
+    /// When, milliseconds since 1970.
+    pub at_millis: u64,
+    /// Slots of one region.
+    pub slots_per_region: u16,
+    /// Nodes with news; none in a fence.
+    pub nodes: Vec<SegmentNode>,
+    /// Chunks, ascending by (region, node, number).
+    pub chunks: Vec<SegmentChunk>,
+}
+
+/// Where the footer of a segment lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trailer {
+    /// The data key of the footer.
+    pub key_id: u32,
+    /// Salt of the footer.
+    pub salt: [u8; 16],
+    /// First byte of the footer in the object.
+    pub offset: u64,
+    /// Bytes of the footer.
+    pub len: u32,
+}
+
+impl Trailer {
+    /// Its bytes.
+    pub fn encode(&self) -> [u8; TRAILER_LEN] {
+        let mut out = [0; TRAILER_LEN];
+        out[..4].copy_from_slice(&self.key_id.to_le_bytes());
+        out[4..20].copy_from_slice(&self.salt);
+        out[20..28].copy_from_slice(&self.offset.to_le_bytes());
+        out[28..32].copy_from_slice(&self.len.to_le_bytes());
+        out[32..36].copy_from_slice(&TRAILER_MAGIC);
+        out[36..].copy_from_slice(&FOOTER_VERSION.to_le_bytes());
+        out
+    }
+
+    /// Reads it. `Damaged` without its magic, `Unsupported` for a newer footer.
+    pub fn decode(bytes: &[u8; TRAILER_LEN]) -> Result<Self> {
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        if bytes[32..36] != TRAILER_MAGIC {
+            return Err(Error::damaged("log segment: its trailer is not where it must be"));
+        }
+        if word(36) != FOOTER_VERSION {
+            return Err(Error::unsupported(format!(
+                "log segment: a footer of version {} is newer than this build knows",
+                word(36)
+            )));
+        }
+        let mut salt = [0; 16];
+        salt.copy_from_slice(&bytes[4..20]);
+        let offset = u64::from(word(20)) | u64::from(word(24)) << 32;
+        Ok(Self { key_id: word(0), salt, offset, len: word(28) })
+    }
+}
+
+/// One change by reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogEntry<'a> {
+    /// Hash slot of the key.
+    pub slot: u16,
+    /// When it was committed.
+    pub at: Timestamp,
+    /// Key.
+    pub key: &'a [u8],
+    /// Meta and value; `None` for a delete.
+    pub put: Option<(&'a [u8], &'a [u8])>,
+}
+
+impl LogEntry<'_> {
+    /// Appends its bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.push(if self.put.is_some() { TAG_PUT } else { TAG_DELETE });
+        out.extend_from_slice(&self.slot.to_le_bytes());
+        out.extend_from_slice(&self.at.0.to_le_bytes());
+        put_varint(out, self.key.len() as u64);
+        out.extend_from_slice(self.key);
+        if let Some((meta, value)) = self.put {
+            put_varint(out, meta.len() as u64);
+            out.extend_from_slice(meta);
+            put_varint(out, value.len() as u64);
+            out.extend_from_slice(value);
+        }
+    }
+}
+
+/// Takes the next entry off the front of a raw chunk; `None` at its end.
+pub fn take_entry<'a>(bytes: &mut &'a [u8]) -> Result<Option<LogEntry<'a>>> {
+    let Some((&tag, _)) = bytes.split_first() else { return Ok(None) };
+    let head = take(bytes, 11)?;
+    let slot = u16::from_le_bytes([head[1], head[2]]);
+    let mut at = [0; 8];
+    at.copy_from_slice(&head[3..]);
+    let len = take_varint(bytes)?;
+    let key = take(bytes, len)?;
+    let put = match tag {
+        TAG_DELETE => None,
+        TAG_PUT => {
+            let len = take_varint(bytes)?;
+            let meta = take(bytes, len)?;
+            let len = take_varint(bytes)?;
+            Some((meta, take(bytes, len)?))
+        }
+        other => return Err(Error::unsupported(format!("log entry of kind {other} is newer than this build"))),
+    };
+    Ok(Some(LogEntry { slot, at: Timestamp(u64::from_le_bytes(at)), key, put }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Owned = (u16, u64, Vec<u8>, Option<(Vec<u8>, Vec<u8>)>);
+
+    fn entries() -> impl Strategy<Value = Vec<Owned>> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..40);
+        let entry = (0u16..16384, any::<u64>(), bytes(), proptest::option::of((bytes(), bytes())));
+        proptest::collection::vec(entry, 0..20)
+    }
+
+    fn encode(entries: &[Owned]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (slot, at, key, put) in entries {
+            let put = put.as_ref().map(|(m, v)| (&m[..], &v[..]));
+            LogEntry { slot: *slot, at: Timestamp(*at), key, put }.encode(&mut out);
+        }
+        out
+    }
+
+    fn decode(mut bytes: &[u8]) -> Result<Vec<Owned>> {
+        let mut out = Vec::new();
+        while let Some(e) = take_entry(&mut bytes)? {
+            out.push((e.slot, e.at.0, e.key.to_vec(), e.put.map(|(m, v)| (m.to_vec(), v.to_vec()))));
+        }
+        Ok(out)
+    }
+
+    proptest! {
+        #[test]
+        fn entries_come_back(entries in entries()) {
+            prop_assert_eq!(decode(&encode(&entries)).unwrap(), entries);
+        }
+
+        #[test]
+        fn cut_entries_are_damage_or_fewer(entries in entries(), cut in any::<prop::sample::Index>()) {
+            let bytes = encode(&entries);
+            let cut = cut.index(bytes.len() + 1);
+            if let Ok(read) = decode(&bytes[..cut]) {
+                prop_assert!(entries.starts_with(&read));
+                prop_assert_eq!(encode(&read).len(), cut, "what reads is whole entries");
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&bytes);
+        }
+
+        #[test]
+        fn trailers_come_back(key_id in any::<u32>(), salt in any::<[u8; 16]>(), offset in any::<u64>(), len in any::<u32>()) {
+            let trailer = Trailer { key_id, salt, offset, len };
+            prop_assert_eq!(Trailer::decode(&trailer.encode()).unwrap(), trailer);
+            let mut bad = trailer.encode();
+            bad[33] ^= 1;
+            prop_assert!(Trailer::decode(&bad).is_err());
+        }
+    }
+}
