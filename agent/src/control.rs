@@ -1,5 +1,6 @@
 //! The control connection: dial, greet, then answer the commands that the coordinator opens streams for.
 
+mod clones;
 mod commands;
 
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //! What holds: requests of a stream are answered in their order; the bytes of requests and answers in flight, over all
 //! connections, stay within a budget ([`BUDGET`]); reads run on threads that may block, commits are handed to the store as they
 //! arrive and pipeline there. While the [`Gate`] is shut no connection stands and new ones are refused with its
-//! reason. On shutdown no new request is read, those already read are answered, then connections end.
+//! reason. Which clone a stream is for, if any, is a matter of that stream alone. On shutdown no new request is read, those already read are answered, then connections end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

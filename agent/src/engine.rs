@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
-use tidemark_proto::wire::control::{Description, Held, Kept, Ownership, RestoreKept, RestoredKept, Sealed};
-use tidemark_proto::{Error, Incarnation, Result, SlotSet, Timestamp};
+use tidemark_proto::wire::control::{
+    CloneInfo, Description, Held, Kept, Ownership, RestoreKept, RestoredKept, Sealed,
+};
+use tidemark_proto::{CloneName, Error, Incarnation, Result, SlotSet, Timestamp};
 
 /// Longest key of any engine, in bytes.
 pub const MAX_KEY: usize = 64 << 10;
@@ -145,6 +147,26 @@ pub trait Engine: Send + Sync + 'static {
     /// All pins: name and timestamp.
     fn pins(&self) -> Result<Vec<(String, Timestamp)>>;
 
+    /// Makes a writable branch of the state at `at`, durably and in a time that does not grow with the data; answers whether
+    /// it was made. From then on no commit at or below `at` comes, and what a reader at `at` needs is kept until
+    /// [`Engine::drop_clone`], also over restarts. The same name and time is the same clone; another time under a name that
+    /// stands is `Conflict`. `NotFound` below the safe point, `Full` when too many stand. A store with clones refuses restores.
+    fn create_clone(&self, name: &CloneName, at: Timestamp) -> Result<(CloneInfo, bool)> {
+        let _ = (name, at);
+        Err(no_clones())
+    }
+
+    /// All clones, by name, and the highest timestamp that the node has issued or seen.
+    fn clones(&self) -> Result<(Vec<CloneInfo>, Timestamp)> {
+        Err(no_clones())
+    }
+
+    /// Drops a clone (with `at`: only if it is of that time) with all that was written in it; answers whether there was one.
+    fn drop_clone(&self, name: &CloneName, at: Option<Timestamp>) -> Result<bool> {
+        let _ = (name, at);
+        Err(no_clones())
+    }
+
     /// Longest value that can be restored, in bytes: longer ones are refused before they are read.
     fn max_value(&self) -> usize {
         crate::kv::MAX_VALUE
@@ -222,6 +244,13 @@ pub trait PartLoader: Send {
 
     /// Makes the part durable with the digest of its source (for `Loader::loaded`); answers the digest of what was put.
     fn finish(self: Box<Self>, source: SetDigest) -> Result<SetDigest>;
+}
+
+/// What engines without clones answer.
+fn no_clones() -> Error {
+    Error::unsupported(
+        "this store has no clones: restore a backup onto other nodes (`tidemark restore run --target`) and work there",
+    )
 }
 
 /// Name of the pin that `Engine::seal` sets for a job.

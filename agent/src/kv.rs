@@ -1,6 +1,8 @@
 //! The data side of stores that Tidemark serves itself (embedded, memory): what the data listener asks of them.
 
-use tidemark_proto::{Error, Result, SlotSet, Timestamp, slot_of};
+use std::sync::Arc;
+
+use tidemark_proto::{CloneName, Error, Result, SlotSet, Timestamp, slot_of};
 use tokio::sync::oneshot;
 
 /// Longest key that clients may write, in bytes: its worst escaped form still fits the embedded store's key.
@@ -121,6 +123,26 @@ pub trait KvStore: Send + Sync + 'static {
         limit: usize,
         max_bytes: usize,
     ) -> Result<ScanPage>;
+
+    /// A clone of the store, for its clients. `NotFound` when none of that name stands. What is opened answers `NotFound`
+    /// from when the clone is dropped.
+    fn open_clone(&self, name: &CloneName) -> Result<OpenedClone> {
+        Err(Error::unsupported(format!("clone {name}: this store has no clones")))
+    }
+}
+
+/// A clone that clients may read and write.
+pub struct OpenedClone {
+    /// The state of the parent that it began with: the earliest that can be read.
+    pub at: Timestamp,
+    /// Its data.
+    pub store: Arc<dyn KvStore>,
+}
+
+impl std::fmt::Debug for OpenedClone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenedClone").field("at", &self.at).finish_non_exhaustive()
+    }
 }
 
 /// A page of [`KvStore::scan`].

@@ -15,6 +15,8 @@ pub const PARTS_RUNNING: &str = "tidemark_agent_parts_running";
 pub const HOLD_SECONDS: &str = "tidemark_agent_hold_seconds";
 /// Gauge: 1 while there is a control connection to a coordinator.
 pub const CONNECTED: &str = "tidemark_agent_connected";
+/// Gauge: clones of the store that stand.
+pub const CLONES: &str = "tidemark_agent_clones";
 /// Gauge: the node's own limit, 0 for none.
 pub const LIMIT: &str = "tidemark_agent_limit_bytes_per_second";
 /// Counter: time that parts waited for the node's own limit.
@@ -46,6 +48,7 @@ pub const ALL: &[Metric] = &[
     Metric::gauge(PARTS_RUNNING, Count, &["kind"], "Parts being sent or loaded"),
     Metric::seconds(HOLD_SECONDS, FRACTIONS_OF_A_SECOND, &[], "How long writes were held for a cut"),
     Metric::gauge(CONNECTED, Count, &[], "1 while there is a control connection to a coordinator"),
+    Metric::gauge(CLONES, Count, &[], "Clones of the store that stand; each keeps all versions since it was made"),
     Metric::gauge(LIMIT, Bytes, &[], "The node's own limit in bytes a second; 0 for none"),
     Metric::counter(
         LIMITED_SECONDS,

@@ -14,7 +14,8 @@ use tidemark_proto::wire::control::Diagnosed;
 use crate::agent::Agent;
 use crate::blocking;
 use crate::metric_names::{
-    CONNECTED, HOLD_SECONDS, LIMIT, LIMITED_SECONDS, PART_ATTEMPTS, PART_SECONDS, PARTS_RUNNING, STAGE_BYTES,
+    CLONES, CONNECTED, HOLD_SECONDS, LIMIT, LIMITED_SECONDS, PART_ATTEMPTS, PART_SECONDS, PARTS_RUNNING,
+    STAGE_BYTES,
 };
 
 /// What is done with a part.
@@ -100,6 +101,11 @@ pub(crate) fn diagnosed(agent: &Agent) -> Diagnosed {
 impl Observed for Agent {
     fn observe(&self) {
         gauge!(CONNECTED).set(f64::from(u8::from(self.connected.load(Ordering::Relaxed))));
+        // None where the store has none; the last number while it is restoring.
+        match self.engine.clones() {
+            Ok((clones, _)) => gauge!(CLONES).set(clones.len() as f64),
+            Err(_) => gauge!(CLONES).increment(0.0),
+        }
         gauge!(LIMIT).set(self.limiter.rate().bytes().unwrap_or(0) as f64);
         // There from the start, so that a rate over them is one.
         for kind in [PartKind::Upload, PartKind::Load] {

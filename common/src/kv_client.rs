@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use quinn::Endpoint;
 use tidemark_proto::frame::{self, Message};
 use tidemark_proto::wire::hello::Purpose;
-use tidemark_proto::wire::kv::{Commit, Committed, Get, Page, Record, Scan, Value, Write};
-use tidemark_proto::{ClusterName, NodeName, Result, Timestamp};
+use tidemark_proto::wire::kv::{CloneOpened, Commit, Committed, Get, OpenClone, Page, Record, Scan, Value, Write};
+use tidemark_proto::{CloneName, ClusterName, NodeName, Result, Timestamp};
 use tokio::sync::Mutex;
 
 use crate::identity::Expected;
@@ -44,7 +44,9 @@ impl Seen {
 }
 
 struct Inner {
-    dialer: Dialer,
+    dialer: Arc<Dialer>,
+    /// The clone that it is a client of; `None` for the node's own data.
+    clone: Option<CloneName>,
     pipe: Mutex<Option<Pipe>>,
 }
 
@@ -71,7 +73,14 @@ impl KvClient {
         let greeting = Greeting::of(credentials.identity(), Purpose::Kv, build);
         let expected = Expected::Agent { cluster, node };
         let dialer = Dialer::new(endpoint, credentials, tls::ALPN_KV, expected, vec![address], greeting)?;
-        Ok(Self(Arc::new(Inner { dialer, pipe: Mutex::new(None) })))
+        Ok(Self(Arc::new(Inner { dialer: Arc::new(dialer), clone: None, pipe: Mutex::new(None) })))
+    }
+
+    /// A client of a clone on the same node, with a connection of its own. Its calls fail with `NotFound` where no such clone
+    /// stands; one that was opened and is dropped then stays dropped for it, also when another of the name is made.
+    #[must_use]
+    pub fn of_clone(&self, clone: CloneName) -> Self {
+        Self(Arc::new(Inner { dialer: self.0.dialer.clone(), clone: Some(clone), pipe: Mutex::new(None) }))
     }
 
     async fn pipe(&self) -> Result<Pipe> {
@@ -81,6 +90,10 @@ impl KvClient {
         }
         let session = self.0.dialer.connect_once().await?;
         let open = Pipe::open(session.connection).await?;
+        if let Some(clone) = &self.0.clone {
+            let request = OpenClone { name: clone.to_string() };
+            let CloneOpened { .. } = open.call(frame::encode(&request)?.into()).await?;
+        }
         *pipe = Some(open.clone());
         Ok(open)
     }

@@ -2,6 +2,7 @@
 //! `application/problem+json` (RFC 9457); the OpenAPI document is at `/api/v1/openapi.json`.
 
 mod backups;
+mod clones;
 mod clusters;
 mod jobs;
 mod operations;
@@ -47,6 +48,9 @@ pub const MAX_BODY: usize = 1 << 20;
         backups::show,
         backups::delete,
         backups::verify,
+        clones::create,
+        clones::list,
+        clones::delete,
         restores::plan,
         restores::create,
         jobs::list,
@@ -84,6 +88,8 @@ pub fn router(context: Shared) -> Router {
         .route("/clusters/{cluster}/open-jobs", get(clusters::open_jobs))
         .route("/clusters/{cluster}/backups", get(backups::list).post(backups::create))
         .route("/clusters/{cluster}/backups/{backup}", get(backups::show).delete(backups::delete))
+        .route("/clusters/{cluster}/clones", get(clones::list).post(clones::create))
+        .route("/clusters/{cluster}/clones/{clone}", axum::routing::delete(clones::delete))
         .route("/clusters/{cluster}/pitr", get(pitr::show))
         .route("/clusters/{cluster}/pitr/enable", post(pitr::enable))
         .route("/clusters/{cluster}/pitr/disable", post(pitr::disable))
@@ -110,9 +116,9 @@ mod tests {
     #[test]
     fn the_document_names_every_path_once() {
         let document = super::document();
-        assert_eq!(document.paths.paths.len(), 23);
+        assert_eq!(document.paths.paths.len(), 25);
         let json = serde_json::to_string(&document).unwrap();
-        for schema in ["RestorePlan", "BackupDetail", "KeptSummary", "JobInfo", "Problem"] {
+        for schema in ["RestorePlan", "BackupDetail", "KeptSummary", "CloneItem", "JobInfo", "Problem"] {
             assert!(json.contains(&format!("\"{schema}\"")), "{schema}");
         }
     }

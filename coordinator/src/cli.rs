@@ -3,6 +3,7 @@
 
 mod backup;
 mod check_config;
+mod clone;
 mod confirm;
 mod connect;
 mod demo;
@@ -57,6 +58,9 @@ enum Verb {
     /// Plan and run restores
     #[command(subcommand)]
     Restore(restore::RestoreCommand),
+    /// Make, list and drop clones: writable branches of a cluster on its own nodes
+    #[command(subcommand)]
+    Clone(clone::CloneCommand),
     /// Read a backup back and check every block, seal and digest
     Verify(backup::VerifyCommand),
     /// Keep the log of a cluster, so that any second can be restored; show what can be
@@ -114,6 +118,7 @@ async fn client_verb(verb: Verb, global: &connect::GlobalArgs) -> Result<()> {
         Verb::Cluster(command) => command.run(global).await,
         Verb::Backup(command) => command.run(global).await,
         Verb::Restore(command) => command.run(global).await,
+        Verb::Clone(command) => command.run(global).await,
         Verb::Verify(command) => command.run(global).await,
         Verb::Pitr(command) => command.run(global).await,
         Verb::Export(command) => command.run(global.output).await,
@@ -223,6 +228,11 @@ mod tests {
             "repo verify --repository file:///b --key-file k --backup 3f",
             "repo extract --repository file:///b --keys a* --keys !b --out - --encoding base64",
             "repo export latest --repository file:///b --format rdb --shards 3 --out d --db 0 --slots 0-99,7 --rdb-version 10",
+            "clone create trial --cluster orders --at -5m -o json",
+            "clone ls -C orders",
+            "clone drop trial -y --key k",
+            "kv scan --clone trial --cluster orders",
+            "kv --clone trial get a",
             "kv --cluster orders put key value",
             "kv get key --at -5m --cluster orders",
             "kv scan --at 2026-10-04T09:30:00Z",
@@ -244,6 +254,9 @@ mod tests {
             "verify x --sample 0",
             "kv get key --at -5x",
             "kv put key",
+            "clone create",
+            "clone create Trial",
+            "clone drop",
             "limits set",
             "events -n 0",
         ] {

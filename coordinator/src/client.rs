@@ -13,10 +13,11 @@ use tidemark_common::identity::Identity;
 use tidemark_common::pki::Credentials;
 use tidemark_common::tls;
 use tidemark_proto::id::JobId;
-use tidemark_proto::{ClusterName, Error, ErrorKind, Result, error::ResultExt};
+use tidemark_proto::{CloneName, ClusterName, Error, ErrorKind, Result, error::ResultExt};
 
 use crate::api::{ClusterDetail, ClusterItem, CreateBackup, PREFIX, RepositoryInfo, Status};
 use crate::catalog::{BackupDetail, BackupItem};
+use crate::clones::{CloneItem, CloneRequest, DroppedClone};
 use crate::diagnose::DiagnosisFile;
 use crate::events::{EventItem, EventsQuery};
 use crate::job::JobInfo;
@@ -116,6 +117,21 @@ impl ApiClient {
     /// Deletes a backup.
     pub async fn delete_backup(&self, cluster: &ClusterName, backup: &str) -> Result<BackupItem> {
         self.send(Method::DELETE, &["clusters", cluster.as_str(), "backups", backup], None::<&()>).await
+    }
+
+    /// Makes a clone of a cluster.
+    pub async fn create_clone(&self, cluster: &ClusterName, wanted: &CloneRequest) -> Result<CloneItem> {
+        self.send(Method::POST, &["clusters", cluster.as_str(), "clones"], Some(wanted)).await
+    }
+
+    /// Clones of a cluster, by name.
+    pub async fn clones(&self, cluster: &ClusterName) -> Result<Vec<CloneItem>> {
+        self.get(&["clusters", cluster.as_str(), "clones"]).await
+    }
+
+    /// Drops a clone.
+    pub async fn drop_clone(&self, cluster: &ClusterName, clone: &CloneName) -> Result<DroppedClone> {
+        self.send(Method::DELETE, &["clusters", cluster.as_str(), "clones", clone.as_str()], None::<&()>).await
     }
 
     /// Begins a verification.

@@ -46,6 +46,8 @@ pub struct Context {
     pub limits: Arc<Limits>,
     /// Jobs.
     pub jobs: Jobs,
+    /// Held while a clone is made or dropped: one at a time.
+    pub clones: tokio::sync::Mutex<()>,
     /// Address at which agents reach ingest and serve.
     pub bulk_address: String,
     /// Metrics of this process.

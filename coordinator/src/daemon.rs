@@ -113,6 +113,7 @@ pub async fn start(config: CoordinatorConfig, metrics: Metrics, log: LogRing) ->
         history: History::default(),
         jobs: Jobs::new(events),
         limits,
+        clones: Default::default(),
         metrics: metrics.clone(),
         log,
         config,

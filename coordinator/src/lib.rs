@@ -8,6 +8,7 @@ pub mod blocks;
 pub mod catalog;
 pub mod cli;
 pub mod client;
+pub mod clones;
 pub mod config;
 pub mod context;
 pub mod daemon;

@@ -63,6 +63,8 @@ names! {
     ClusterName, "cluster";
     /// Name of a storage node within its cluster.
     NodeName, "node";
+    /// Name of a clone: a writable branch of a cluster's data.
+    CloneName, "clone";
 }
 
 macro_rules! ids {

@@ -13,6 +13,6 @@ pub mod time;
 pub mod wire;
 
 pub use error::{Error, ErrorKind, Result};
-pub use id::{ClusterName, Incarnation, NodeName};
+pub use id::{CloneName, ClusterName, Incarnation, NodeName};
 pub use slot::{SlotSet, slot_of};
 pub use time::Timestamp;

@@ -1,11 +1,11 @@
 //! A key-value store in memory, for tests of what stands in front of one. Keeps every version.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use tidemark_agent::kv::{KvStore, ScanPage, Versioned, Write};
+use tidemark_agent::kv::{KvStore, OpenedClone, ScanPage, Versioned, Write};
 use tidemark_common::clock::Hlc;
-use tidemark_proto::{Error, Result, SlotSet, Timestamp, slot_of};
+use tidemark_proto::{CloneName, Error, Result, SlotSet, Timestamp, slot_of};
 use tokio::sync::oneshot;
 
 type Versions = BTreeMap<Timestamp, Option<Vec<u8>>>;
@@ -25,6 +25,7 @@ pub struct MemoryKv {
     slots: SlotSet,
     clock: Hlc,
     state: Mutex<State>,
+    clones: Mutex<BTreeMap<CloneName, Arc<MemoryKv>>>,
 }
 
 /// The sort key (slot big-endian ++ key) of a key.
@@ -37,7 +38,14 @@ fn sort_key(key: &[u8]) -> Vec<u8> {
 impl MemoryKv {
     /// An empty store that owns `slots`.
     pub fn new(slots: SlotSet) -> Self {
-        Self { slots, clock: Hlc::system(), state: Mutex::default() }
+        Self { slots, clock: Hlc::system(), state: Mutex::default(), clones: Mutex::default() }
+    }
+
+    /// What is opened under this name from now on: a store that begins empty, as no real clone does.
+    pub fn add_clone(&self, name: &CloneName) -> Arc<Self> {
+        let store = Arc::new(Self { clock: self.clock.clone(), ..Self::new(self.slots.clone()) });
+        let _ = self.clones.lock().expect("clones").insert(name.clone(), store.clone());
+        store
     }
 
     /// Holds commits back until [`Self::release`].
@@ -142,5 +150,11 @@ impl KvStore for MemoryKv {
             records.push(record);
         }
         Ok(ScanPage { records, next: None, at })
+    }
+
+    fn open_clone(&self, name: &CloneName) -> Result<OpenedClone> {
+        let clone = self.clones.lock().expect("clones").get(name).cloned();
+        let store = clone.ok_or_else(|| Error::not_found(format!("no clone {name} stands here")))?;
+        Ok(OpenedClone { at: Timestamp(7), store })
     }
 }

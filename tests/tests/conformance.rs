@@ -2,6 +2,8 @@
 
 #[path = "conformance/changes.rs"]
 mod changes;
+#[path = "conformance/clones.rs"]
+mod clones;
 #[path = "conformance/collect.rs"]
 mod collect;
 #[path = "conformance/cut.rs"]

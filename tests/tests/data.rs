@@ -2,10 +2,17 @@
 
 use std::time::Duration;
 
+use tidemark_common::identity::Expected;
 use tidemark_common::testing::TestFleet;
-use tidemark_proto::wire::kv::{MAX_KEY, MAX_WRITES, Write};
-use tidemark_proto::{ErrorKind, Timestamp};
-use tidemark_tests::nodes::TestNode;
+use tidemark_common::tls;
+use tidemark_common::transport::{Dialer, Greeting, client_endpoint, open_bi};
+use tidemark_proto::frame::Message;
+use tidemark_proto::wire::hello::Purpose;
+use tidemark_proto::wire::kv::{
+    CloneOpened, Commit, Committed, Failure, Get, MAX_KEY, MAX_WRITES, OpenClone, Scan, Value, Write,
+};
+use tidemark_proto::{CloneName, ErrorKind, Timestamp};
+use tidemark_tests::nodes::{CLUSTER, TestNode};
 
 /// A test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -157,4 +164,73 @@ async fn a_client_of_another_node_is_told_so() {
     let refused = wrong.client(&fleet).get(b"k".to_vec(), None).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Denied);
     assert!(refused.report().contains("agent/orders/n1"), "{}", refused.report());
+}
+
+fn name(text: &str) -> CloneName {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_client_of_a_clone_reads_and_writes_there_alone() {
+    let fleet = TestFleet::new();
+    let node = TestNode::start(&fleet, 0, 1);
+    let (parent, trial) = (node.client(&fleet), name("trial"));
+    let clone = parent.of_clone(trial.clone());
+    let refused = clone.get(b"k".to_vec(), None).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound);
+    assert!(refused.message().contains("trial"), "{refused}");
+    let store = node.store.add_clone(&trial);
+    let at = parent.commit(put("k", "parent"), Timestamp::ZERO).await.unwrap();
+    let there = clone.commit(put("k", "clone"), at).await.unwrap();
+    assert!(there > at);
+    let value = |r: Option<tidemark_proto::wire::kv::Record>| r.map(|r| r.value).unwrap_or_default();
+    assert_eq!(value(parent.get(b"k".to_vec(), None).await.unwrap()), b"parent");
+    assert_eq!(value(clone.get(b"k".to_vec(), None).await.unwrap()), b"clone");
+    assert_eq!(clone.scan(Vec::new(), Vec::new(), None, 10).await.unwrap().records.len(), 1);
+    assert_eq!((store.keys().len(), node.store.keys().len()), (1, 1));
+    // Old clients go on beside; another one of the name is not the one that was opened.
+    let _ = node.store.add_clone(&trial);
+    assert_eq!(value(clone.get(b"k".to_vec(), None).await.unwrap()), b"clone");
+    assert!(parent.of_clone(trial).get(b"k".to_vec(), None).await.unwrap().is_none());
+}
+
+/// Requests that were written without waiting for the answer, which is that there is no such clone.
+#[tokio::test]
+async fn no_request_for_a_clone_that_is_not_there_goes_to_the_parent() {
+    let fleet = TestFleet::new();
+    let node = TestNode::start(&fleet, 0, 1);
+    let _ = node.client(&fleet).commit(put("k", "parent"), Timestamp::ZERO).await.unwrap();
+    let _ = node.store.add_clone(&name("there"));
+    let credentials = fleet.credentials("tidemark://operator/alice");
+    let greeting = Greeting::of(credentials.identity(), Purpose::Kv, "test");
+    let expected = Expected::Agent { cluster: CLUSTER.parse().unwrap(), node: node.name.clone() };
+    let addresses = vec![node.address.to_string()];
+    let endpoint = client_endpoint().unwrap();
+    let dialer = Dialer::new(endpoint, &credentials, tls::ALPN_KV, expected, addresses, greeting).unwrap();
+    let session = dialer.connect_once().await.unwrap();
+    let (mut writer, mut reader) = open_bi(&session.connection).await.unwrap();
+    let get = || Get { key: b"k".to_vec(), at: None };
+    let scan = Scan { prefix: Vec::new(), from: Vec::new(), at: None, limit: 10 };
+    let commit = || Commit { writes: put("astray", "v"), after: Timestamp::ZERO };
+    for bad in ["nobody", "No name"] {
+        writer.write_message(&OpenClone { name: bad.into() }).await.unwrap();
+        writer.write_message(&get()).await.unwrap();
+        writer.write_message(&scan).await.unwrap();
+        writer.write_message(&commit()).await.unwrap();
+    }
+    writer.write_message(&OpenClone { name: "there".into() }).await.unwrap();
+    writer.write_message(&get()).await.unwrap();
+    writer.write_message(&commit()).await.unwrap();
+    for code in [ErrorKind::NotFound, ErrorKind::Request].map(|k| k.code()) {
+        for _ in 0..4 {
+            let header = reader.read_header().await.unwrap().unwrap();
+            assert_eq!(header.kind, Failure::KIND);
+            let failure: Failure = reader.decode(header).await.unwrap();
+            assert_eq!(failure.code, code, "{}", failure.message);
+        }
+    }
+    assert_eq!(reader.read_message::<CloneOpened>().await.unwrap().at, Timestamp(7));
+    assert_eq!(reader.read_message::<Value>().await.unwrap().record, None, "the clone is empty");
+    assert!(reader.read_message::<Committed>().await.unwrap().at > Timestamp::ZERO);
+    assert_eq!(node.store.keys(), vec![b"k".to_vec()]);
 }

@@ -2,6 +2,8 @@
 
 #[path = "flow/broken.rs"]
 mod broken;
+#[path = "flow/clones.rs"]
+mod clones;
 #[path = "flow/collect.rs"]
 mod collect;
 #[path = "flow/crash.rs"]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tidemark_common::crash;
 use tidemark_common::transport::FrameReader;
+use tidemark_proto::Result;
 use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
@@ -14,7 +15,6 @@ use tidemark_proto::wire::control::{
     RestoreBeginAs, RestoreCount, RestoreFinish, RestoreKept, RestoreParts, RestorePartsLogged, RestoreVerify,
     Seal, Settle, Upload, UploadRest,
 };
-use tidemark_proto::{Error, Result};
 use tokio_util::sync::CancellationToken;
 
 use super::{Reply, body};
@@ -184,7 +184,7 @@ async fn dispatch_restore(
             let RestoreAbort {} = body(reader, header).await?;
             reply.finish(restore::abort(agent.clone(), head)).await
         }
-        other => Err(Error::unsupported(format!("command {other} is newer than this agent ({})", crate::BUILD))),
+        _ => super::clones::dispatch(agent, header, reader, reply).await,
     }
 }
 

@@ -6,16 +6,16 @@ use bytes::Bytes;
 use tidemark_common::transport::{FrameReader, FrameWriter};
 use tidemark_proto::frame::{self, Header, Message};
 use tidemark_proto::wire::kv::{
-    Commit, Committed, Failure, Get, MAX_COMMIT, MAX_KEY, MAX_PAGE, MAX_SMALL, MAX_VALUE, MAX_WRITES, PAGE_BYTES,
-    Page, Record, Scan, Value,
+    CloneOpened, Commit, Committed, Failure, Get, MAX_COMMIT, MAX_KEY, MAX_PAGE, MAX_SMALL, MAX_VALUE, MAX_WRITES,
+    OpenClone, PAGE_BYTES, Page, Record, Scan, Value,
 };
-use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+use tidemark_proto::{CloneName, Error, ErrorKind, Result, error::ResultExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::{MAX_IN_FLIGHT, Shared, UNIT, WRITE_TIMEOUT};
-use crate::kv::{Versioned, Write};
+use crate::kv::{KvStore, Versioned, Write};
 
 /// What an answer may take before it is known: a page with one record over its bound.
 const MAX_ANSWER: usize = PAGE_BYTES + MAX_VALUE + MAX_KEY;
@@ -24,7 +24,32 @@ const MAX_ANSWER: usize = PAGE_BYTES + MAX_VALUE + MAX_KEY;
 enum Pending {
     Commit(oneshot::Receiver<Result<tidemark_proto::Timestamp>>, OwnedSemaphorePermit),
     Read(JoinHandle<Result<(Bytes, OwnedSemaphorePermit)>>),
+    Opened(CloneOpened),
     Failed(Error),
+}
+
+/// Whom the requests of a stream are for: the node's own data until a clone is opened. After one that could not be opened
+/// nobody, so that none of them goes astray.
+struct Target(std::result::Result<Arc<dyn KvStore>, (ErrorKind, String)>);
+
+impl Target {
+    fn store(&self) -> Result<Arc<dyn KvStore>> {
+        self.0.clone().map_err(|(kind, message)| Error::new(kind, message))
+    }
+
+    /// Opens a clone of `parent` for what follows.
+    fn open(&mut self, parent: &dyn KvStore, name: String) -> Pending {
+        match CloneName::new(name).and_then(|name| parent.open_clone(&name)) {
+            Ok(opened) => {
+                self.0 = Ok(opened.store);
+                Pending::Opened(CloneOpened { at: opened.at })
+            }
+            Err(e) => {
+                self.0 = Err((e.kind(), format!("the clone was not opened: {}", e.report())));
+                Pending::Failed(e)
+            }
+        }
+    }
 }
 
 pub(super) async fn stream(shared: Arc<Shared>, mut writer: FrameWriter, mut reader: FrameReader) {
@@ -52,10 +77,15 @@ pub(super) async fn stream(shared: Arc<Shared>, mut writer: FrameWriter, mut rea
 }
 
 async fn requests(shared: &Shared, reader: &mut FrameReader, tx: &mpsc::Sender<Pending>) -> Result<()> {
+    let mut target = Target(Ok(shared.store.clone()));
     while let Some(header) = reader.read_header().await? {
         let pending = match header.kind {
-            Commit::KIND => commit(shared, reader, header).await?,
-            Get::KIND | Scan::KIND => read(shared, reader, header).await?,
+            Commit::KIND => commit(shared, &target, reader, header).await?,
+            Get::KIND | Scan::KIND => read(shared, &target, reader, header).await?,
+            OpenClone::KIND => {
+                let OpenClone { name } = reader.decode(header).await?;
+                target.open(&*shared.store, name)
+            }
             other => return Err(Error::unsupported(format!("request {other} is not known to this build"))),
         };
         if tx.send(pending).await.is_err() {
@@ -70,17 +100,18 @@ async fn reserve(budget: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphore
     budget.clone().acquire_many_owned(units).await.or_kind(ErrorKind::Bug, "the budget is closed")
 }
 
-async fn commit(shared: &Shared, reader: &mut FrameReader, header: Header) -> Result<Pending> {
+async fn commit(shared: &Shared, target: &Target, reader: &mut FrameReader, header: Header) -> Result<Pending> {
     let share = reserve(&shared.budget, header.len.min(MAX_COMMIT) as usize).await?;
     let commit: Commit = reader.decode(header).await?;
-    if let Err(e) = check_commit(&commit) {
-        return Ok(Pending::Failed(e));
-    }
+    let store = match check_commit(&commit).and_then(|()| target.store()) {
+        Ok(store) => store,
+        Err(e) => return Ok(Pending::Failed(e)),
+    };
     let writes = commit.writes.into_iter().map(|w| match w.value {
         Some(value) => Write::Put { key: w.key, value },
         None => Write::Delete { key: w.key },
     });
-    Ok(Pending::Commit(shared.store.commit(writes.collect(), commit.after), share))
+    Ok(Pending::Commit(store.commit(writes.collect(), commit.after), share))
 }
 
 fn check_commit(commit: &Commit) -> Result<()> {
@@ -107,10 +138,13 @@ fn check_key(key: &[u8]) -> Result<()> {
 
 /// Reads a request and runs it on a thread that may block. The whole room of an answer is reserved before, and what
 /// the answer does not need is given back when it is known.
-async fn read(shared: &Shared, reader: &mut FrameReader, header: Header) -> Result<Pending> {
+async fn read(shared: &Shared, target: &Target, reader: &mut FrameReader, header: Header) -> Result<Pending> {
     let body = reader.read_body(header, MAX_SMALL).await?;
+    let store = match target.store() {
+        Ok(store) => store,
+        Err(e) => return Ok(Pending::Failed(e)),
+    };
     let mut share = reserve(&shared.budget, MAX_ANSWER).await?;
-    let store = shared.store.clone();
     Ok(Pending::Read(tokio::task::spawn_blocking(move || {
         let answer = if header.kind == Get::KIND {
             let get = Get::from_body(&body)?;
@@ -145,6 +179,7 @@ async fn answers(shared: &Shared, writer: &mut FrameWriter, mut rx: mpsc::Receiv
                 Ok((bytes, share)) => (Ok(bytes.into()), Some(share)),
                 Err(e) => (Err(e), None),
             },
+            Pending::Opened(opened) => (frame::encode(&opened), None),
             Pending::Failed(e) => (Err(e), None),
         };
         let frame = match answer {

@@ -2,9 +2,11 @@
 //!
 //! What holds, and where: encoding and order of keys in [`key`]; files and what a crash leaves in [`layout`]; an
 //! incarnation's keyspaces and durable numbers in [`generation`]; commits and cuts in [`commit`]; reads in [`read`];
-//! changes in [`changes`]; the log in [`log`] and [`trail`]; collection in [`collect`]; restores in [`load`] and [`restore`].
+//! changes in [`changes`]; the log in [`log`] and [`trail`]; collection in [`collect`]; restores in [`load`] and [`restore`];
+//! clones in [`clones`], what is written in them in [`overlay`].
 
 mod changes;
+mod clones;
 mod collect;
 mod commit;
 mod cut;
@@ -15,12 +17,13 @@ mod key;
 mod layout;
 mod load;
 mod log;
+mod open;
+mod overlay;
 mod read;
 mod restore;
 mod trail;
 mod value;
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -28,20 +31,23 @@ use std::time::{Duration, Instant};
 
 use tidemark_common::clock::Hlc;
 use tidemark_proto::id::JobId;
-use tidemark_proto::wire::control::{Description, Held, Ownership, Position, Sealed};
-use tidemark_proto::{Error, Incarnation, Result, SlotSet, Timestamp};
+use tidemark_proto::wire::control::{CloneInfo, Description, Held, Ownership, Position, Sealed};
+use tidemark_proto::{CloneName, Error, Incarnation, Result, SlotSet, Timestamp};
 use tokio::sync::oneshot;
 
 pub use collect::CollectReport;
+pub use overlay::MAX_CLONES;
 pub use read::MAX_SCAN_LIMIT;
 
-use crate::engine::{Engine, Loader, LogSource, ScanRange, Snapshot};
-use crate::kv::{self, KvStore, ScanPage, Versioned, Write};
+use crate::engine::{Engine, Loader, LogSource, Snapshot};
+use crate::kv::{self, KvStore, OpenedClone, ScanPage, Versioned, Write};
 use collect::{Collector, Stop};
 use commit::{Gate, Mode, Pending};
-use generation::{Commits, Generation};
-use layout::{Current, Layout};
+use generation::Generation;
+use layout::Layout;
 use load::Staging;
+use open::open_current;
+use overlay::Overlay;
 use read::View;
 
 /// Name of the engine.
@@ -170,17 +176,44 @@ impl Embedded {
             }
         }
     }
+}
 
+impl Shared {
+    /// The live incarnation, if clients may write.
     fn writable(&self) -> Result<Arc<Generation>> {
-        let state = self.shared.gate.lock();
+        let state = self.gate.lock();
         state.check_open()?;
         Ok(Arc::clone(&state.generation))
     }
 
-    fn generation(&self) -> Result<Arc<Generation>> {
-        let state = self.shared.gate.lock();
+    /// The live incarnation, if clients may read.
+    fn readable(&self) -> Result<Arc<Generation>> {
+        let state = self.gate.lock();
         state.check_readable()?;
         Ok(Arc::clone(&state.generation))
+    }
+
+    /// See `KvStore::commit`; into a clone where one is given.
+    fn commit(
+        &self,
+        overlay: Option<&Arc<Overlay>>,
+        writes: Vec<Write>,
+        after: Timestamp,
+    ) -> oneshot::Receiver<Result<Timestamp>> {
+        let (reply, answer) = oneshot::channel();
+        let checked = self
+            .writable()
+            .and_then(|generation| kv::check_batch(&writes, &generation.slots).map(|bytes| (generation, bytes)));
+        match checked {
+            Ok((generation, bytes)) => {
+                let overlay = overlay.cloned();
+                self.gate.enqueue(&generation, Pending { overlay, writes, after, bytes, reply });
+            }
+            Err(e) => {
+                let _ = reply.send(Err(e));
+            }
+        }
+        answer
     }
 }
 
@@ -193,66 +226,6 @@ impl Drop for Embedded {
 fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
     thread.map_err(fault::io(format!("start the thread {name}")))
-}
-
-/// Opens the live incarnation, makes the first one in a new directory, and removes what crashes left.
-fn open_current(layout: &Layout, options: &Options) -> Result<(Arc<Generation>, Commits)> {
-    let mut current = match layout.current()? {
-        Some(current) => current,
-        None => {
-            let fresh = Current { incarnation: new_incarnation(), slots: options.slots.clone() };
-            layout.set_current(&fresh)?;
-            fresh
-        }
-    };
-    let mut keep = vec![current.incarnation];
-    match layout.restoring()? {
-        Some(r) if r.staged == current.incarnation => layout.clear_restoring()?,
-        Some(r) => keep.push(r.staged),
-        None => {}
-    }
-    layout.clean(&keep)?;
-    let dir = layout.data(current.incarnation);
-    let open = |slots: SlotSet| Generation::open(&dir, current.incarnation, slots, options.cache_bytes);
-    let generation = Arc::new(open(options.slots.clone())?);
-    let commits = generation.commits()?;
-    if current.slots != options.slots {
-        refuse_outside(&generation, commits, &current.slots, &options.slots)?;
-        current.slots = options.slots.clone();
-        layout.set_current(&current)?;
-    }
-    Ok((generation, commits))
-}
-
-/// `Config` when live records lie outside the slots that the node is told to serve.
-fn refuse_outside(g: &Arc<Generation>, commits: Commits, was: &SlotSet, now: &SlotSet) -> Result<()> {
-    let view = View::new(Arc::clone(g), commits.highest.max(g.safe_point()))?;
-    let mut found = None;
-    view.scan(&ScanRange::slots(SlotSet::all().minus(now)), &mut |record| {
-        found = Some(record.slot);
-        Ok(ControlFlow::Break(()))
-    })?;
-    found.map_or(Ok(()), |slot| {
-        Err(Error::config(format!(
-            "the store holds records of slot {slot}, but the configuration gives this node the slots {now}: \
-             set them back to {was}, or restore a backup into the new ones"
-        )))
-    })
-}
-
-/// Whether `generation` holds no live record.
-fn is_empty(generation: &Arc<Generation>, commits: Commits) -> Result<bool> {
-    let view = View::new(Arc::clone(generation), commits.highest.max(generation.safe_point()))?;
-    let mut empty = true;
-    view.scan(&ScanRange::slots(SlotSet::all()), &mut |_| {
-        empty = false;
-        Ok(ControlFlow::Break(()))
-    })?;
-    Ok(empty)
-}
-
-fn new_incarnation() -> Incarnation {
-    Incarnation::from_u128(rand::random())
 }
 
 fn ownership(slots: &SlotSet) -> Ownership {
@@ -306,11 +279,24 @@ impl Engine for Embedded {
     }
 
     fn unpin(&self, name: &str) -> Result<()> {
-        self.generation()?.unpin(name)
+        self.shared.readable()?.unpin(name)
     }
 
     fn pins(&self) -> Result<Vec<(String, Timestamp)>> {
-        Ok(self.generation()?.pins(self.shared.hlc.wall_millis()))
+        Ok(self.shared.readable()?.pins(self.shared.hlc.wall_millis()))
+    }
+
+    fn create_clone(&self, name: &CloneName, at: Timestamp) -> Result<(CloneInfo, bool)> {
+        clones::create(&self.shared, name, at)
+    }
+
+    fn clones(&self) -> Result<(Vec<CloneInfo>, Timestamp)> {
+        let highest = self.shared.hlc.last().max(self.shared.gate.lock().commits.highest);
+        Ok((clones::list(&self.shared)?, highest))
+    }
+
+    fn drop_clone(&self, name: &CloneName, at: Option<Timestamp>) -> Result<bool> {
+        clones::drop_clone(&self.shared, name, at)
     }
 
     fn log(&self) -> Option<&dyn LogSource> {
@@ -335,19 +321,11 @@ impl Engine for Embedded {
 
 impl KvStore for Embedded {
     fn commit(&self, writes: Vec<Write>, after: Timestamp) -> oneshot::Receiver<Result<Timestamp>> {
-        let (reply, answer) = oneshot::channel();
-        let checked = self
-            .writable()
-            .and_then(|generation| kv::check_batch(&writes, &generation.slots).map(|bytes| (generation, bytes)));
-        match checked {
-            Ok((generation, bytes)) => {
-                self.shared.gate.enqueue(&generation, Pending { writes, after, bytes, reply });
-            }
-            Err(e) => {
-                let _ = reply.send(Err(e));
-            }
-        }
-        answer
+        self.shared.commit(None, writes, after)
+    }
+
+    fn open_clone(&self, name: &CloneName) -> Result<OpenedClone> {
+        clones::open(&self.shared, name)
     }
 
     fn get(&self, key: &[u8], at: Option<Timestamp>) -> Result<Option<Versioned>> {

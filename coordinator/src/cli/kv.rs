@@ -9,7 +9,7 @@ use data_encoding::HEXLOWER;
 use tidemark_common::pki::Credentials;
 use tidemark_common::transport::client_endpoint;
 use tidemark_proto::wire::kv::{MAX_PAGE, MAX_VALUE, Record, Write};
-use tidemark_proto::{ClusterName, Error, ErrorKind, Result, Timestamp, error::ResultExt};
+use tidemark_proto::{CloneName, ClusterName, Error, ErrorKind, Result, Timestamp, error::ResultExt};
 use tokio_util::sync::CancellationToken;
 
 use super::connect::{ClusterArg, GlobalArgs};
@@ -25,6 +25,9 @@ pub(crate) struct KvArgs {
     /// The cluster; not needed where the coordinator knows one alone
     #[arg(short = 'C', long, env = "TIDEMARK_CLUSTER", global = true)]
     cluster: Option<ClusterName>,
+    /// Work on this clone of the cluster (`tidemark clone`), not on the cluster itself
+    #[arg(long, value_name = "NAME", global = true)]
+    clone: Option<CloneName>,
     #[command(subcommand)]
     verb: KvCommand,
 }
@@ -33,6 +36,7 @@ const EXAMPLES: &str = "Examples:
   tidemark kv put greeting hello
   tidemark kv get greeting --at -5m
   tidemark kv scan user: --at 2026-10-04T09:30:00Z
+  tidemark kv put greeting hi --clone trial
   tidemark kv load --records 100000 --duration 30 --chains 4
   tidemark kv check";
 
@@ -156,31 +160,36 @@ impl KvArgs {
                 }
             }
         });
-        self.verb.run(&global.credentials()?, routes, at, global.output, stop).await
+        let on = Place { routes, clone: self.clone };
+        self.verb.run(&global.credentials()?, on, at, global.output, stop).await
     }
 }
 
+/// What a command works on.
+struct Place {
+    routes: Vec<NodeRoute>,
+    clone: Option<CloneName>,
+}
+
 impl KvCommand {
-    /// The timestamp that reads are meant for. What `-5m` is counts from the coordinator's clock, not from this host's.
+    /// The timestamp that reads are meant for.
     async fn at(&self, client: &ApiClient) -> Result<Option<Timestamp>> {
         let (Self::Get { at, .. } | Self::Scan { at, .. } | Self::Check { at }) = self else { return Ok(None) };
-        match at {
-            None => Ok(None),
-            Some(at) if at.is_relative() => at.resolve(Timestamp(client.status().await?.now).millis()).map(Some),
-            Some(at) => at.resolve(0).map(Some),
-        }
+        time::resolve(*at, client).await
     }
 
     async fn run(
         &self,
         credentials: &Credentials,
-        routes: Vec<NodeRoute>,
+        on: Place,
         at: Option<Timestamp>,
         output: Format,
         stop: CancellationToken,
     ) -> Result<()> {
         let endpoint = client_endpoint()?;
-        let router = Router::new(&endpoint, credentials, env!("CARGO_PKG_VERSION"), routes)?;
+        let parent = Router::new(&endpoint, credentials, env!("CARGO_PKG_VERSION"), on.routes)?;
+        let router = on.clone.map_or(parent.clone(), |clone| parent.of_clone(&clone));
+        drop(parent);
         let is_load = matches!(self, Self::Load(_));
         let done = tokio::select! {
             done = self.run_on(&router, at, output, stop.clone()) => done,

@@ -5,6 +5,8 @@ use std::str::FromStr;
 use jiff::tz::TimeZone;
 use tidemark_proto::{Error, Result, Timestamp};
 
+use crate::client::ApiClient;
+
 /// Milliseconds since 1970 of the year 2000: a raw timestamp below is something else, such as seconds since 1970.
 const YEAR_2000: u64 = 946_684_800_000;
 
@@ -32,6 +34,15 @@ impl TimeArg {
     /// Whether [`Self::resolve`] needs to know what time it is.
     pub(crate) fn is_relative(self) -> bool {
         matches!(self, Self::Ago(_))
+    }
+}
+
+/// The timestamp of a time that may be given. What `-5m` is counts from the coordinator's clock, not from this host's.
+pub(crate) async fn resolve(at: Option<TimeArg>, client: &ApiClient) -> Result<Option<Timestamp>> {
+    match at {
+        None => Ok(None),
+        Some(at) if at.is_relative() => at.resolve(Timestamp(client.status().await?.now).millis()).map(Some),
+        Some(at) => at.resolve(0).map(Some),
     }
 }
 

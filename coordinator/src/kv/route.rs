@@ -9,7 +9,7 @@ use tidemark_common::kv_client::{KvClient, Seen};
 use tidemark_common::pki::Credentials;
 use tidemark_common::transport::Backoff;
 use tidemark_proto::wire::kv::{Record, Write};
-use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, SlotSet, Timestamp, slot_of};
+use tidemark_proto::{CloneName, ClusterName, Error, ErrorKind, NodeName, Result, SlotSet, Timestamp, slot_of};
 use tokio::time::{Instant, sleep};
 
 use crate::api::{ClusterDetail, NodeItem};
@@ -94,6 +94,13 @@ impl Router {
     /// The same connections for another client, which has seen nothing yet.
     pub fn another_client(&self) -> Self {
         Self { nodes: self.nodes.clone(), seen: Seen::default() }
+    }
+
+    /// Clients of a clone on the same nodes, which have seen what this one has.
+    #[must_use]
+    pub fn of_clone(&self, clone: &CloneName) -> Self {
+        let nodes = self.nodes.iter().map(|(route, client)| (route.clone(), client.of_clone(clone.clone())));
+        Self { nodes: nodes.collect(), seen: self.seen.clone() }
     }
 
     /// Number of nodes.

@@ -56,6 +56,12 @@ crate::messages! {
     54 => v1::RestoreKept, v 1, max MAX_KEPT_MESSAGE;
     55 => v1::RestoredKept, v 1;
     60 => v1::DescribeSource, v 1;
+    61 => v1::CreateClone, v 1;
+    62 => v1::CloneCreated, v 1;
+    63 => v1::ListClones, v 1;
+    64 => v1::Clones, v 1;
+    65 => v1::DropClone, v 1;
+    66 => v1::CloneDropped, v 1;
     70 => v1::LogStart, v 1;
     71 => v1::LogStop, v 1;
     72 => v1::RestorePartsLogged, v 1;

@@ -6,6 +6,10 @@
 //! independent of each other. Within a stream a request may run before an earlier one is answered: who needs an
 //! order waits for the answer. A node that is restoring or shutting down answers `Retry`.
 //!
+//! Requests are for the node's own data. After [`v1::OpenClone`] those that follow on the same stream are for that clone, as it
+//! stands by then: they fail with `NotFound` when it is dropped, also when another of its name is made. Where the clone could
+//! not be opened they fail as well, so that none goes astray to the parent.
+//!
 //! Clients carry the highest timestamp they have seen, from any node, as `after` of their next commit: that is what
 //! makes a cut at any timestamp consistent for them.
 
@@ -39,6 +43,8 @@ crate::messages! {
     104 => v1::Scan, v 1, max MAX_SMALL;
     105 => v1::Page, v 1, max MAX_REPLY;
     106 => v1::Failure, v 1, max MAX_SMALL;
+    107 => v1::OpenClone, v 1, max MAX_SMALL;
+    108 => v1::CloneOpened, v 1, max MAX_SMALL;
 }
 
 #[cfg(test)]
@@ -65,6 +71,8 @@ mod tests {
         check(file, "scan", &scan);
         let page = Page { records: vec![record], next: Some(vec![1, 2, b'k']), at: Timestamp(3) };
         check(file, "page", &page);
+        check(file, "open-clone", &OpenClone { name: "orders-trial".into() });
+        check(file, "clone-opened", &CloneOpened { at: Timestamp(3) });
         check(file, "failure", &Failure { code: 1, message: "the store is restoring".into() });
     }
 }

@@ -79,6 +79,12 @@ pub fn control(bytes: &[u8]) {
         c::Kept,
         c::RestoreKept,
         c::RestoredKept,
+        c::CreateClone,
+        c::CloneCreated,
+        c::ListClones,
+        c::Clones,
+        c::DropClone,
+        c::CloneDropped,
     );
     if let Some((_, body)) = bytes.split_first_chunk::<HEADER_LEN>()
         && let Ok(description) = c::Description::from_body(body)
@@ -94,5 +100,16 @@ pub fn bulk(bytes: &[u8]) {
 
 /// The data protocol.
 pub fn kv(bytes: &[u8]) {
-    decode!(bytes, k::Commit, k::Committed, k::Get, k::Value, k::Scan, k::Page, k::Failure);
+    decode!(
+        bytes,
+        k::Commit,
+        k::Committed,
+        k::Get,
+        k::Value,
+        k::Scan,
+        k::Page,
+        k::Failure,
+        k::OpenClone,
+        k::CloneOpened
+    );
 }

@@ -30,6 +30,18 @@ impl WallClock for TestClock {
     }
 }
 
+impl TestClock {
+    /// Milliseconds since 1970.
+    pub(crate) fn now(&self) -> u64 {
+        self.millis()
+    }
+
+    /// Turns it forward.
+    pub(crate) fn turn(&self, time: Duration) {
+        let _ = self.0.fetch_add(time.as_millis() as u64, Ordering::SeqCst);
+    }
+}
+
 enum Kind {
     Memory(Memory),
     Embedded { store: Arc<Embedded>, _dir: TempDir },
@@ -73,7 +85,15 @@ impl Fixture {
 
     /// Turns the clock forward.
     pub(crate) fn pass(&self, time: Duration) {
-        let _ = self.clock.0.fetch_add(time.as_millis() as u64, Ordering::SeqCst);
+        self.clock.turn(time);
+    }
+
+    /// The store, where it is an embedded one.
+    pub(crate) fn as_embedded(&self) -> Option<&Embedded> {
+        match &self.kind {
+            Kind::Memory(_) => None,
+            Kind::Embedded { store, .. } => Some(store),
+        }
     }
 
     /// Collects what the default retention lets go.

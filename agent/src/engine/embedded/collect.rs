@@ -5,13 +5,16 @@
 //! older ones go, and so do the index entries. The safe point is durable before anything goes. A key's delete marker
 //! goes last, so that a crash never uncovers what it hid.
 //!
+//! The writes of clones are collected in the same way, each clone up to its own safe point. A delete there stays while the
+//! parent holds the key that it hides.
+//!
 //! A pass works in chunks with pauses between them and keeps its place, so that it never holds commits up for long.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use fjall::{OwnedWriteBatch, Readable, UserKey};
+use fjall::{Keyspace, OwnedWriteBatch, Readable, UserKey};
 use tidemark_common::clock::Hlc;
 use tidemark_proto::slot::SLOT_COUNT;
 use tidemark_proto::{Result, Timestamp};
@@ -19,6 +22,7 @@ use tidemark_proto::{Result, Timestamp};
 use super::commit::{Gate, Mode};
 use super::generation::{Collected, Generation};
 use super::log::LOG_PIN;
+use super::overlay::Overlay;
 use super::{fault, key, value};
 
 /// Time between two looks for work.
@@ -78,7 +82,7 @@ impl Collector {
         while !self.stop.wait(EVERY) {
             let seen = {
                 let state = self.gate.lock();
-                (state.mode == Mode::Open).then(|| (state.generation.incarnation, state.commits.position))
+                (state.mode == Mode::Open).then(|| (state.generation.incarnation, state.commits.highest))
             };
             if seen.is_none() || seen == idle_at {
                 continue;
@@ -113,18 +117,84 @@ impl Collector {
         self.bound_the_log()?;
         let safe = generation.move_safe_point(wanted, now)?;
         let mut report = CollectReport { safe_point: safe, ..CollectReport::default() };
-        let mut place = (0, Timestamp::ZERO, Vec::new());
         let mut whole = true;
-        loop {
-            let chunk = next_chunk(&generation, safe, &mut place, &mut whole)?;
-            if chunk.is_empty() {
-                return Ok((report, whole));
+        let mut stopped = self.space(&Space::parent(&generation), safe, &mut report, &mut whole)?;
+        for overlay in generation.clones() {
+            stopped = stopped || self.clone(&generation, &overlay, wanted, &mut report, &mut whole)?;
+        }
+        Ok((report, whole && !stopped))
+    }
+
+    /// One pass over a clone; answers whether it is time to stop.
+    fn clone(
+        &self,
+        generation: &Arc<Generation>,
+        overlay: &Overlay,
+        wanted: Timestamp,
+        report: &mut CollectReport,
+        whole: &mut bool,
+    ) -> Result<bool> {
+        let space = Space::of_clone(generation, overlay);
+        let mut due = true;
+        if next_chunk(&space, wanted, &mut Place::default(), &mut due)?.is_empty() {
+            *whole &= due;
+            return Ok(false);
+        }
+        // The clone's record must not come back after it was dropped.
+        let safe = {
+            let _turn = overlay.collecting.lock().expect("collecting");
+            if overlay.is_dropped() {
+                return Ok(false);
             }
-            collect_chunk(&generation, safe, &chunk, &mut report)?;
+            generation.move_clone_safe_point(overlay, wanted)?
+        };
+        self.space(&space, safe, report, whole)
+    }
+
+    /// Takes away what `safe` makes superfluous in one space; answers whether it is time to stop.
+    fn space(
+        &self,
+        space: &Space<'_>,
+        safe: Timestamp,
+        report: &mut CollectReport,
+        whole: &mut bool,
+    ) -> Result<bool> {
+        let mut place = Place::default();
+        loop {
+            let chunk = next_chunk(space, safe, &mut place, whole)?;
+            let turn = space.overlay.map(|o| o.collecting.lock().expect("collecting"));
+            if chunk.is_empty() || space.overlay.is_some_and(Overlay::is_dropped) {
+                return Ok(false);
+            }
+            collect_chunk(space, safe, &chunk, report)?;
+            drop(turn);
             if self.stop.wait(PAUSE) {
-                return Ok((report, false));
+                return Ok(true);
             }
         }
+    }
+}
+
+/// Versions and their change index: of the parent, or of a clone.
+struct Space<'a> {
+    generation: &'a Arc<Generation>,
+    data: &'a Keyspace,
+    changes: &'a Keyspace,
+    overlay: Option<&'a Overlay>,
+}
+
+impl<'a> Space<'a> {
+    fn parent(generation: &'a Arc<Generation>) -> Self {
+        Self { generation, data: &generation.data, changes: &generation.changes, overlay: None }
+    }
+
+    fn of_clone(generation: &'a Arc<Generation>, overlay: &'a Overlay) -> Self {
+        Self { generation, data: &overlay.data, changes: &overlay.changes, overlay: Some(overlay) }
+    }
+
+    /// Whether a delete must stay for what it hides.
+    fn hides(&self, prefix: &[u8]) -> Result<bool> {
+        self.overlay.map_or(Ok(false), |overlay| self.generation.lies_under(overlay, prefix))
     }
 }
 
@@ -132,18 +202,13 @@ impl Collector {
 type Place = (u16, Timestamp, Vec<u8>);
 
 /// The next entries at or below `safe`, in index order. `whole` turns false when later entries remain.
-fn next_chunk(
-    generation: &Generation,
-    safe: Timestamp,
-    place: &mut Place,
-    whole: &mut bool,
-) -> Result<Vec<UserKey>> {
+fn next_chunk(space: &Space<'_>, safe: Timestamp, place: &mut Place, whole: &mut bool) -> Result<Vec<UserKey>> {
     let (mut out, mut from) = (Vec::new(), Vec::new());
-    let snapshot = generation.db.snapshot();
+    let snapshot = space.generation.db.snapshot();
     while out.len() < CHUNK && place.0 < SLOT_COUNT {
         key::change(&mut from, place.0, place.1, &place.2);
         let mut jump = None;
-        for item in snapshot.range(&generation.changes, &from[..]..) {
+        for item in snapshot.range(space.changes, &from[..]..) {
             let entry = item.key().map_err(fault::fjall("read the change index"))?;
             let (slot, at, raw) = key::split_change(&entry)?;
             if at > safe {
@@ -164,7 +229,7 @@ fn next_chunk(
 }
 
 fn collect_chunk(
-    generation: &Generation,
+    space: &Space<'_>,
     safe: Timestamp,
     entries: &[UserKey],
     report: &mut CollectReport,
@@ -176,12 +241,12 @@ fn collect_chunk(
         key::encode_prefix(&mut prefix, slot, raw);
         let _ = prefixes.insert(prefix);
     }
-    let mut writer = Writer::new(generation);
+    let mut writer = Writer::new(space);
     for prefix in prefixes {
         report.versions += collect_key(&mut writer, &prefix, safe)?;
     }
     for entry in entries {
-        writer.batch.remove(&generation.changes, entry.clone());
+        writer.batch.remove(space.changes, entry.clone());
     }
     report.entries += entries.len() as u64;
     writer.write()
@@ -189,11 +254,11 @@ fn collect_chunk(
 
 /// Removes what `safe` makes superfluous of one key; answers the number of versions.
 fn collect_key(writer: &mut Writer<'_>, prefix: &[u8], safe: Timestamp) -> Result<u64> {
-    let generation = writer.generation;
+    let space = writer.space;
     let mut from = prefix.to_vec();
     key::push_time(&mut from, safe);
     let (mut newest, mut removed) = (None, 0);
-    for item in generation.db.snapshot().range(&generation.data, from..key::end_of_versions(prefix)) {
+    for item in space.generation.db.snapshot().range(space.data, from..key::end_of_versions(prefix)) {
         let (encoded, stored) = item.into_inner().map_err(fault::fjall("read old versions"))?;
         let live = value::read(&stored)?;
         if newest.is_none() {
@@ -209,7 +274,9 @@ fn collect_key(writer: &mut Writer<'_>, prefix: &[u8], safe: Timestamp) -> Resul
         removed += 1;
         writer.remove(encoded)?;
     }
-    if let Some(Some(delete)) = newest {
+    if let Some(Some(delete)) = newest
+        && !space.hides(prefix)?
+    {
         removed += 1;
         writer.remove(delete)?;
     }
@@ -218,24 +285,29 @@ fn collect_key(writer: &mut Writer<'_>, prefix: &[u8], safe: Timestamp) -> Resul
 
 /// Writes removals in batches of bounded size. They need no fsync: what a crash brings back is removed again.
 struct Writer<'a> {
-    generation: &'a Generation,
+    space: &'a Space<'a>,
     batch: OwnedWriteBatch,
     collected: Collected,
 }
 
 impl<'a> Writer<'a> {
-    fn new(generation: &'a Generation) -> Self {
-        Self { generation, batch: generation.db.batch(), collected: generation.collected() }
+    fn new(space: &'a Space<'a>) -> Self {
+        let generation = space.generation;
+        Self { space, batch: generation.db.batch(), collected: generation.collected() }
     }
 
     fn remove(&mut self, encoded: UserKey) -> Result<()> {
-        self.batch.remove(&self.generation.data, encoded);
+        self.batch.remove(self.space.data, encoded);
         if self.batch.len() >= BATCH { self.write() } else { Ok(()) }
     }
 
     fn write(&mut self) -> Result<()> {
-        let mut batch = std::mem::replace(&mut self.batch, self.generation.db.batch());
-        self.generation.put_collected(&mut batch, self.collected);
+        let generation = self.space.generation;
+        let mut batch = std::mem::replace(&mut self.batch, generation.db.batch());
+        // What clones hold is not counted as the store's.
+        if self.space.overlay.is_none() {
+            generation.put_collected(&mut batch, self.collected);
+        }
         batch.commit().map_err(fault::fjall("remove old versions"))
     }
 }

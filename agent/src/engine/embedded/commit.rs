@@ -20,6 +20,7 @@ use tidemark_proto::{Error, ErrorKind, Incarnation, Result, Timestamp};
 use tokio::sync::oneshot;
 
 use super::generation::{Commits, Generation};
+use super::overlay::Overlay;
 use super::trail::{Group, Trail};
 use super::{fault, key, value};
 use crate::kv::Write;
@@ -37,6 +38,8 @@ type Reply = oneshot::Sender<Result<Timestamp>>;
 
 /// A batch that waits.
 pub(super) struct Pending {
+    /// The clone that it is for; `None` for the parent.
+    pub(super) overlay: Option<Arc<Overlay>>,
     pub(super) writes: Vec<Write>,
     pub(super) after: Timestamp,
     pub(super) bytes: usize,
@@ -64,11 +67,13 @@ pub(super) struct Hold {
 }
 
 /// The first reading of a cut.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Reading {
     pub(super) job: JobId,
     pub(super) incarnation: Incarnation,
     pub(super) position: u64,
+    /// Highest commit timestamp, that of clones included.
+    pub(super) highest: Timestamp,
 }
 
 pub(super) struct State {
@@ -76,6 +81,8 @@ pub(super) struct State {
     pub(super) generation: Arc<Generation>,
     pub(super) commits: Commits,
     pub(super) busy: bool,
+    /// Whether the group under way (the last one, where none is) writes to the parent, not to clones alone.
+    pub(super) moving: bool,
     /// Groups begun so far.
     pub(super) groups: u64,
     pub(super) hold: Option<Hold>,
@@ -136,6 +143,7 @@ impl Gate {
             generation,
             commits,
             busy: false,
+            moving: false,
             groups: 0,
             hold: None,
             reading: None,
@@ -263,6 +271,7 @@ impl Gate {
         }
         state.queued_bytes -= bytes;
         state.busy = true;
+        state.moving = group.iter().any(|p| p.overlay.is_none());
         state.groups += 1;
         Some((Arc::clone(&state.generation), state.commits, group))
     }
@@ -324,16 +333,20 @@ fn write_group(
 ) -> Result<Commits> {
     let (mut batch, mut commits, mut scratch) = (generation.durable_batch(), before, Vec::new());
     for pending in group {
-        answers.push(hlc.observe(pending.after).map(|()| {
+        let standing = pending.overlay.as_ref().map_or(Ok(()), |overlay| overlay.check_standing());
+        answers.push(standing.and_then(|()| hlc.observe(pending.after)).map(|()| {
             let at = hlc.now();
-            add(generation, &mut batch, &mut commits, (&mut scratch, written), &pending.writes, at);
-            written.bytes += pending.bytes as u64;
-            commits.position += 1;
+            add(generation, &mut batch, &mut commits, (&mut scratch, written), pending, at);
+            // What is written in a clone is no part of the parent's history, but no later commit may come below it.
+            if pending.overlay.is_none() {
+                written.bytes += pending.bytes as u64;
+                commits.position += 1;
+            }
             commits.highest = at;
             at
         }));
     }
-    if commits.position > before.position {
+    if commits.highest > before.highest {
         generation.put_commits(&mut batch, commits);
         batch.commit().map_err(fault::fjall("commit a group of writes"))?;
     }
@@ -346,28 +359,37 @@ fn add(
     batch: &mut OwnedWriteBatch,
     commits: &mut Commits,
     (scratch, written): (&mut Vec<u8>, &mut Group),
-    writes: &[Write],
+    pending: &Pending,
     at: Timestamp,
 ) {
+    let writes = &pending.writes;
+    let (data, changes) = match &pending.overlay {
+        None => (&generation.data, &generation.changes),
+        Some(overlay) => (&overlay.data, &overlay.changes),
+    };
     let mut seen = HashSet::with_capacity(if writes.len() > 1 { writes.len() } else { 0 });
     for write in writes.iter().rev() {
         if writes.len() > 1 && !seen.insert(write.key()) {
             continue;
         }
         let slot = tidemark_proto::slot_of(write.key());
-        written.slots.push(slot);
+        if pending.overlay.is_none() {
+            written.slots.push(slot);
+        }
         key::encode(scratch, slot, write.key(), at);
         let data_key = fjall::UserKey::from(&scratch[..]);
         key::change(scratch, slot, at, write.key());
-        batch.insert(&generation.changes, &scratch[..], []);
+        batch.insert(changes, &scratch[..], []);
         match write {
             Write::Put { value, .. } => {
-                commits.records += 1;
-                commits.bytes += write.bytes() as u64;
+                if pending.overlay.is_none() {
+                    commits.records += 1;
+                    commits.bytes += write.bytes() as u64;
+                }
                 value::put(scratch, value);
             }
             Write::Delete { .. } => value::delete(scratch),
         }
-        batch.insert(&generation.data, data_key, &scratch[..]);
+        batch.insert(data, data_key, &scratch[..]);
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn hold(gate: &Gate, hlc: &Hlc, job: JobId, budget: Duration) -> Resu
 /// The first reading.
 fn read(state: &mut State, hlc: &Hlc, job: JobId) -> Held {
     let (incarnation, offset) = (state.generation.incarnation, state.commits.position);
-    state.reading = Some(Reading { job, incarnation, position: offset });
+    state.reading = Some(Reading { job, incarnation, position: offset, highest: state.commits.highest });
     Held {
         position: position(incarnation, offset),
         max_timestamp: hlc.last().max(state.commits.highest),
@@ -60,24 +60,25 @@ pub(super) fn seal(gate: &Gate, hlc: &Hlc, job: JobId, at: Timestamp) -> Result<
     let generation = {
         let state = gate.lock();
         state.check_open()?;
-        let now = Reading { job, incarnation: state.generation.incarnation, position: state.commits.position };
-        match &state.reading {
-            Some(r) if r.job == job => {
-                // A commit under way will move the position, and may have drawn a timestamp below `at`.
-                if *r != now || state.busy {
-                    return Err(Error::conflict(format!(
-                        "the store moved on since it was held (from {} to {} or more commits): \
-                         the cut is void, hold again with a larger budget",
-                        r.position, now.position
-                    )));
-                }
-            }
+        let reading = match &state.reading {
+            Some(r) if r.job == job => r,
             _ => return Err(Error::conflict(format!("job {job} holds no reading of this store: hold first"))),
+        };
+        let (incarnation, position) = (state.generation.incarnation, state.commits.position);
+        // A commit under way will move the position, and may have drawn a timestamp below `at`.
+        let moves = state.busy && state.moving;
+        if (reading.incarnation, reading.position) != (incarnation, position) || moves {
+            return Err(Error::conflict(format!(
+                "the store moved on since it was held (from {} to {position} or more commits): \
+                 the cut is void, hold again with a larger budget",
+                reading.position
+            )));
         }
-        if at < state.commits.highest {
+        // What was committed since is in clones, and may lie above.
+        if at < reading.highest {
             return Err(Error::request(format!(
                 "a cut at {at} is below the last commit at {}: draw its timestamp after all nodes have held",
-                state.commits.highest
+                reading.highest
             )));
         }
         hlc.observe(at)?;

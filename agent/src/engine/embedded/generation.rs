@@ -1,20 +1,22 @@
 //! One incarnation: its database, its durable numbers and its pins.
 //!
-//! Keyspaces: `data` (versions), `changes` (what changed when), `meta` (numbers, pins, finished parts of a load).
+//! Keyspaces: `data` (versions), `changes` (what changed when), `meta` (numbers, pins, finished parts of a load, clones),
+//! and those of clones, see [`super::overlay`].
 //! A record with timestamp 0 was loaded by a restore and stands for the incarnation's base timestamp: a load does not
 //! know yet at which timestamp it will be committed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
-use tidemark_proto::{Error, Incarnation, Result, SlotSet, Timestamp};
+use tidemark_proto::{CloneName, Error, Incarnation, Result, SlotSet, Timestamp};
 
 use super::fault;
+use super::overlay::Overlay;
 
 /// Data blocks, in bytes: large enough for fast scans, small enough for single reads.
 const DATA_BLOCK: u32 = 32 << 10;
@@ -66,10 +68,12 @@ struct Pin {
     lease_end: u64,
 }
 
-/// Pins and the safe point move under one lock, so that no pin is taken below the safe point.
+/// Pins, clones and the safe point move under one lock, so that none is taken below the safe point.
 #[derive(Debug, Default)]
 struct Pins {
     pins: BTreeMap<String, Pin>,
+    /// What lies under clones: without an end.
+    clones: BTreeMap<CloneName, Timestamp>,
     safe: Timestamp,
 }
 
@@ -84,6 +88,7 @@ pub(super) struct Generation {
     base: AtomicU64,
     pins: Mutex<Pins>,
     collected: Mutex<Collected>,
+    overlays: RwLock<BTreeMap<CloneName, Arc<Overlay>>>,
     /// Last field: the files go after the handles on them.
     removal: Removal,
 }
@@ -103,7 +108,8 @@ impl Drop for Removal {
     }
 }
 
-fn options(block: u32, memtable: u64) -> KeyspaceCreateOptions {
+/// How a keyspace is made.
+pub(super) fn options(block: u32, memtable: u64) -> KeyspaceCreateOptions {
     // Every read is a range read, which asks no filter. Index blocks of lower levels go through the block cache.
     KeyspaceCreateOptions::default()
         .data_block_size_policy(BlockSizePolicy::all(block))
@@ -134,9 +140,11 @@ impl Generation {
             base: AtomicU64::new(0),
             pins: Mutex::default(),
             collected: Mutex::default(),
+            overlays: RwLock::default(),
             removal: Removal { dir: dir.to_owned(), doomed: AtomicBool::new(false) },
         };
         generation.recover()?;
+        generation.recover_clones()?;
         Ok(generation)
     }
 
@@ -211,10 +219,46 @@ impl Generation {
         check_at(at, self.safe_point())
     }
 
-    /// Highest timestamp that pins and the safe point speak of.
+    /// Highest timestamp that pins, clones and the safe point speak of.
     pub(super) fn highest_promised(&self) -> Timestamp {
         let pins = self.pins.lock().expect("pins");
-        pins.pins.values().map(|p| p.at).fold(pins.safe, Timestamp::max)
+        pins.pins.values().map(|p| p.at).chain(pins.clones.values().copied()).fold(pins.safe, Timestamp::max)
+    }
+
+    /// The clone of this name.
+    pub(super) fn clone_named(&self, name: &CloneName) -> Option<Arc<Overlay>> {
+        self.overlays.read().expect("clones").get(name).cloned()
+    }
+
+    /// All clones, by name.
+    pub(super) fn clones(&self) -> Vec<Arc<Overlay>> {
+        self.overlays.read().expect("clones").values().cloned().collect()
+    }
+
+    /// Takes up a clone whose record is durable.
+    pub(super) fn take_up(&self, overlay: Overlay) -> Arc<Overlay> {
+        let (name, overlay) = (overlay.name.clone(), Arc::new(overlay));
+        let _ = self.pins.lock().expect("pins").clones.insert(name.clone(), overlay.at);
+        let _ = self.overlays.write().expect("clones").insert(name, Arc::clone(&overlay));
+        overlay
+    }
+
+    /// Commits `batch`, the record of a clone, and keeps what a reader at `at` needs. `NotFound` below the safe point.
+    pub(super) fn keep(&self, name: &CloneName, at: Timestamp, batch: OwnedWriteBatch) -> Result<()> {
+        let mut pins = self.pins.lock().expect("pins");
+        check_at(at, pins.safe)?;
+        batch.commit().map_err(fault::fjall("write the record of a clone"))?;
+        let _ = pins.clones.insert(name.clone(), at);
+        Ok(())
+    }
+
+    /// Commits `batch`, which removes the record of a clone, and forgets it.
+    pub(super) fn let_go(&self, name: &CloneName, batch: OwnedWriteBatch) -> Result<()> {
+        let mut pins = self.pins.lock().expect("pins");
+        batch.commit().map_err(fault::fjall("remove the record of a clone"))?;
+        let _ = pins.clones.remove(name);
+        let _ = self.overlays.write().expect("clones").remove(name);
+        Ok(())
     }
 
     /// Sets or renews a pin, durably.
@@ -248,10 +292,11 @@ impl Generation {
         Ok(())
     }
 
-    /// Pins whose lease has not ended.
+    /// Pins whose lease has not ended, and those of clones (`clone:<name>`).
     pub(super) fn pins(&self, now: u64) -> Vec<(String, Timestamp)> {
         let pins = self.pins.lock().expect("pins");
-        pins.pins.iter().filter(|(_, p)| p.lease_end > now).map(|(name, p)| (name.clone(), p.at)).collect()
+        let leased = pins.pins.iter().filter(|(_, p)| p.lease_end > now).map(|(name, p)| (name.clone(), p.at));
+        leased.chain(pins.clones.iter().map(|(name, at)| (format!("clone:{name}"), *at))).collect()
     }
 
     /// Drops ended pins and moves the safe point up to `wanted`, but not over a pin; durably, before anybody may
@@ -260,7 +305,8 @@ impl Generation {
         let mut pins = self.pins.lock().expect("pins");
         let ended: Vec<_> =
             pins.pins.iter().filter(|(_, p)| p.lease_end <= now).map(|(name, _)| name.clone()).collect();
-        let lowest = pins.pins.iter().filter(|(_, p)| p.lease_end > now).map(|(_, p)| p.at).min();
+        let leased = pins.pins.values().filter(|p| p.lease_end > now).map(|p| p.at);
+        let lowest = leased.chain(pins.clones.values().copied()).min();
         let safe = wanted.min(lowest.unwrap_or(Timestamp::MAX)).max(pins.safe);
         if safe == pins.safe && ended.is_empty() {
             return Ok(safe);
@@ -287,7 +333,8 @@ impl Generation {
     }
 }
 
-fn check_at(at: Timestamp, safe: Timestamp) -> Result<()> {
+/// `NotFound` below a safe point.
+pub(super) fn check_at(at: Timestamp, safe: Timestamp) -> Result<()> {
     if at >= safe {
         return Ok(());
     }

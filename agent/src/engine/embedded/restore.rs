@@ -12,7 +12,8 @@ use super::commit::{self, Mode};
 use super::generation::{Commits, Generation};
 use super::layout::{Current, Restoring};
 use super::load::Staging;
-use super::{Shared, is_empty, new_incarnation};
+use super::open::{is_empty, new_incarnation};
+use super::{Shared, clones};
 use crate::engine::{Loader, PartLoader};
 
 /// Block cache of a staged incarnation while it is loaded, in bytes. Once live it gets the full size at a restart.
@@ -37,6 +38,7 @@ pub(super) fn begin(shared: &Arc<Shared>, job: JobId, slots: SlotSet, in_place: 
             }
             _ => state.check_open()?,
         }
+        clones::refuse_restore(&state.generation)?;
         if slots.is_empty() {
             return Err(Error::request("a restore into no slots: leave this node out of the plan"));
         }

@@ -16,6 +16,7 @@ use super::options::selection;
 use super::share::Share;
 use super::shares::{Shares, shares};
 use super::types::{Taker, Types};
+use crate::clones;
 use crate::context::Context;
 use crate::job::backup::tiling;
 use crate::job::damage::{Damage, PartSet};
@@ -280,7 +281,11 @@ async fn plan_as(context: &Context, request: RestoreRequest, begun: bool) -> Res
         });
     }
     let slots_per_region = manifest.root().slots_per_region;
+    let nodes: Vec<_> = candidates.iter().map(|c| (c.node.clone(), c.engine.clone())).collect();
     let mut plan = plan_onto(manifest, candidates, request).await?;
+    if !begun {
+        plan.problems.extend(clones::in_the_way(context, &target, &nodes).await);
+    }
     if let Some(point) = point {
         let log = point.log(&context.repository, &plan.request.cluster, slots_per_region).boxed().await?;
         (plan.at, plan.log_segments, plan.log_bytes) = (point.at.0, point.segments(), log.bytes);

@@ -207,3 +207,15 @@ fn golden_bytes_of_kept_things() {
     assert!(!shown.contains("98c1eb") && !shown.contains("57, 56"), "{shown}");
     assert!(Kept::default().is_empty() && !kept.is_empty());
 }
+
+#[test]
+fn golden_bytes_of_clones() {
+    let (name, at) = ("orders-trial".to_owned(), Timestamp::new(1_700_000_000_125, 3));
+    let clone = CloneInfo { name: name.clone(), at, created_millis: 1_700_000_000_126, bytes: 40_960 };
+    check(FILE, "create-clone", &CreateClone { name: name.clone(), at });
+    check(FILE, "clone-created", &CloneCreated { clone: clone.clone(), fresh: 1 });
+    check(FILE, "list-clones", &ListClones {});
+    check(FILE, "clones", &Clones { clones: vec![clone], highest: Timestamp::new(1_700_000_000_127, 0) });
+    check(FILE, "drop-clone", &DropClone { name, at });
+    check(FILE, "clone-dropped", &CloneDropped { dropped: 1 });
+}

@@ -1,5 +1,6 @@
 //! Control messages, version 1. Frozen: never edit a struct that a build has sent.
 
+mod clones;
 mod kept;
 mod options;
 mod secret;
@@ -11,6 +12,7 @@ use crate::id::{Incarnation, JobId};
 use crate::slot::SlotSet;
 use crate::time::Timestamp;
 
+pub use clones::*;
 pub use kept::*;
 pub use options::{LoadOptions, PartBounds, RestoreBeginAs, RestoreCount, RestoreCounted, RestorePartsLogged};
 pub use secret::*;

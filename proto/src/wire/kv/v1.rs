@@ -88,3 +88,17 @@ pub struct Failure {
     /// What happened and what to do.
     pub message: String,
 }
+
+/// From here on the requests of this stream are for a clone; answered by [`CloneOpened`].
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct OpenClone {
+    /// Name of the clone.
+    pub name: String,
+}
+
+/// Requests that follow are for the clone.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct CloneOpened {
+    /// The state of the parent that it began with: the earliest that can be read in it.
+    pub at: Timestamp,
+}
