@@ -25,10 +25,10 @@ use tracing::Instrument;
 use crate::agent::{Agent, RestoreSession};
 use crate::blocking;
 use crate::daemon::RESTORING;
-use crate::engine::{Loader, RecordRef, record_hash};
+use crate::engine::{Loader, LongRecord, PartLoader, RecordRef, record_hash};
 use crate::snapshot::Counters;
 use crate::telemetry::{self, PartKind};
-use options::Changes;
+use options::{ChangedLong, Changes};
 
 /// Attempts at one part within a command.
 const PART_ATTEMPTS: u32 = 4;
@@ -211,12 +211,17 @@ fn apply(job: &LoadJob, number: u32, slots: &SlotSet, mut merge: Merge<fetch::Bl
             return Err(Error::damaged(format!("a record stands under slot {} that is not its own", entry.slot)));
         }
         let record = RecordRef { slot: entry.slot, key: entry.key, meta, value };
-        let hash = record_hash(record);
+        let long = merge.long().map(|value| LongRecord { slot: entry.slot, key: entry.key, meta, value });
+        let hash = long.as_ref().map_or_else(|| Ok(record_hash(record)), LongRecord::hash)?;
         source.add(hash);
-        let bytes = (entry.key.len() + meta.len() + value.len()) as u64;
+        let bytes = long.map_or((entry.key.len() + meta.len() + value.len()) as u64, |long| long.bytes());
         let _ = job.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         let _ = job.counters.records.fetch_add(1, Ordering::Relaxed);
         if !job.selection.takes(&entry)? {
+            continue;
+        }
+        if let Some(long) = long {
+            put_long(&mut *loader, &mut rule, long, hash)?;
             continue;
         }
         match rule.change(record)? {
@@ -226,6 +231,17 @@ fn apply(job: &LoadJob, number: u32, slots: &SlotSet, mut merge: Merge<fetch::Bl
     }
     let loaded = loader.finish(source)?;
     Ok(LoadedPart { number, source, loaded })
+}
+
+fn put_long(loader: &mut dyn PartLoader, rule: &mut Changes, record: LongRecord<'_>, hash: u128) -> Result<()> {
+    match rule.change_long(&record)? {
+        ChangedLong::Same => loader.put_long(record, hash),
+        ChangedLong::Meta(meta) => {
+            let changed = LongRecord { meta, ..record };
+            loader.put_long(changed, changed.hash()?)
+        }
+        ChangedLong::All(changed) => loader.put(changed, record_hash(changed)),
+    }
 }
 
 /// Reads the staged data back and compares. Nothing is switched: every node must come this far before any does.

@@ -31,7 +31,7 @@ pub(crate) fn engine(server: &Server, dir: &std::path::Path) -> Arc<Redis> {
 }
 
 fn prepare(engine: &Redis, job: JobId) {
-    engine.prepare(job, &|| false, &|_| ()).expect("a base");
+    engine.prepare(job, true, &|| false, &|_| ()).expect("a base");
 }
 
 /// Takes a cut: attempts until the server stood still.

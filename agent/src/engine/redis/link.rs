@@ -19,7 +19,7 @@ use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 use super::base::Gathered;
 use super::conn::{Address, Login};
 use super::shard::Servers;
-use super::spill::Sorted;
+use super::spill::Sorting;
 use super::worker::Worker;
 
 /// Longest wait for the base before progress is told.
@@ -33,7 +33,7 @@ pub struct Base {
     /// Where the stream begins that follows it.
     pub position: Position,
     /// Its records.
-    pub records: Arc<Sorted>,
+    pub records: Arc<Sorting>,
     /// What else it held.
     pub gathered: Gathered,
 }

@@ -77,8 +77,10 @@ impl Worker {
             !self.shared.stopped()
         };
         let (trailer, unread) = read_base(connection, &watch, &mut sink)?;
-        let (records, gathered) = sink.finish(&trailer)?;
-        tracing::info!(records = records.records, bytes = records.bytes, offset = position.offset, "base taken");
+        let (records, bytes) = sink.spill().taken();
+        tracing::info!(records, bytes, offset = position.offset, "base taken");
+        // The server's next base need not wait for the last records to be sorted, nor does the stream.
+        let (records, gathered) = sink.finish_behind(&trailer)?;
         Ok((Base { position, records: Arc::new(records), gathered }, unread))
     }
 
