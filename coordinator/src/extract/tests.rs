@@ -91,7 +91,7 @@ fn members_are_sorted_in_any_room() {
             found.push(m.to_vec());
             Ok(())
         };
-        sorted::members(n::SET, Family::Redis, &raw, room, put).unwrap();
+        sorted::members(n::SET, Family::Redis, &raw[..], room, put).unwrap();
         assert_eq!(found, wanted, "room of {room}");
     }
 }

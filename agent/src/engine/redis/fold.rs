@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tidemark_common::rdb::{self, Family, RdbWriter, RecordHead};
 use tidemark_common::record::{RedisMeta, redis_key, split_redis_key};
-use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::ResultExt, slot_of};
+use tidemark_proto::{ErrorKind, Result, SlotSet, Timestamp, error::ResultExt, slot_of};
 
 use super::base::{BaseSink, Gathered};
 use super::keys::{Commands, Touches};
