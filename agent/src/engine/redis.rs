@@ -9,6 +9,7 @@
 //! snapshot  what the stream up to the cut names goes through a scratch server; the rest is as the base has it
 //! ```
 
+mod absolute;
 pub mod base;
 pub mod check;
 mod chunk;

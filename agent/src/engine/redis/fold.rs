@@ -15,6 +15,7 @@ use tidemark_common::rdb::{self, Family, RdbWriter, RecordHead};
 use tidemark_common::record::{RedisMeta, redis_key, split_redis_key};
 use tidemark_proto::{ErrorKind, Result, SlotSet, Timestamp, error::ResultExt, slot_of};
 
+use super::absolute::{Arrivals, write_absolute};
 use super::base::{BaseSink, Gathered};
 use super::keys::{Commands, Touches};
 use super::link::Base;
@@ -104,6 +105,8 @@ pub struct Fold<'a> {
     pub(super) ready: Option<Arc<Ready>>,
     /// The file of the log, and how many of its bytes come before the cut.
     pub log: (&'a Path, u64),
+    /// Where the stream stood when the log began, and when its bytes came; of a server that sends times relative to the present.
+    pub(super) relative: Option<(u64, &'a Arrivals)>,
     /// Whether the log may hold commands that change data.
     pub moved: bool,
     /// The program of the scratch server; empty for one that is looked for.
@@ -124,10 +127,15 @@ impl Fold<'_> {
         }
         let _ = std::fs::remove_dir_all(self.dir);
         std::fs::create_dir_all(self.dir).or_kind(ErrorKind::Full, format_args!("{}", self.dir.display()))?;
+        let absolute = self.dir.join("log");
+        let log = match self.relative {
+            Some(arrivals) => (&*absolute, write_absolute(self.log, arrivals, MOST_OF_WORD, &absolute)?),
+            None => self.log,
+        };
         let mut scratch = Scratch::start(self.program, self.valkey, &self.dir.join("server"))?;
         let link = scratch.accept()?;
-        let touched = Touched::read(self.log.0, self.log.1, &scratch.commands()?)?;
-        scratch.replicate(link, |out| self.send_base(&state, &touched, out), self.log)?;
+        let touched = Touched::read(log.0, log.1, &scratch.commands()?)?;
+        scratch.replicate(link, |out| self.send_base(&state, &touched, out), log)?;
         let dump = scratch.save()?;
         let file = File::open(&dump).or_kind(ErrorKind::Bug, format_args!("{}", dump.display()))?;
         let mut sink = FoldSink {

@@ -9,6 +9,7 @@ use tidemark_proto::wire::control::Position;
 use tidemark_proto::{Error, ErrorKind, Result, Timestamp};
 
 use super::Redis;
+use super::absolute::sends_relative;
 use super::fold::Fold;
 use super::hold::HoldState;
 use super::kept::Around;
@@ -141,12 +142,14 @@ impl Redis {
         let view = self.view()?;
         self.admit(&view)?;
         self.shard.note(&view);
-        this.valkey = view.info.version().starts_with("valkey");
+        let version = view.info.version();
+        this.valkey = version.starts_with("valkey");
         let link = Link::start(
             self.options.address.clone(),
             self.options.login.clone(),
             self.shard.servers.clone(),
             &this.dir.join("link"),
+            sends_relative(&version),
         )?;
         let base = link.base(&cancel, &progress).map_err(|e| e.context("taking the base"))?;
         this.link = Some(link);
@@ -177,6 +180,7 @@ impl Redis {
             base: &up_to.base,
             ready,
             log: (&up_to.log, up_to.bytes),
+            relative: up_to.arrivals.as_ref().map(|arrivals| (up_to.base.position.offset, arrivals)),
             moved: up_to.moved,
             program: &self.options.scratch_server,
             valkey,

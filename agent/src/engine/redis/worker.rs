@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_proto::wire::control::Position;
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
@@ -213,6 +214,9 @@ impl Stream {
         shared.update(|s| {
             s.received = self.splitter.position();
             s.moved = moved.unwrap_or(s.moved);
+            if let Some(arrivals) = s.arrivals.as_mut().filter(|_| moved.is_some()) {
+                arrivals.note(self.splitter.position(), SystemClock.millis() as i64);
+            }
         });
         Ok(asked)
     }
