@@ -3,8 +3,8 @@
 //!
 //! Parts follow each other in the manifest's order, which is that of slot and key wherever the slots of a part lie side
 //! by side. Where slots of several nodes interleave, their parts make a *knot* and are merged. In memory are pages of
-//! the manifest, the part entries of a knot, and blocks of one part of each of its nodes; of a value itself one copy, as
-//! it is stored: outputs take it apart as they write.
+//! the manifest, the part entries of a knot, and blocks of one part of each of its nodes; values over 1 MiB go through a file:
+//! outputs take them apart as they write.
 
 mod json;
 mod knots;
@@ -19,7 +19,7 @@ mod tests;
 mod values;
 
 use futures::{StreamExt, TryStreamExt};
-use tidemark_common::run::Entry;
+use tidemark_common::run::{Entry, LongValue};
 use tidemark_common::select::Selection;
 use tidemark_proto::{Error, ErrorKind, Result};
 use tokio_util::sync::CancellationToken;
@@ -49,8 +49,8 @@ pub struct Extracted {
 
 /// Takes records, in the order of slot and key. It blocks, and is dropped unfinished when the extraction fails.
 pub trait Output: Send {
-    /// Takes a record; `false` if it has no place in what is written (see the output for what that is).
-    fn write(&mut self, entry: &Entry<'_>) -> Result<bool>;
+    /// Takes a record, whose value is `long` where that is given; `false` if it has no place in what is written (see the output for what that is).
+    fn write(&mut self, entry: &Entry<'_>, long: Option<&LongValue>) -> Result<bool>;
 
     /// There are no more: writes the end and hands on what is buffered.
     fn finish(&mut self) -> Result<()>;

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use tidemark_common::record::{record_hash, slot_of_record};
-use tidemark_common::run::{Entry, Merge};
+use tidemark_common::record::{record_hash, record_hash_of, slot_of_record};
+use tidemark_common::run::{Entry, LongValue, Merge};
 use tidemark_common::select::Selection;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::stored::manifest::PartEntry;
@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Extracted, Output};
-use crate::part::{self, Blocks};
+use crate::part::{self, Blocks, LongValues};
 use crate::repository::Manifest;
 
 /// Records between two looks at the cancellation token.
@@ -70,15 +70,18 @@ impl Knot {
             lane.advance(&self.manifest, &runtime)?;
         }
         while let Some(lane) = self.first() {
-            let entry = self.lanes[lane].current().ok_or_else(|| Error::bug("a lane at its end"))?;
+            let merge = self.lanes[lane].at.as_ref().map(|open| &open.merge);
+            let merge = merge.ok_or_else(|| Error::bug("a lane at its end"))?;
+            let (entry, long) = (merge.current(), merge.long());
             sum.read += 1;
             if sum.read.is_multiple_of(CANCEL_EVERY) && cancel.is_cancelled() {
                 return Err(Error::cancelled("the extraction was ended"));
             }
-            if selection.takes(&entry)? && output.write(&entry)? {
+            if selection.takes(&entry)? && output.write(&entry, long)? {
                 let (meta, value) = entry.put.unwrap_or_default();
                 sum.records += 1;
-                sum.bytes += (entry.key.len() + meta.len() + value.len()) as u64;
+                let value = long.map_or(value.len() as u64, LongValue::len);
+                sum.bytes += (entry.key.len() + meta.len()) as u64 + value;
             }
             self.lanes[lane].advance(&self.manifest, &runtime)?;
         }
@@ -113,7 +116,7 @@ impl Lane {
 
 impl Open {
     async fn new(manifest: &Manifest, part: PartEntry) -> Result<Self> {
-        let opened = part::open(manifest.repository(), manifest.cluster(), &part).await;
+        let opened = part::open(manifest.repository(), manifest.cluster(), &part, LongValues::Spooled).await;
         let opened = opened.map_err(|e| e.context(format_args!("region {}", part.region)))?;
         // It ends with the merge, whose end of the channel it notices.
         drop(tokio::spawn(opened.pump));
@@ -131,7 +134,10 @@ impl Open {
         if slot_of_record(entry.key, meta) != entry.slot || !self.part.slots.contains(entry.slot) {
             return Err(Error::damaged(format!("a record stands under slot {} that is not its own", entry.slot)));
         }
-        self.digest.add(record_hash(entry.key, meta, value));
+        self.digest.add(match self.merge.long() {
+            Some(long) => record_hash_of(entry.key, meta, long)?,
+            None => record_hash(entry.key, meta, value),
+        });
         Ok(true)
     }
 }

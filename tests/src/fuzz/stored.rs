@@ -17,7 +17,7 @@ use tidemark_proto::wire::control::SecretKey;
 use tidemark_proto::{Result, SlotSet};
 
 /// Longest value that is read.
-const MAX_VALUE: usize = 8 << 20;
+const MAX_VALUE: u64 = 8 << 20;
 /// Largest object that is opened.
 const MAX_OBJECT: usize = 16 << 20;
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::rdb::types::{OLDEST, REDIS_KNOWN, VALKEY_FIRST, VALKEY_KNOWN};
 use tidemark_common::rdb::version_of_server;
-use tidemark_common::run::Entry;
+use tidemark_common::run::{Entry, LongValue};
 use tidemark_proto::id::JobId;
 use tidemark_proto::slot::even_share;
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet, error::ResultExt};
@@ -258,8 +258,8 @@ struct Counting {
 }
 
 impl Output for Counting {
-    fn write(&mut self, entry: &Entry<'_>) -> Result<bool> {
-        let written = self.split.write(entry)?;
+    fn write(&mut self, entry: &Entry<'_>, long: Option<&LongValue>) -> Result<bool> {
+        let written = self.split.write(entry, long)?;
         self.expired += u64::from(!written);
         Ok(written)
     }
