@@ -30,8 +30,25 @@ impl SystemClock {
 
 impl WallClock for SystemClock {
     fn millis(&self) -> u64 {
-        self.time().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+        let millis = self.time().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        millis.saturating_add_signed(wrong_by())
     }
+}
+
+/// Environment variable of debug builds: the clock is this many milliseconds ahead (or, negative, behind). For tests of fleets
+/// whose clocks do not agree.
+#[cfg(debug_assertions)]
+const WRONG_BY: &str = "TIDEMARK_CLOCK_WRONG_BY_MS";
+
+#[cfg(debug_assertions)]
+fn wrong_by() -> i64 {
+    static WRONG: std::sync::OnceLock<i64> = std::sync::OnceLock::new();
+    *WRONG.get_or_init(|| std::env::var(WRONG_BY).ok().and_then(|text| text.parse().ok()).unwrap_or(0))
+}
+
+#[cfg(not(debug_assertions))]
+fn wrong_by() -> i64 {
+    0
 }
 
 /// Issues timestamps that only grow, and never fall behind one it has observed.

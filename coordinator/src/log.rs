@@ -5,13 +5,17 @@
 //! chained from segment to segment; where a chain is broken, the window ends, whatever anybody intended.
 
 mod index;
+mod listing;
 mod member;
+mod merge;
 mod node;
 mod operate;
 mod point;
 mod session;
 mod sessions;
 mod state;
+mod trim;
+mod upkeep;
 mod window;
 
 pub use index::{Found, LogIndex, NodeSpan, SegmentInfo};
@@ -19,4 +23,5 @@ pub use operate::{EnablePitr, PitrChange, PitrStatus, WindowItem, change, cuts, 
 pub use point::{LogParts, Piece, Point, point};
 pub use sessions::Logs;
 pub use state::{NodeLag, SessionState};
+pub use trim::{Trimmable, check_segments, enter_trim, give_up, trimmable};
 pub use window::{Chains, Interval, Window, Windows};

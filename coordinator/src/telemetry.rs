@@ -112,6 +112,7 @@ impl Observed for Telemetry {
     fn observe(&self) {
         self.observe_agents();
         self.observe_queues();
+        self.context.logs.observe(self.context.now_millis());
         let jobs = self.context.jobs.list();
         for kind in JobKind::ALL {
             let running = jobs.iter().filter(|j| j.kind == kind && j.state == JobState::Running).count();

@@ -112,7 +112,7 @@ async fn read(archive: &Archive, objects: &BTreeMap<String, Bytes>) -> Outcome {
     let jobs = Jobs::default();
     let begin = |kind| jobs.begin(kind, &cluster(), false, 1).expect("job");
     let seen: Option<Seen> = history.of(&cluster());
-    let check = check::run(before.clone(), begin(JobKind::Check), cluster(), seen).await;
+    let check = check::run(before.clone(), begin(JobKind::Check), cluster(), seen, Vec::new()).await;
     let mut outcome = Outcome { opened, check, verified: Vec::new(), planned: Vec::new(), extracted: Vec::new() };
     for (backup, _) in &archive.backups {
         let job = begin(JobKind::Verify);

@@ -22,6 +22,10 @@ mod in_place;
 mod limits;
 #[path = "flow/log.rs"]
 mod log;
+#[path = "flow/log_broken.rs"]
+mod log_broken;
+#[path = "flow/model.rs"]
+mod model;
 #[path = "flow/pitr.rs"]
 mod pitr;
 #[path = "flow/repository.rs"]

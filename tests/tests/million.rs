@@ -183,7 +183,7 @@ async fn a_million_parts_take_little_memory() {
     assert_eq!(shown.parts, PARTS);
     let jobs = Jobs::default();
     let job = jobs.begin(JobKind::Check, &cluster(), false, 1).expect("job");
-    let _ = check::run(repository.clone(), job, cluster(), None).await.expect("check");
+    let _ = check::run(repository.clone(), job, cluster(), None, Vec::new()).await.expect("check");
     told("checked");
 
     let manifest = Manifest::open(&repository, &cluster(), &hash).await.expect("manifest");

@@ -275,7 +275,7 @@ pub(super) async fn show(
         let newest = catalog::list(&context, &cluster).await?;
         detail.last_backup = newest.into_iter().find(|b| b.state == "complete");
     }
-    if context.logs.state(&cluster).is_some() || catalog::has_log(&context.repository, &cluster).await? {
+    if context.logs.is_running(&cluster) || catalog::has_log(&context.repository, &cluster).await? {
         detail.pitr = Some(log::status(&context, &cluster).await?);
     }
     Ok(Json(detail))

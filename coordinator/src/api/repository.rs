@@ -3,11 +3,13 @@
 use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::StatusCode;
+use futures::FutureExt;
 
 use super::problem::{ApiError, Json, Problem};
 use crate::context::Shared;
 use crate::job::collect::{self, CollectRequest};
 use crate::job::{JobInfo, JobKind, check};
+use crate::log;
 
 /// The repository.
 #[derive(Debug, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -47,10 +49,13 @@ pub(super) async fn check_repository(
 ) -> Result<(StatusCode, Reply<Vec<JobInfo>>), ApiError> {
     let mut started = Vec::new();
     for cluster in context.repository.protected_clusters().await? {
-        let (run, name) = (context.repository.clone(), cluster.clone());
+        let (run, name) = (context.clone(), cluster.clone());
         let seen = context.history.of(&cluster);
-        started.push(super::jobs::start(&context, JobKind::Check, &cluster, false, move |job| {
-            check::run(run, job, name, seen)
+        started.push(super::jobs::start(&context, JobKind::Check, &cluster, false, move |job| async move {
+            job.phase("reading the log");
+            let lost = log::check_segments(&run.repository, &name).boxed().await?;
+            log::give_up(&run, &name, &lost).await?;
+            check::run(run.repository.clone(), job, name, seen, lost).await
         })?);
     }
     Ok((StatusCode::ACCEPTED, Reply(started)))

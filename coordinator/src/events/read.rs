@@ -139,6 +139,11 @@ fn of_entry(cluster: &ClusterName, recorded: &Recorded) -> EventItem {
             (String::new(), "log", message)
         }
         Body::Trim(t) => (String::new(), "trim", format!("log segments below {} are not needed any more", t.below)),
+        Body::Void(v) => (
+            String::new(),
+            "void",
+            format!("log segment {} is lost, the window ends there: {}", v.segment, v.reason),
+        ),
         Body::Unknown(kind) => (String::new(), "unknown", format!("kind {kind}: a newer build wrote it")),
     };
     let ignored = if recorded.counts { "" } else { " (ignored: written under an epoch that was over)" };

@@ -16,18 +16,22 @@ use super::restore::open_manifest;
 use crate::history::Seen;
 use crate::repository::{BackupRecord, Ledger, Repository};
 
-/// Runs the check. `seen` is the highest ledger entry that anybody was told of. What is damaged is listed in the error,
+/// Runs the check. `seen` is the highest ledger entry that anybody was told of, `lost` are log segments that do not hold. What is damaged is listed in the error,
 /// and in the job's result for programs.
 pub async fn run(
     repository: Repository,
     job: Arc<Job>,
     cluster: ClusterName,
     seen: Option<Seen>,
+    lost: Vec<(u64, String)>,
 ) -> Result<serde_json::Value> {
     job.phase("reading the small objects");
     let mut objects = Damage::default();
     top::repository(&repository, &mut objects).await?;
     top::job_records(&repository, &cluster, &mut objects).await?;
+    for (number, why) in lost {
+        top::blame(&mut objects, paths::log(&cluster, number), why);
+    }
     job.phase("reading the ledger");
     let ledger = match Ledger::load(&repository, &cluster).await {
         Ok(ledger) => ledger,

@@ -12,6 +12,7 @@ mod sweep;
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::PackId;
 use tidemark_proto::stored::ledger::{Body, Condemn, MAX_CONDEMNED};
@@ -19,6 +20,7 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
 
 use super::Job;
 use crate::context::Shared;
+use crate::log;
 use crate::repository::{Ledger, event_objects_older};
 
 pub use report::CollectReport;
@@ -68,7 +70,11 @@ async fn collect(context: &Shared, job: &Job, cluster: &ClusterName, dry_run: bo
         let (days, now) = (context.config.events_keep_days, context.now_millis());
         let old = event_objects_older(&context.repository, cluster, days, now).await?;
         garbage.events = old.into_iter().map(|o| o.path).collect();
+        let trim = log::trimmable(&context.repository, &ledger, now).boxed().await?;
+        garbage.segments = trim.objects.iter().map(|(path, _)| path.clone()).collect();
         let mut report = CollectReport::of(cluster, dry_run, &listing, &live, &garbage);
+        report.log_segments = trim.objects.len() as u64;
+        report.log_bytes = trim.objects.iter().map(|(_, bytes)| bytes).sum();
         job.update(|i| i.progress.total_parts = garbage.objects());
         if dry_run {
             return Ok(report);
@@ -82,6 +88,7 @@ async fn collect(context: &Shared, job: &Job, cluster: &ClusterName, dry_run: bo
             }
             Err(e) => return Err(e),
         }
+        log::enter_trim(context, &mut ledger, trim.below).await?;
         job.phase("deleting");
         report.staged_files = garbage.delete(context.repository.store(), cluster, &drawn, job).await?;
         return Ok(report);

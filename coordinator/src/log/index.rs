@@ -1,12 +1,14 @@
 //! The segments of a cluster as they lie in the repository: their footers, without the chunks.
 
+use std::collections::BTreeMap;
+
 use futures::StreamExt;
 use tidemark_proto::hash::Hash;
-use tidemark_proto::stored::log::Segment;
-use tidemark_proto::stored::paths;
-use tidemark_proto::{ClusterName, ErrorKind, Incarnation, NodeName, Result, SlotSet, Timestamp};
+use tidemark_proto::stored::log::{Segment, SegmentRange};
+use tidemark_proto::{ClusterName, Incarnation, NodeName, Result, SlotSet, Timestamp};
 
-use crate::repository::{ReadSegment, Repository};
+use super::listing::{Listing, is_loss, read};
+use crate::repository::{Ledger, ReadSegment, Repository};
 
 /// Footers read at once.
 const PARALLEL_READS: usize = 16;
@@ -33,15 +35,15 @@ pub struct NodeSpan {
 /// A segment without its chunks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SegmentInfo {
-    /// Its number.
-    pub number: u64,
+    /// Its number, or those that it stands for.
+    pub range: SegmentRange,
     /// Bytes of the object.
     pub size: u64,
     /// Epoch of the coordinator that wrote it.
     pub epoch: u64,
     /// When, milliseconds since 1970.
     pub at_millis: u64,
-    /// Hash of its sealed footer.
+    /// What the segment behind it names: the hash of its sealed footer, of a merged one that of the last it stands for.
     pub hash: Hash,
     /// Hash of the sealed footer of the one before.
     pub previous: Hash,
@@ -62,11 +64,11 @@ impl SegmentInfo {
             begins: n.begins != 0,
         };
         Self {
-            number: segment.number,
+            range: segment.range(),
             size,
             epoch: segment.epoch,
             at_millis: segment.at_millis,
-            hash,
+            hash: if segment.range().is_merged() { segment.stands_for } else { hash },
             previous: segment.previous,
             nodes: segment.nodes.iter().map(span).collect(),
         }
@@ -92,44 +94,50 @@ pub enum Found {
 pub struct LogIndex {
     entries: Vec<Found>,
     next: u64,
+    void: BTreeMap<u64, String>,
 }
 
 impl LogIndex {
-    /// Reads the footers of all segments of `cluster` from number `first` on. One that is missing or damaged is an entry
-    /// of its own; an error means that the store does not answer.
-    pub async fn load(repository: &Repository, cluster: &ClusterName, first: u64) -> Result<Self> {
-        let mut index = Self { entries: Vec::new(), next: first.max(1) };
-        index.refresh(repository, cluster).await?;
+    /// Reads the footers of all segments that `ledger` has not given up. One that is missing or damaged is an entry of its
+    /// own; an error means that the store does not answer.
+    pub async fn load(repository: &Repository, ledger: &Ledger) -> Result<Self> {
+        let mut index = Self { entries: Vec::new(), next: ledger.trimmed(), void: ledger.void_segments() };
+        index.refresh(repository, ledger.cluster()).await?;
         Ok(index)
     }
 
     /// Reads what came since.
     pub async fn refresh(&mut self, repository: &Repository, cluster: &ClusterName) -> Result<()> {
-        let listed = repository.store().list(&paths::log_dir(cluster)).await?;
-        let mut numbers: Vec<(u64, u64)> =
-            listed.iter().filter_map(|(path, size)| Some((paths::number(path)?, *size))).collect();
-        numbers.retain(|(number, _)| *number >= self.next);
-        numbers.sort_unstable();
-        let reads = numbers
-            .into_iter()
-            .map(|(number, size)| async move { (number, repository.read_segment(cluster, number, size).await) });
+        let listing = Listing::read(repository, cluster).await?;
+        let wanted = listing.cover(self.next);
+        let reads = wanted.into_iter().map(|(range, size)| {
+            let alone = listing.alone(range);
+            read(repository, cluster, (range, size), alone)
+        });
         let mut reads = futures::stream::iter(reads).buffered(PARALLEL_READS);
-        while let Some((number, read)) = reads.next().await {
-            self.take(number, read)?;
+        while let Some(outcomes) = reads.next().await {
+            for (range, read) in outcomes {
+                self.take(range, read)?;
+            }
         }
         Ok(())
     }
 
-    fn take(&mut self, number: u64, read: Result<ReadSegment>) -> Result<()> {
+    fn take(&mut self, range: SegmentRange, read: Result<ReadSegment>) -> Result<()> {
         // The first ones may have been trimmed away: only a hole between two is a loss.
         if self.entries.is_empty() {
-            self.next = number;
+            self.next = range.first;
         }
-        for missing in self.next..number {
+        for missing in self.next..range.first {
             self.entries.push(Found::Lost { number: missing, why: "is missing, but later ones are there".into() });
         }
-        self.next = number + 1;
+        self.next = range.last + 1;
+        let number = range.last;
         let found = match read {
+            Ok(_) if self.void.range(range.first..=range.last).next().is_some() => {
+                let why = self.void.range(range.first..=range.last).next().map(|(_, why)| why.clone());
+                Found::Lost { number, why: why.unwrap_or_default() }
+            }
             Ok(read) => {
                 let info = SegmentInfo::of(&read.segment, read.hash, read.size);
                 match self.last_hash() {
@@ -139,13 +147,23 @@ impl LogIndex {
                     _ => Found::Segment(info),
                 }
             }
-            Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Unsupported) => {
-                Found::Lost { number, why: e.report() }
-            }
+            Err(e) if is_loss(&e) => Found::Lost { number, why: e.report() },
             Err(e) => return Err(e),
         };
         self.entries.push(found);
         Ok(())
+    }
+
+    /// A merged segment stands for others from now on.
+    pub fn replace(&mut self, merged: SegmentInfo) {
+        let range = merged.range;
+        let inside = |found: &Found| match found {
+            Found::Segment(s) => s.range.first >= range.first && s.range.last <= range.last,
+            Found::Lost { .. } => false,
+        };
+        let Some(at) = self.entries.iter().position(inside) else { return };
+        self.entries.retain(|found| !inside(found));
+        self.entries.insert(at, Found::Segment(merged));
     }
 
     /// Hash of the last footer; `None` when there is none to go by.
@@ -158,7 +176,7 @@ impl LogIndex {
 
     /// Takes note of a segment that was written just now.
     pub fn push(&mut self, info: SegmentInfo) {
-        self.next = info.number + 1;
+        self.next = info.range.last + 1;
         self.entries.push(Found::Segment(info));
     }
 

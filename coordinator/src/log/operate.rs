@@ -148,7 +148,7 @@ fn wanted(context: &Context, now: Option<&LogPolicy>, change: &PitrChange) -> Re
 
 /// What can be restored of a cluster, from what is durable alone.
 pub async fn windows(repository: &Repository, ledger: &Ledger) -> Result<(Windows, Vec<Window>)> {
-    let index = LogIndex::load(repository, ledger.cluster(), ledger.trimmed()).await?;
+    let index = LogIndex::load(repository, ledger).await?;
     let windows = Chains::of(&index).windows();
     let restorable = windows.restorable(&cuts(ledger));
     Ok((windows, restorable))
@@ -170,7 +170,7 @@ pub async fn status(context: &Context, cluster: &ClusterName) -> Result<PitrStat
         Some(LOG_PAUSED) => "paused",
         _ => "off",
     };
-    let running = context.logs.state(cluster);
+    let running = context.logs.state(cluster, context.now_millis());
     let (session, trouble) = running.unwrap_or_default();
     let windows = match state {
         "on" => session.windows.clone(),

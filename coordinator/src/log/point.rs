@@ -8,7 +8,6 @@ use futures::StreamExt;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::log::{Segment, SegmentChunk};
 use tidemark_proto::stored::manifest::PartEntry;
-use tidemark_proto::stored::paths;
 use tidemark_proto::wire::bulk::LogPiece;
 use tidemark_proto::{ClusterName, Error, Result, SlotSet, Timestamp};
 
@@ -40,7 +39,7 @@ pub async fn point(
     wanted: Timestamp,
     named: Option<JobId>,
 ) -> Result<Point> {
-    let index = LogIndex::load(repository, ledger.cluster(), ledger.trimmed()).await?;
+    let index = LogIndex::load(repository, ledger).await?;
     let windows = Chains::of(&index).windows().restorable(&super::operate::cuts(ledger));
     let backups = ledger.backups();
     let own = backups.iter().map(|b| b.backup.cut).filter(|cut| *cut <= wanted).max();
@@ -84,7 +83,8 @@ fn nothing(wanted: Timestamp, windows: &[Window], backups: &[BackupRecord]) -> E
 fn leading(index: &LogIndex, window: &Window, from: Timestamp, at: Timestamp) -> Vec<SegmentInfo> {
     let mut closed: HashMap<&str, Timestamp> = HashMap::new();
     let mut out = Vec::new();
-    let inside = index.segments().filter(|s| s.number >= window.interval.first && s.number <= window.interval.last);
+    let inside =
+        index.segments().filter(|s| s.range.last >= window.interval.first && s.range.first <= window.interval.last);
     for segment in inside {
         // What a node gave lies after what it had closed before, and up to what it closed with this.
         let news = segment
@@ -129,9 +129,9 @@ impl Point {
         self.at > self.base.backup.cut
     }
 
-    /// Numbers of the segments that lead to it.
-    pub fn segments(&self) -> impl Iterator<Item = u64> + '_ {
-        self.segments.iter().map(|s| s.number)
+    /// Number of the objects that lead to it.
+    pub fn segments(&self) -> u64 {
+        self.segments.len() as u64
     }
 
     /// Reads the footers of the segments, and finds the chunks of each region of so many slots.
@@ -142,8 +142,8 @@ impl Point {
         slots_per_region: u16,
     ) -> Result<Arc<LogParts>> {
         let mut log = LogParts { cluster: Some(cluster.clone()), slots_per_region, ..LogParts::default() };
-        let places: Vec<(u64, u64)> = self.segments.iter().map(|s| (s.number, s.size)).collect();
-        let reads = places.into_iter().map(|(number, size)| repository.read_segment(cluster, number, size));
+        let places: Vec<_> = self.segments.iter().map(|s| (s.range, s.size)).collect();
+        let reads = places.into_iter().map(|(range, size)| repository.read_segment(cluster, range, size));
         let mut reads = futures::stream::iter(reads).buffered(PARALLEL_READS);
         while let Some(read) = reads.next().await {
             log.take(read?.segment, self.base.backup.cut, self.at);
@@ -238,7 +238,7 @@ impl LogParts {
                 }
                 (to, end) = (next.offset + u64::from(next.len), end + 1);
             }
-            let path = paths::log(cluster, segment.number);
+            let path = segment.range().path(cluster);
             let bytes = repository.store().get_range(&path, first.offset, to - first.offset).await?;
             for piece in &pieces[i..end] {
                 let chunk = self.chunk(*piece).1;

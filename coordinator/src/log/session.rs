@@ -11,7 +11,7 @@ use tidemark_proto::hash::Hash;
 use tidemark_proto::stored::ledger::LogPolicy;
 use tidemark_proto::stored::log::{Segment, SegmentChunk, SegmentNode};
 use tidemark_proto::stored::paths;
-use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
+use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
 use tokio_util::sync::CancellationToken;
 
 use super::index::{LogIndex, SegmentInfo};
@@ -21,7 +21,6 @@ use super::state::{NodeLag, Published, SessionState};
 use super::window::Chains;
 use crate::context::Shared;
 use crate::fleet::Member;
-use crate::job::{JobKind, backup};
 use crate::repository::{BuiltSegment, Ledger};
 
 /// Bytes by which one batch may pass what was asked for: its last entry.
@@ -30,32 +29,32 @@ pub(super) const SLACK: u64 = 32 << 20;
 const ROUND_PATIENCE: Duration = Duration::from_secs(1);
 /// Least bytes asked of one node.
 const LEAST_PULL: u64 = 1 << 20;
+/// A segment that is not stored after this is told of.
+const PUT_SLOW: Duration = Duration::from_secs(5);
 /// Waits between attempts to put a segment.
 const PUT_RETRY: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(10)];
-/// A window that has no base is looked at this often.
-const BASE_EVERY: Duration = Duration::from_secs(5);
-/// One that has a base, too: its backup may be deleted.
-const BASE_CHECK: Duration = Duration::from_secs(60);
 
 /// A segment that is being put.
-struct Put {
+pub(super) struct Put {
     task: tokio::task::JoinHandle<Result<()>>,
     info: SegmentInfo,
 }
 
 /// The session of one cluster.
 pub(super) struct Session {
-    context: Shared,
-    cluster: ClusterName,
-    policy: LogPolicy,
-    index: LogIndex,
-    chains: Chains,
-    nodes: BTreeMap<NodeName, Tail>,
-    put: Option<Put>,
-    last_put: Option<Instant>,
-    base_at: Instant,
-    published: Arc<Published>,
-    cancel: CancellationToken,
+    pub(super) context: Shared,
+    pub(super) cluster: ClusterName,
+    pub(super) policy: LogPolicy,
+    pub(super) index: LogIndex,
+    pub(super) chains: Chains,
+    pub(super) nodes: BTreeMap<NodeName, Tail>,
+    pub(super) put: Option<Put>,
+    pub(super) merging: Option<tokio::task::JoinHandle<Result<SegmentInfo>>>,
+    pub(super) merge_at: Instant,
+    pub(super) last_put: Option<Instant>,
+    pub(super) base_at: Instant,
+    pub(super) published: Arc<Published>,
+    pub(super) cancel: CancellationToken,
 }
 
 impl Session {
@@ -67,8 +66,8 @@ impl Session {
         published: Arc<Published>,
         cancel: CancellationToken,
     ) -> Result<Self> {
-        let first = Ledger::load(&context.repository, &cluster).await?.trimmed();
-        let index = LogIndex::load(&context.repository, &cluster, first).await?;
+        let ledger = Ledger::load(&context.repository, &cluster).await?;
+        let index = LogIndex::load(&context.repository, &ledger).await?;
         let chains = Chains::of(&index);
         let nodes = chains.chains().iter().map(|(name, chain)| (name.clone(), Tail::of(chain))).collect();
         let mut session = Self {
@@ -79,6 +78,8 @@ impl Session {
             chains,
             nodes,
             put: None,
+            merging: None,
+            merge_at: Instant::now(),
             last_put: None,
             base_at: Instant::now(),
             published,
@@ -128,6 +129,7 @@ impl Session {
                 self.pull().await;
                 let busy = self.write().await?;
                 self.look_after_base();
+                self.look_after_size().await;
                 self.publish();
                 Ok::<_, Error>(busy)
             };
@@ -208,6 +210,8 @@ impl Session {
     fn segment(&self, nodes: Vec<SegmentNode>, chunks: Vec<SegmentChunk>) -> Segment {
         Segment {
             number: self.index.next(),
+            first: self.index.next(),
+            stands_for: Hash::ZERO,
             previous: self.index.last_hash().unwrap_or(Hash::ZERO),
             epoch: self.context.epoch,
             put_id: rand::random(),
@@ -237,7 +241,8 @@ impl Session {
             let mut attempt = 0;
             loop {
                 crash::point("log.put");
-                let e = match repository.store().create(&path, bytes.clone()).await {
+                let put = repository.store().create(&path, bytes.clone());
+                let e = match told_when_slow(put, &path, &published).await {
                     Ok(()) => return Ok(published.trouble(None)),
                     Err(e) => e,
                 };
@@ -297,20 +302,6 @@ impl Session {
         self.last_put = Some(Instant::now());
     }
 
-    /// Takes a backup where the window has none to begin from: after a break, and when the last one was deleted.
-    fn look_after_base(&mut self) {
-        let Some(interval) = self.chains.open().filter(|_| Instant::now() >= self.base_at) else { return };
-        let (context, cluster, published) = (self.context.clone(), self.cluster.clone(), self.published.clone());
-        let start = interval.start;
-        let known = published.has_base(start);
-        self.base_at = Instant::now() + if known { BASE_CHECK } else { BASE_EVERY };
-        drop(tokio::spawn(async move {
-            if let Err(e) = base(&context, &cluster, start, &published).await {
-                tracing::warn!(%cluster, error = %e.report(), "the window has no base, and none can be taken now");
-            }
-        }));
-    }
-
     fn publish(&self) {
         let nodes = self.nodes.iter().map(|(name, tail)| tail.lag(name, self.context.now_millis()));
         let state = SessionState {
@@ -321,6 +312,20 @@ impl Session {
             bytes: self.index.segments().map(|s| s.size).sum(),
         };
         self.published.publish(&self.cluster, state);
+    }
+}
+
+/// Waits for a put; one that takes long is told of meanwhile: the store's client tries again by itself for minutes.
+async fn told_when_slow(put: impl Future<Output = Result<()>>, path: &str, published: &Published) -> Result<()> {
+    let (mut put, began) = (std::pin::pin!(put), Instant::now());
+    loop {
+        tokio::select! {
+            done = &mut put => return done,
+            () = tokio::time::sleep(PUT_SLOW) => {
+                let seconds = began.elapsed().as_secs();
+                published.trouble(Some(format!("the object store has not taken {path} for {seconds} s")));
+            }
+        }
     }
 }
 
@@ -354,27 +359,5 @@ fn gather(name: &NodeName, batch: Batch, nodes: &mut Vec<SegmentNode>, chunks: &
             last,
         };
         chunks.push((entry, sealed));
-    }
-}
-
-/// Sees whether a backup stands whose cut is at or above `start`, and begins one if none does and none is under way.
-async fn base(context: &Shared, cluster: &ClusterName, start: Timestamp, published: &Published) -> Result<()> {
-    let ledger = Ledger::load(&context.repository, cluster).await?;
-    let cuts: Vec<_> = ledger.backups().into_iter().map(|b| (b.backup.cut, b.backup.job)).collect();
-    let found = cuts.iter().any(|(cut, _)| *cut >= start);
-    published.cuts(cluster, cuts);
-    if found {
-        return Ok(());
-    }
-    let request = backup::BackupRequest { cluster: cluster.clone(), full: false, manual: false };
-    let run = context.clone();
-    match crate::job::start(context, JobKind::Backup, cluster, true, move |job| backup::run(run, job, request)) {
-        Ok(info) => {
-            tracing::info!(%cluster, job = %info.id, "the window has no base: taking a backup");
-            Ok(())
-        }
-        // Another job is at work: the next look decides.
-        Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
-        Err(e) => Err(e),
     }
 }

@@ -88,9 +88,21 @@ impl Logs {
     }
 
     /// How the session of a cluster stands, and why segments cannot be stored; `None` when it has none.
-    pub fn state(&self, cluster: &ClusterName) -> Option<(SessionState, Option<String>)> {
+    pub fn state(&self, cluster: &ClusterName, now_millis: u64) -> Option<(SessionState, Option<String>)> {
         let running = self.running.lock().expect("running");
-        running.get(cluster).map(|r| (r.published.state(), r.published.what_troubles()))
+        running.get(cluster).map(|r| (r.published.state(now_millis), r.published.what_troubles()))
+    }
+
+    /// Whether a cluster has a session.
+    pub fn is_running(&self, cluster: &ClusterName) -> bool {
+        self.running.lock().expect("running").contains_key(cluster)
+    }
+
+    /// Tells how far all logs are behind, for the metrics.
+    pub fn observe(&self, now_millis: u64) {
+        for (cluster, running) in self.running.lock().expect("running").iter() {
+            running.published.observe(cluster, now_millis);
+        }
     }
 
     /// Brings the session of a cluster in line with its ledger: begins, ends or replaces it.
@@ -156,7 +168,7 @@ impl Logs {
                 Vec::new()
             });
             for cluster in clusters {
-                if context.logs.state(&cluster).is_none()
+                if !context.logs.is_running(&cluster)
                     && let Err(e) = context.logs.apply(&context, &cluster, &shutdown).await
                 {
                     tracing::warn!(%cluster, error = %e.report(), "the log cannot be taken up yet; trying again");

@@ -95,19 +95,33 @@ impl Published {
 
     /// Takes what is told from now on.
     pub(super) fn publish(&self, cluster: &ClusterName, state: SessionState) {
+        Self::tell_lags(cluster, &state);
+        *self.state.lock().expect("state") = state;
+        self.tell(cluster);
+    }
+
+    /// As it stands; lags are those of now.
+    pub(super) fn state(&self, now_millis: u64) -> SessionState {
+        let mut state = self.state.lock().expect("state").clone();
+        for node in &mut state.nodes {
+            node.lag_millis = now_millis.saturating_sub(Timestamp(node.closed).millis());
+        }
+        state
+    }
+
+    /// Tells the lags of now: a session that waits for the store publishes nothing.
+    pub(super) fn observe(&self, cluster: &ClusterName, now_millis: u64) {
+        let state = self.state(now_millis);
+        Self::tell_lags(cluster, &state);
+    }
+
+    fn tell_lags(cluster: &ClusterName, state: &SessionState) {
         for node in &state.nodes {
             let labels = [("cluster", cluster.to_string()), ("node", node.node.clone())];
             gauge!(LOG_LAG, &labels).set(node.lag_millis as f64 / 1e3);
         }
         let rpo = state.nodes.iter().map(|n| n.lag_millis).max().unwrap_or(0);
         gauge!(LOG_RPO, "cluster" => cluster.to_string()).set(rpo as f64 / 1e3);
-        *self.state.lock().expect("state") = state;
-        self.tell(cluster);
-    }
-
-    /// As it stands.
-    pub(super) fn state(&self) -> SessionState {
-        self.state.lock().expect("state").clone()
     }
 
     fn tell(&self, cluster: &ClusterName) {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use tidemark_proto::id::JobId;
+use tidemark_proto::stored::log::SegmentRange;
 use tidemark_proto::{Incarnation, NodeName, SlotSet, Timestamp};
 
 use super::index::{Found, LogIndex, SegmentInfo};
@@ -131,20 +132,20 @@ impl Chains {
         if let Some(why) = broken {
             self.end(why);
         }
-        self.extend(segment.number);
+        self.extend(segment.range);
     }
 
     /// The interval goes up to what all nodes have closed, if they own all slots.
-    fn extend(&mut self, number: u64) {
+    fn extend(&mut self, range: SegmentRange) {
         let owned = self.chains.values().fold(SlotSet::EMPTY, |all, chain| all.union(&chain.slots));
         if owned != SlotSet::all() {
             return;
         }
         let start = self.chains.values().map(|c| c.start).max().unwrap_or_default();
         let end = self.chains.values().map(|c| c.closed).min().unwrap_or_default().max(start);
-        let fresh = Interval { start, end, first: number, last: number, ended: None };
+        let fresh = Interval { start, end, first: range.first, last: range.last, ended: None };
         let open = self.open.get_or_insert(fresh);
-        (open.end, open.last) = (end, number);
+        (open.end, open.last) = (end, range.last);
     }
 
     /// The interval that goes on, if there is one.
@@ -194,8 +195,8 @@ mod tests {
     fn of(segments: Vec<Vec<NodeSpan>>) -> Windows {
         let mut chains = Chains::default();
         for (i, nodes) in segments.into_iter().enumerate() {
-            let (number, epoch) = (i as u64 + 1, 1);
-            chains.push(&SegmentInfo { number, epoch, nodes, ..SegmentInfo::default() });
+            let (range, epoch) = (SegmentRange::one(i as u64 + 1), 1);
+            chains.push(&SegmentInfo { range, epoch, nodes, ..SegmentInfo::default() });
         }
         chains.windows()
     }
@@ -232,8 +233,18 @@ mod tests {
         assert_eq!(spans(&of(vec![whole(5, 9, true), other])), [(9, 9), (20, 20)]);
 
         let mut chains = Chains::default();
-        chains.push(&SegmentInfo { number: 1, epoch: 2, nodes: whole(5, 5, true), ..SegmentInfo::default() });
-        chains.push(&SegmentInfo { number: 2, epoch: 1, nodes: whole(5, 50, false), ..SegmentInfo::default() });
+        chains.push(&SegmentInfo {
+            range: SegmentRange::one(1),
+            epoch: 2,
+            nodes: whole(5, 5, true),
+            ..SegmentInfo::default()
+        });
+        chains.push(&SegmentInfo {
+            range: SegmentRange::one(2),
+            epoch: 1,
+            nodes: whole(5, 50, false),
+            ..SegmentInfo::default()
+        });
         assert_eq!(spans(&chains.windows()), [(5, 5)], "the late write of a fenced coordinator");
         chains.lose("segment 3: gone");
         assert_eq!(chains.windows().intervals[0].ended.as_deref(), Some("segment 3: gone"));

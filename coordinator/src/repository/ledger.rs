@@ -4,7 +4,7 @@
 //! free number by create-if-absent; who loses the number reads what won and looks again. Whoever meets a higher epoch
 //! than its own is fenced and stops.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use futures::{StreamExt, TryStreamExt};
 use tidemark_proto::frame;
@@ -225,6 +225,15 @@ impl Ledger {
             _ => None,
         });
         below.max().unwrap_or(1)
+    }
+
+    /// Log segments that cannot be read, and why.
+    pub fn void_segments(&self) -> BTreeMap<u64, String> {
+        let void = self.counting().filter_map(|r| match &r.body {
+            Body::Void(v) => Some((v.segment, v.reason.clone())),
+            _ => None,
+        });
+        void.collect()
     }
 
     /// Backups that were not deleted, oldest first.

@@ -8,8 +8,9 @@ use tidemark_common::segment::open_chunk;
 use tidemark_proto::frame;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::stored::envelope::{self, CHECKSUM_LEN, FLAG_SEALED, HEADER_LEN, ObjectKind};
-use tidemark_proto::stored::log::{MAX_FOOTER, Segment, SegmentChunk, SegmentNode, TRAILER_LEN, Trailer, VERSION};
-use tidemark_proto::stored::paths;
+use tidemark_proto::stored::log::{
+    MAX_FOOTER, Segment, SegmentChunk, SegmentNode, SegmentRange, TRAILER_LEN, Trailer, VERSION,
+};
 use tidemark_proto::stored::run::SEAL_OBJECT;
 use tidemark_proto::{ClusterName, Error, NodeName, Result};
 
@@ -93,7 +94,7 @@ impl Repository {
             out.extend_from_slice(sealed);
         }
         let (key_id, salt) = (self.keys().current(), rand::random::<[u8; 16]>());
-        let sealer = self.keys().object_sealer(cluster, &paths::log(cluster, segment.number), key_id, &salt)?;
+        let sealer = self.keys().object_sealer(cluster, &segment.range().path(cluster), key_id, &salt)?;
         let footer = seal_bytes(&sealer, SEAL_OBJECT, ObjectKind::Segment as u32, &frame::to_archive(segment))?;
         let trailer = Trailer { key_id, salt, offset: out.len() as u64, len: footer.len() as u32 };
         let hash = Hash::of(&footer);
@@ -104,10 +105,10 @@ impl Repository {
         Ok(BuiltSegment { bytes: out.into(), hash })
     }
 
-    /// Reads the footer of segment `number`, an object of `size` bytes, by one or two ranged reads. `Damaged` when it does not
-    /// open or is not that segment's.
-    pub async fn read_segment(&self, cluster: &ClusterName, number: u64, size: u64) -> Result<ReadSegment> {
-        let path = paths::log(cluster, number);
+    /// Reads the footer of the segment of `range`, an object of `size` bytes, by one or two ranged reads. `Damaged` when it does
+    /// not open or is not that segment's.
+    pub async fn read_segment(&self, cluster: &ClusterName, range: SegmentRange, size: u64) -> Result<ReadSegment> {
+        let path = range.path(cluster);
         let read = async {
             if size < MIN {
                 return Err(Error::damaged(format!("log segment: cut short to {size} bytes")));
@@ -119,15 +120,15 @@ impl Repository {
                 at = trailer.offset;
                 bytes = self.store().get_range(&path, at, size - at).await?;
             }
-            self.open_footer(cluster, number, tail_of(&bytes, at)?, size)
+            self.open_footer(cluster, range, tail_of(&bytes, at)?, size)
         };
         read.await.map_err(|e: Error| e.context(&path))
     }
 
     /// Checks a whole segment: its checksum, its footer, and that every chunk opens; answers the footer.
-    pub fn check_segment(&self, cluster: &ClusterName, number: u64, bytes: &Bytes) -> Result<ReadSegment> {
+    pub fn check_segment(&self, cluster: &ClusterName, range: SegmentRange, bytes: &Bytes) -> Result<ReadSegment> {
         let _ = envelope::unwrap(ObjectKind::Segment, VERSION, bytes)?;
-        let read = self.open_footer(cluster, number, tail_of(bytes, 0)?, bytes.len() as u64)?;
+        let read = self.open_footer(cluster, range, tail_of(bytes, 0)?, bytes.len() as u64)?;
         for chunk in &read.segment.chunks {
             let (from, to) = (chunk.offset as usize, chunk.offset as usize + chunk.len as usize);
             let sealed =
@@ -147,20 +148,25 @@ impl Repository {
     ) -> Result<Vec<u8>> {
         let node = segment.nodes.get(usize::from(chunk.node));
         let node = node.ok_or_else(|| Error::damaged("log segment: a chunk of a node that is not in it"))?;
-        open_chunk(&self.batch_sealer(cluster, node)?, chunk.number, &mut sealed).map_err(|e| {
-            e.context(format_args!("{}, region {}", paths::log(cluster, segment.number), chunk.region))
-        })
+        open_chunk(&self.batch_sealer(cluster, node)?, chunk.number, &mut sealed)
+            .map_err(|e| e.context(format_args!("{}, region {}", segment.range().path(cluster), chunk.region)))
     }
 
-    fn open_footer(&self, cluster: &ClusterName, number: u64, tail: Tail<'_>, size: u64) -> Result<ReadSegment> {
+    fn open_footer(
+        &self,
+        cluster: &ClusterName,
+        range: SegmentRange,
+        tail: Tail<'_>,
+        size: u64,
+    ) -> Result<ReadSegment> {
         let Tail { trailer, footer } = tail;
-        let path = paths::log(cluster, number);
+        let path = range.path(cluster);
         let sealer = self.keys().object_sealer(cluster, &path, trailer.key_id, &trailer.salt)?;
         let hash = Hash::of(footer);
         let raw = open_bytes(&sealer, SEAL_OBJECT, ObjectKind::Segment as u32, &mut footer.to_vec(), MAX_FOOTER)?;
         let segment: Segment = frame::from_archive(&raw)?;
         let inside = |c: &SegmentChunk| c.offset + u64::from(c.len) <= trailer.offset;
-        if segment.number != number || !segment.chunks.iter().all(inside) {
+        if segment.range() != range || !segment.chunks.iter().all(inside) {
             return Err(Error::damaged("log segment: its footer is of another segment"));
         }
         if !segment.nodes.iter().all(|n| n.slots.is_canonical()) {
@@ -191,6 +197,7 @@ mod tests {
     use proptest::prelude::*;
     use tidemark_common::segment::{ChunkWriter, each_entry};
     use tidemark_proto::stored::log::LogEntry;
+    use tidemark_proto::stored::paths;
     use tidemark_proto::{Incarnation, SlotSet, Timestamp};
 
     use super::super::{MasterKey, Store, StoreConfig};
@@ -235,6 +242,8 @@ mod tests {
         };
         let mut segment = Segment {
             number: 3,
+            first: 3,
+            stands_for: Hash::ZERO,
             previous: Hash::ZERO,
             epoch: 1,
             put_id: [1; 16],
@@ -256,7 +265,8 @@ mod tests {
             let (segment, built) = built(&repository, &cluster, &[(1, 5), (2, 6), (100, 7), (9000, 8)]);
             let path = paths::log(&cluster, 3);
             repository.store().create(&path, built.bytes.clone()).await.unwrap();
-            let read = repository.read_segment(&cluster, 3, built.bytes.len() as u64).await.unwrap();
+            let read =
+                repository.read_segment(&cluster, SegmentRange::one(3), built.bytes.len() as u64).await.unwrap();
             assert_eq!((&read.segment, read.hash), (&segment, built.hash));
             let mut seen = Vec::new();
             for chunk in &segment.chunks {
@@ -265,12 +275,18 @@ mod tests {
                 each_entry(&raw, |e| Ok(seen.push((e.slot, e.at.0)))).unwrap();
             }
             assert_eq!(seen, [(1, 5), (2, 6), (100, 7), (9000, 8)]);
-            let _ = repository.check_segment(&cluster, 3, &built.bytes).unwrap();
-            assert!(repository.check_segment(&cluster, 4, &built.bytes).is_err(), "under another number");
+            let _ = repository.check_segment(&cluster, SegmentRange::one(3), &built.bytes).unwrap();
+            assert!(
+                repository.check_segment(&cluster, SegmentRange::one(4), &built.bytes).is_err(),
+                "under another number"
+            );
             for bit in 0..built.bytes.len() * 8 {
                 let mut bad = built.bytes.to_vec();
                 bad[bit / 8] ^= 1 << (bit % 8);
-                assert!(repository.check_segment(&cluster, 3, &bad.into()).is_err(), "bit {bit}");
+                assert!(
+                    repository.check_segment(&cluster, SegmentRange::one(3), &bad.into()).is_err(),
+                    "bit {bit}"
+                );
             }
             for len in 0..built.bytes.len() {
                 assert!(tail_of(&built.bytes[..len], 0).is_err(), "length {len}");

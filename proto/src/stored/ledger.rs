@@ -34,6 +34,8 @@ pub const KIND_LEAVE: u16 = 8;
 pub const KIND_LOG_POLICY: u16 = 9;
 /// Kind of [`Trim`].
 pub const KIND_TRIM: u16 = 10;
+/// Kind of [`Void`].
+pub const KIND_VOID: u16 = 11;
 
 /// [`LogPolicy::state`]: no log is kept.
 pub const LOG_OFF: u8 = 0;
@@ -164,6 +166,15 @@ pub struct Trim {
     pub below: u64,
 }
 
+/// A log segment cannot be read: nothing connects what follows it with what came before, whatever it holds.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Void {
+    /// Its number.
+    pub segment: u64,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
 /// What an entry says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
@@ -187,6 +198,8 @@ pub enum Body {
     LogPolicy(LogPolicy),
     /// Old segments of the log may be deleted.
     Trim(Trim),
+    /// A log segment is lost.
+    Void(Void),
     /// A kind that this build does not know (a newer one wrote it).
     Unknown(u16),
 }
@@ -205,6 +218,7 @@ impl Body {
             Self::Leave(b) => (KIND_LEAVE, frame::to_archive(b).into_vec()),
             Self::LogPolicy(b) => (KIND_LOG_POLICY, frame::to_archive(b).into_vec()),
             Self::Trim(b) => (KIND_TRIM, frame::to_archive(b).into_vec()),
+            Self::Void(b) => (KIND_VOID, frame::to_archive(b).into_vec()),
             Self::Unknown(kind) => (*kind, Vec::new()),
         }
     }
@@ -222,6 +236,7 @@ impl Body {
             KIND_LEAVE => Self::Leave(frame::from_archive(body)?),
             KIND_LOG_POLICY => Self::LogPolicy(frame::from_archive(body)?),
             KIND_TRIM => Self::Trim(frame::from_archive(body)?),
+            KIND_VOID => Self::Void(frame::from_archive(body)?),
             other => Self::Unknown(other),
         })
     }

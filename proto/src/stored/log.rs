@@ -8,6 +8,9 @@
 //! "LOGF" | version of the footer (u32 LE)`: the last bytes of the object lead to the footer, and the footer to every region, by
 //! range reads. The checksum covers the whole object.
 //!
+//! A **merged** segment stands for a stretch of them, under a name of its own, so that a long time is few objects; its
+//! chunks hold the same entries, of each region and node ascending by (slot, key, timestamp).
+//!
 //! **Footer**: the archive of [`Segment`], sealed like a small object under the object's key.
 //! **Chunk**: entries of one region on one node, sealed like a block under the kind [`SEAL_CHUNK`] with the subkey that the
 //! coordinator drew for the batch; its number is its place in the batch.
@@ -15,14 +18,15 @@
 //! - tag 0, put: `meta length (varint) | meta | value length (varint) | value`
 //! - tag 1, delete: nothing more
 //!
-//! Entries of one node are ascending by (slot, timestamp); entries of one atomic batch share its timestamp.
+//! Entries of one node and key are ascending by timestamp; entries of one atomic batch share its timestamp.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use super::paths;
 use super::run::{put_varint, take, take_varint};
 use crate::error::{Error, Result};
 use crate::hash::Hash;
-use crate::id::{Incarnation, NodeName};
+use crate::id::{ClusterName, Incarnation, NodeName};
 use crate::slot::SlotSet;
 use crate::time::Timestamp;
 
@@ -95,8 +99,12 @@ pub struct SegmentChunk {
 /// The footer of a segment.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Segment {
-    /// Its number, from 1.
+    /// Its number, from 1; of a merged one the last number that it stands for.
     pub number: u64,
+    /// The first number that it stands for: its own, but for a merged one.
+    pub first: u64,
+    /// Of a merged one the hash of the footer of the last segment that it stands for, which the next one names; else zero.
+    pub stands_for: Hash,
     /// Hash of the sealed footer of the segment before; zero for the first.
     pub previous: Hash,
     /// Epoch of the coordinator that wrote it. A segment of an epoch below an earlier one's does not count.
@@ -111,6 +119,42 @@ pub struct Segment {
     pub nodes: Vec<SegmentNode>,
     /// Chunks, ascending by (region, node, number).
     pub chunks: Vec<SegmentChunk>,
+}
+
+/// Numbers that an object stands for: one of a segment, several of a merged one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct SegmentRange {
+    /// The first.
+    pub first: u64,
+    /// The last.
+    pub last: u64,
+}
+
+impl SegmentRange {
+    /// That of a segment that was not merged.
+    pub const fn one(number: u64) -> Self {
+        Self { first: number, last: number }
+    }
+
+    /// Whether it stands for several.
+    pub const fn is_merged(&self) -> bool {
+        self.first < self.last
+    }
+
+    /// Where it lies.
+    pub fn path(&self, cluster: &ClusterName) -> String {
+        match self.is_merged() {
+            true => paths::merged_log(cluster, self.first, self.last),
+            false => paths::log(cluster, self.last),
+        }
+    }
+}
+
+impl Segment {
+    /// What it stands for.
+    pub fn range(&self) -> SegmentRange {
+        SegmentRange { first: self.first, last: self.number }
+    }
 }
 
 /// Where the footer of a segment lies.

@@ -107,6 +107,22 @@ pub fn log(cluster: &ClusterName, number: u64) -> String {
     format!("{}/{number:0DIGITS$}", log_dir(cluster))
 }
 
+/// Folder of a cluster's merged log segments.
+pub fn merged_log_dir(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}/{cluster}/log-merged")
+}
+
+/// A merged log segment, which stands for those from `first` to `last`.
+pub fn merged_log(cluster: &ClusterName, first: u64, last: u64) -> String {
+    format!("{}/{first:0DIGITS$}-{last:0DIGITS$}", merged_log_dir(cluster))
+}
+
+/// First and last of a key of [`merged_log`].
+pub fn merged_log_of(path: &str) -> Option<(u64, u64)> {
+    let (first, last) = path.rsplit('/').next()?.split_once('-')?;
+    Some((number(first)?, number(last)?)).filter(|(first, last)| first < last)
+}
+
 /// Folder of the events of a cluster's jobs.
 pub fn events_dir(cluster: &ClusterName) -> String {
     format!("{CLUSTERS}/{cluster}/events")
@@ -155,5 +171,7 @@ mod tests {
         assert_eq!(events_of(&events(&c, &id, 3)), Some((id, 3)));
         assert_eq!(events_of("events/x/00000000000000000003"), None);
         assert_eq!(number("x/0000000000000000000a"), None);
+        assert_eq!(merged_log_of(&merged_log(&c, 3, 12)), Some((3, 12)));
+        assert_eq!((merged_log_of("x/3-12"), merged_log_of(&merged_log(&c, 5, 5))), (None, None));
     }
 }

@@ -155,7 +155,7 @@ fn job_record() -> repository::JobRecord {
 }
 
 fn bodies() -> Vec<(&'static str, ledger::Body)> {
-    use ledger::{Backup, Body, Condemn, Delete, Failed, Fence, Hold, Leave, LogPolicy, Policy, Trim};
+    use ledger::{Backup, Body, Condemn, Delete, Failed, Fence, Hold, Leave, Policy, Trim, Void};
     let nodes = vec!["n1".into(), "n2".into()];
     let job = JobId::from_u128(6);
     let root = Hash::of(b"root");
@@ -173,6 +173,7 @@ fn bodies() -> Vec<(&'static str, ledger::Body)> {
         ("leave", Body::Leave(Leave { reader: JobId::from_u128(7) })),
         ("log-policy", Body::LogPolicy(log_policy())),
         ("trim", Body::Trim(Trim { below: 4711 })),
+        ("void", Body::Void(Void { segment: 4712, reason: "its seal does not hold".into() })),
     ]
 }
 
@@ -205,6 +206,8 @@ fn segment() -> log::Segment {
     };
     log::Segment {
         number: 12,
+        first: 9,
+        stands_for: Hash::of(b"last"),
         previous: Hash::of(b"before"),
         epoch: 9,
         put_id: [4; 16],

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use tidemark_common::segment::each_entry;
 use tidemark_coordinator::log::{Found, LogIndex, PitrStatus};
-use tidemark_coordinator::repository::{MasterKey, Repository, Store, StoreConfig};
-use tidemark_proto::stored::paths;
+use tidemark_coordinator::repository::{Ledger, MasterKey, Repository, Store, StoreConfig};
 use tidemark_proto::{ClusterName, Timestamp};
 use tidemark_tests::fleet::{Fleet, eventually, write};
 
@@ -24,13 +23,14 @@ async fn repository(fleet: &Fleet) -> Repository {
 /// Reads the log as it lies in the repository. A change that is there twice is an error.
 async fn logged(fleet: &Fleet, cluster: &str) -> Versions {
     let (repository, cluster) = (repository(fleet).await, ClusterName::new(cluster).expect("name"));
-    let index = LogIndex::load(&repository, &cluster, 1).await.expect("index");
+    let ledger = Ledger::load(&repository, &cluster).await.expect("ledger");
+    let index = LogIndex::load(&repository, &ledger).await.expect("index");
     let mut versions = Versions::new();
     for found in index.entries() {
         let Found::Segment(info) = found else { panic!("{found:?}") };
-        let path = paths::log(&cluster, info.number);
+        let path = info.range.path(&cluster);
         let bytes = repository.store().get(&path).await.expect("segment");
-        let segment = repository.check_segment(&cluster, info.number, &bytes).expect("a whole segment").segment;
+        let segment = repository.check_segment(&cluster, info.range, &bytes).expect("a whole segment").segment;
         for chunk in &segment.chunks {
             let sealed = bytes[chunk.offset as usize..chunk.offset as usize + chunk.len as usize].to_vec();
             let raw = repository.open_segment_chunk(&cluster, &segment, chunk, sealed).expect("a chunk");
@@ -119,4 +119,79 @@ async fn the_log_goes_on_over_restarts_of_everything() {
     assert_eq!((status.windows.len(), status.windows[0].earliest), (1, first.windows[0].earliest), "{status:?}");
     let found = logged(&fleet, "orders").await;
     assert!(found.contains_key(&(b"last".to_vec(), last)));
+}
+
+/// The objects of the log, oldest first.
+fn segment_files(fleet: &Fleet) -> Vec<std::path::PathBuf> {
+    let dir = fleet.repository().join("clusters/orders/log");
+    let mut files: Vec<_> = std::fs::read_dir(dir).expect("folder").map(|f| f.expect("file").path()).collect();
+    files.sort();
+    files
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_segment_is_named_ends_the_window_and_a_new_one_begins() {
+    let mut fleet = Fleet::start().await;
+    fleet.add_cluster("orders", 2).await;
+    let router = fleet.router("orders", 2).await;
+    enable(&fleet).await;
+    let _ = restorable_to(&fleet, Timestamp(1)).await;
+    let before = write(&router, b"before", Some(&[1; 5000])).await.expect("a write");
+    let _ = restorable_to(&fleet, before).await;
+    let many = segment_files(&fleet).len();
+    let lost = write(&router, b"lost", Some(&[2; 5000])).await.expect("a write");
+    let _ = restorable_to(&fleet, lost).await;
+    let path = segment_files(&fleet)[many..]
+        .iter()
+        .max_by_key(|path| std::fs::metadata(path).expect("metadata").len())
+        .expect("a segment with the write")
+        .clone();
+    let mut bytes = std::fs::read(&path).expect("segment");
+    bytes[20] ^= 1;
+    std::fs::write(&path, bytes).expect("damage");
+    let name = path.file_name().expect("name").to_str().expect("UTF-8").to_owned();
+    let found: Vec<_> = fleet.check_repository().await.into_iter().filter_map(Result::err).collect();
+    assert!(found.len() == 1 && found[0].message().contains(&name), "{found:?}");
+    let status = eventually("a window behind the damage", async || {
+        let status = status(&fleet).await;
+        (status.windows.len() == 2 && status.healthy).then_some(status)
+    })
+    .await;
+    let first = &status.windows[0];
+    assert!(first.latest >= before.0 && first.latest < lost.0, "{status:?}");
+    assert!(first.ended.contains(name.trim_start_matches('0')), "{status:?}");
+    assert!(status.windows[1].earliest > lost.0, "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleting_backups_shortens_the_window_and_collection_takes_the_log_before() {
+    let mut fleet = Fleet::start().await;
+    fleet.add_cluster("orders", 2).await;
+    let router = fleet.router("orders", 2).await;
+    enable(&fleet).await;
+    let _ = restorable_to(&fleet, Timestamp(1)).await;
+    for n in 0..20u32 {
+        let at = write(&router, b"key", Some(&n.to_le_bytes())).await.expect("a write");
+        let _ = restorable_to(&fleet, at).await;
+    }
+    let second = fleet.backup("orders").await.expect("a backup");
+    let last = write(&router, b"key", Some(b"last")).await.expect("a write");
+    let status = restorable_to(&fleet, last).await;
+    let first = &status.windows[0];
+    assert!(first.bases.len() == 2 && first.earliest < second.item.cut, "{status:?}");
+    let oldest = first.bases[0].clone();
+    let _ = fleet.tidemark(&["backup", "delete", &oldest, "--cluster", "orders", "-y"]).await;
+    let before = segment_files(&fleet).len();
+    let told = fleet.tidemark(&["repo", "gc", "-o", "json"]).await;
+    assert!(told.contains("log_segments"), "{told}");
+    let after = segment_files(&fleet).len();
+    assert!(after + 10 < before, "{before} -> {after}");
+    let status = restorable_to(&fleet, last).await;
+    assert_eq!((status.windows.len(), status.windows[0].earliest), (1, second.item.cut), "{status:?}");
+    // What is left is whole, also for whoever reads it anew.
+    fleet.restart_coordinator().await;
+    let _ = fleet.ready("orders", 2).await;
+    let status = restorable_to(&fleet, last).await;
+    assert_eq!((status.windows.len(), status.windows[0].earliest), (1, second.item.cut), "{status:?}");
+    assert!(fleet.check_repository().await.iter().all(Result::is_ok));
 }

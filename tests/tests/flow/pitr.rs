@@ -1,44 +1,15 @@
 //! Restores to a time: whatever moment is asked for, the values are those of that moment.
 
-use std::collections::BTreeMap;
-
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidemark_coordinator::job::restore::RestoreRequest;
-use tidemark_coordinator::kv::{Router, check};
+use tidemark_coordinator::kv::check;
 use tidemark_proto::Timestamp;
-use tidemark_tests::fleet::{Fleet, Records, eventually, records_at, restore_of, write};
+use tidemark_tests::fleet::{Fleet, eventually, records_at, write};
 
 use crate::log::{enable, restorable_to};
+use crate::model::{Model, at};
 use crate::steps::{Running, assert_same, chains_have, fill};
-
-/// All that was written, by time.
-#[derive(Default)]
-struct Model(BTreeMap<Timestamp, (Vec<u8>, Option<Vec<u8>>)>);
-
-impl Model {
-    async fn write(&mut self, router: &Router, key: String, value: Option<Vec<u8>>) -> Timestamp {
-        let at = write(router, key.as_bytes(), value.as_deref()).await.expect("a write");
-        let _ = self.0.insert(at, (key.into_bytes(), value));
-        at
-    }
-
-    /// The state at `at`.
-    fn at(&self, at: Timestamp) -> Records {
-        let mut records = Records::new();
-        for (key, value) in self.0.range(..=at).map(|(_, change)| change) {
-            match value {
-                Some(value) => drop(records.insert(key.clone(), value.clone())),
-                None => drop(records.remove(key)),
-            }
-        }
-        records
-    }
-}
-
-fn at(target: &str, at: Timestamp) -> RestoreRequest {
-    RestoreRequest { backup: String::new(), at: Some(at.0), in_place: true, ..restore_of("orders", target) }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_of_all_writes_agrees_at_fifty_random_times() {
@@ -135,4 +106,67 @@ async fn what_cannot_be_restored_is_said() {
     assert!(plan.state() >= Timestamp(window.latest) && plan.state().millis() < 1 << 45, "{plan:?}");
     let e = fleet.try_tidemark(&["restore", "plan", "--at", "yesterday", "-C", "orders"]).await.unwrap_err();
     assert!(e.contains("is no time"), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn merged_segments_hold_the_same_times() {
+    let mut fleet = Fleet::start().await;
+    fleet.add_cluster("orders", 2).await;
+    let router = fleet.router("orders", 2).await;
+    let args = ["pitr", "enable", "--cluster", "orders", "--interval-ms", "100", "--idle-ms", "100"];
+    let _ = fleet.tidemark(&args).await;
+    let _ = restorable_to(&fleet, Timestamp(1)).await;
+    let mut model = Model::default();
+    let mut times = Vec::new();
+    let merged = fleet.repository().join("clusters/orders/log-merged");
+    let objects = || std::fs::read_dir(&merged).map_or(0, |found| found.count());
+    let mut n = 0u32;
+    eventually("three merged segments", async || {
+        for _ in 0..20 {
+            n += 1;
+            let value = (n % 5 != 0).then(|| n.to_le_bytes().repeat(30));
+            times.push(model.write(&router, format!("key:{}", n % 40), value).await);
+        }
+        (objects() >= 3).then_some(())
+    })
+    .await;
+    let last = *times.last().expect("writes");
+    let window = restorable_to(&fleet, last).await.windows.pop().expect("a window");
+    let told = fleet.tidemark(&["repo", "gc", "-o", "json"]).await;
+    let plain = std::fs::read_dir(fleet.repository().join("clusters/orders/log")).expect("folder").count();
+    assert!(objects() > 0 && plain < 40, "{plain} objects stay that were merged; {told}");
+    fleet.add_cluster("copy", 1).await;
+    let copy = fleet.router("copy", 1).await;
+    let within: Vec<_> = times.iter().filter(|at| at.0 >= window.earliest).collect();
+    for at_time in within.iter().step_by(within.len() / 12 + 1) {
+        let request = RestoreRequest { no_safety_backup: true, ..at("copy", **at_time) };
+        let _ = fleet.restore(&request).await.unwrap();
+        assert_same(&records_at(&copy, None).await, &model.at(**at_time));
+    }
+    // A coordinator that reads the log anew finds one window, and goes on.
+    fleet.restart_coordinator().await;
+    let _ = fleet.ready("orders", 2).await;
+    let next = write(&fleet.router("orders", 2).await, b"next", Some(b"1")).await.unwrap();
+    let status = restorable_to(&fleet, next).await;
+    assert_eq!((status.windows.len(), status.windows[0].earliest), (1, window.earliest), "{status:?}");
+    // Where a merged one is lost, what it stood for is read as long as it is there; here it is gone.
+    let all = std::fs::read_dir(&merged).expect("folder").map(|f| f.expect("file").path());
+    // The oldest, and of those the widest: what it stands for was collected.
+    let lost = all
+        .min_by_key(|path| {
+            let name = path.file_name().expect("name").to_str().expect("UTF-8").to_owned();
+            let (first, last) = name.split_once('-').expect("a range");
+            (first.to_owned(), std::cmp::Reverse(last.to_owned()))
+        })
+        .expect("one");
+    std::fs::write(&lost, b"no segment").expect("damage");
+    assert!(fleet.check_repository().await.iter().any(Result::is_err));
+    let split = eventually("a window behind the damage", async || {
+        let status = crate::log::status(&fleet).await;
+        (status.healthy && status.windows.last()?.earliest > next.0).then_some(status)
+    })
+    .await;
+    // The backup that the old window began from lies in what is lost: its cut alone can be restored.
+    assert_eq!(split.windows.len(), 1, "{split:?}");
+    assert_eq!(fleet.plan(&at("orders", next)).await.unwrap().state().0, window.earliest);
 }

@@ -32,6 +32,12 @@ pub struct CollectReport {
     pub job_records: u64,
     /// Objects with events of jobs that are kept no longer.
     pub event_objects: u64,
+    /// Log segments that go: no backup that stands leads to what is in them.
+    #[serde(default)]
+    pub log_segments: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub log_bytes: u64,
     /// Unfinished files of dead writers that went (a folder as repository only).
     pub staged_files: u64,
     /// Bytes of packs that stay.
@@ -63,6 +69,8 @@ impl CollectReport {
             manifest_bytes: garbage.roots.values().sum(),
             job_records: garbage.records.len() as u64,
             event_objects: garbage.events.len() as u64,
+            log_segments: 0,
+            log_bytes: 0,
             staged_files: 0,
             kept_bytes: kept.values().copied().sum(),
             dead_bytes: kept.iter().map(dead).sum(),

@@ -52,6 +52,7 @@ impl Listing {
             roots: self.roots.iter().filter(|(h, _)| root(h)).map(|(h, size)| (*h, *size)).collect(),
             records: self.jobs.iter().filter(|(j, _)| record(j)).flat_map(|(_, r)| r.clone()).collect(),
             events: Vec::new(),
+            segments: Vec::new(),
         }
     }
 }
@@ -65,12 +66,14 @@ pub(super) struct Garbage {
     pub(super) records: Vec<(String, u64)>,
     /// Events of jobs that are kept no longer.
     pub(super) events: Vec<String>,
+    /// Log segments, by key.
+    pub(super) segments: Vec<String>,
 }
 
 impl Garbage {
     /// Number of objects.
     pub(super) fn objects(&self) -> u64 {
-        (self.packs.len() + self.roots.len() + self.records.len() + self.events.len()) as u64
+        (self.packs.len() + self.roots.len() + self.records.len() + self.events.len() + self.segments.len()) as u64
     }
 
     /// Deletes all of it, packs last: a root whose packs are gone would look like damage. Answers how many unfinished
@@ -85,7 +88,7 @@ impl Garbage {
         let records = self.records.iter().map(|(path, _)| path.clone()).chain(self.events.clone());
         let roots = self.roots.keys().map(|hash| paths::root(cluster, hash));
         let packs = self.packs.keys().map(|id| paths::pack(cluster, id));
-        delete_all(store, records.chain(roots).collect(), job).await?;
+        delete_all(store, records.chain(roots).chain(self.segments.clone()).collect(), job).await?;
         delete_all(store, packs.collect(), job).await?;
         store.delete_staged(|name| {
             let path = name.rsplit_once('#').map_or(name, |(path, _)| path);

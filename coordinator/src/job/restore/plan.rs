@@ -288,7 +288,7 @@ async fn plan_as(context: &Context, request: RestoreRequest, begun: bool) -> Res
     }
     if let Some(point) = point {
         let log = point.log(&context.repository, &plan.request.cluster, slots_per_region).boxed().await?;
-        (plan.at, plan.log_segments, plan.log_bytes) = (point.at.0, point.segments().count() as u64, log.bytes);
+        (plan.at, plan.log_segments, plan.log_bytes) = (point.at.0, point.segments(), log.bytes);
         plan.stored_bytes += log.bytes;
         if let Some(sources) = &mut plan.sources {
             sources.log = Some(log);
