@@ -11,7 +11,7 @@ mod server;
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Reply};
-pub use cluster::{Cluster, listening};
+pub use cluster::{Cluster, listening, listening_by};
 pub use server::{Flavor, Server};
 
 /// A condition that does not come true for this long has failed.

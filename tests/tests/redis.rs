@@ -48,3 +48,5 @@ mod replicas;
 mod shapes;
 #[path = "redis/targets.rs"]
 mod targets;
+#[path = "redis/tls.rs"]
+mod tls;

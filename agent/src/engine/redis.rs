@@ -69,6 +69,9 @@ use shard::Shard;
 /// Name of the engine.
 pub const ENGINE: &str = "redis";
 
+/// Folder of long values on their way into the server.
+const LONG: &str = "long";
+
 /// What the engine works with.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -103,7 +106,9 @@ impl Redis {
     /// Makes ready; the server need not be there yet. Bases that an earlier process left are dropped.
     pub fn open(options: Options) -> Result<Arc<Self>> {
         let jobs = options.dir.join("jobs");
-        let _ = std::fs::remove_dir_all(&jobs);
+        for folder in [&jobs, &options.dir.join(LONG)] {
+            let _ = std::fs::remove_dir_all(folder);
+        }
         std::fs::create_dir_all(&jobs).or_kind(ErrorKind::Config, format_args!("{}", jobs.display()))?;
         let incarnation = Mutex::new(read_incarnation(&options)?);
         let new = |me: &Weak<Self>| {
@@ -258,7 +263,7 @@ impl Engine for Redis {
     }
 
     fn spool(&self) -> Option<PathBuf> {
-        Some(self.options.dir.join("long"))
+        Some(self.options.dir.join(LONG))
     }
 
     fn restoring(&self) -> Result<Option<JobId>> {

@@ -115,10 +115,15 @@ fn node(flavor: Flavor, options: &[&str]) -> (u16, Server) {
 /// Starts a server that listens on a loopback port too. Between the look for a free port and its use somebody may take it:
 /// then another one is tried.
 pub fn listening(flavor: Flavor, options: &[&str]) -> (u16, Server) {
+    listening_by(flavor, "--port", options)
+}
+
+/// As [`listening`], by this option (`--tls-port`).
+pub fn listening_by(flavor: Flavor, option: &str, options: &[&str]) -> (u16, Server) {
     for _ in 0..TRIES {
         let port = free_port();
         let text = port.to_string();
-        let mut all = vec!["--port", &text, "--bind", "127.0.0.1"];
+        let mut all = vec![option, &text, "--bind", "127.0.0.1"];
         all.extend_from_slice(options);
         let started = std::panic::catch_unwind(|| Server::start(flavor, &all));
         if let Ok(server) = started {

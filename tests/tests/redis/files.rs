@@ -62,7 +62,7 @@ impl Backup {
     }
 }
 
-fn export(fleet: &Fleet, args: &[&str]) -> Output {
+pub(super) fn export(fleet: &Fleet, args: &[&str]) -> Output {
     let mut command = Command::new(binary("tidemark"));
     let url = format!("file://{}", fleet.repository().display());
     let _ = command.args(["export", "--repository", &url, "--key-file"]).arg(fleet.dir().join("master.key"));
