@@ -12,8 +12,11 @@ pub mod redis;
 pub use log::{LogReached, LogSink, LogSource, LogWanted};
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use tidemark_common::record::record_hash_of;
+use tidemark_common::run::{LongValue, PackedBlock};
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
@@ -35,6 +38,31 @@ pub struct RecordRef<'a> {
     pub meta: &'a [u8],
     /// Value.
     pub value: &'a [u8],
+}
+
+/// One record by reference whose value is too long for memory.
+#[derive(Debug, Clone, Copy)]
+pub struct LongRecord<'a> {
+    /// Hash slot of the key.
+    pub slot: u16,
+    /// Key.
+    pub key: &'a [u8],
+    /// What the engine keeps beside the value.
+    pub meta: &'a [u8],
+    /// Value; it may be read until the next record is visited.
+    pub value: &'a LongValue,
+}
+
+impl LongRecord<'_> {
+    /// The hash of the record's meaning; see [`tidemark_common::run::record_hash`].
+    pub fn hash(&self) -> Result<u128> {
+        record_hash_of(self.key, self.meta, self.value)
+    }
+
+    /// Bytes of key, meta and value.
+    pub fn bytes(&self) -> u64 {
+        (self.key.len() + self.meta.len()) as u64 + self.value.len()
+    }
 }
 
 /// One changed key by reference: its record before and after, `None` where it did not exist. Not both are `None`.
@@ -69,6 +97,42 @@ pub type RecordVisitor<'v> = dyn FnMut(RecordRef<'_>) -> Result<ControlFlow<()>>
 /// Visits changes; `Break` ends the scan early without an error.
 pub type ChangeVisitor<'v> = dyn FnMut(ChangeRef<'_>) -> Result<ControlFlow<()>> + 'v;
 
+/// Neighbouring records in the form in which a full run takes them: packed, with all that a part's digest and key index need.
+#[derive(Debug, Clone, Copy)]
+pub struct Packed<'a> {
+    /// The block.
+    pub block: PackedBlock<'a>,
+    /// Digest of its records' hashes ([`record_hash`]).
+    pub digest: SetDigest,
+    /// Their entries for a key index ([`crate::keyindex::IndexWriter::push_entries`]).
+    pub entries: &'a [u8],
+}
+
+/// What a scan comes upon.
+#[derive(Debug, Clone, Copy)]
+pub enum Scanned<'a> {
+    /// One record.
+    Record(RecordRef<'a>),
+    /// One record with a long value.
+    Long(LongRecord<'a>),
+    /// Many, none of which was visited yet.
+    Packed(Packed<'a>),
+}
+
+/// How a scan goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Behind what was visited.
+    Go,
+    /// Not at all.
+    Stop,
+    /// With the records of what is packed, one by one.
+    Open,
+}
+
+/// Visits records, those with long values too, and packed ones together.
+pub type PackedVisitor<'v> = dyn FnMut(Scanned<'_>) -> Result<Next> + 'v;
+
 /// A kind of store, opened.
 ///
 /// Contract of the cut (design: `hold`, `seal`, `release`):
@@ -98,15 +162,17 @@ pub trait Engine: Send + Sync + 'static {
     /// the pin [`job_pin`] of its job: [`Engine::pins`] tells of it (at timestamp zero before the seal), [`Engine::unpin`]
     /// drops base and log. Such an engine answers a hold without a base with `Conflict`.
     ///
+    /// `whole` says that all records will most likely be sent: an engine may then do beforehand what it can of that.
     /// `cancel` is asked at least once a second: `true` ends the call with `Cancelled`. `progress` is told the bytes of
     /// base received by this call so far.
     fn prepare(
         &self,
         job: JobId,
+        whole: bool,
         cancel: &(dyn Fn() -> bool + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
-        let _ = (job, cancel, progress);
+        let _ = (job, whole, cancel, progress);
         Ok(())
     }
 
@@ -168,8 +234,14 @@ pub trait Engine: Send + Sync + 'static {
     }
 
     /// Longest value that can be restored, in bytes: longer ones are refused before they are read.
-    fn max_value(&self) -> usize {
-        crate::kv::MAX_VALUE
+    fn max_value(&self) -> u64 {
+        crate::kv::MAX_VALUE as u64
+    }
+
+    /// Folder in which values over 1 MiB wait on their way to [`PartLoader::put_long`]; `None`: they are held in memory, and come
+    /// by [`PartLoader::put`].
+    fn spool(&self) -> Option<PathBuf> {
+        None
     }
 
     /// The log of the store, where it has one.
@@ -202,6 +274,16 @@ pub trait Snapshot: Send + Sync {
 
     /// Visits every live record of `range` once, ascending by (slot, key).
     fn scan(&self, range: &ScanRange, visit: &mut RecordVisitor<'_>) -> Result<()>;
+
+    /// As [`Self::scan`], but no long value is held in memory where the engine has it in a file, and neighbouring records that stand
+    /// packed, and lie in `range` with all between them, are visited together.
+    fn scan_packed(&self, range: &ScanRange, visit: &mut PackedVisitor<'_>) -> Result<()> {
+        self.scan(range, &mut |record| match visit(Scanned::Record(record))? {
+            Next::Go => Ok(ControlFlow::Continue(())),
+            Next::Stop => Ok(ControlFlow::Break(())),
+            Next::Open => Err(Error::bug("a single record is not packed")),
+        })
+    }
 
     /// Visits every key of `range` whose record differs between `since` and this snapshot, once, ascending by
     /// (slot, key). A key that was written but holds the same meta and value again is not visited.
@@ -241,6 +323,15 @@ pub trait PartLoader: Send {
     /// The next record. `hash` is its [`record_hash`], which the caller has for the digest of the source already; that
     /// what is stored has it shows when `Loader::verify` reads back.
     fn put(&mut self, record: RecordRef<'_>, hash: u128) -> Result<()>;
+
+    /// As [`Self::put`], for engines with a [`Engine::spool`].
+    fn put_long(&mut self, record: LongRecord<'_>, hash: u128) -> Result<()> {
+        let _ = hash;
+        Err(Error::bug(format!(
+            "a value of {} bytes in a file, for an engine that wants it in memory",
+            record.value.len()
+        )))
+    }
 
     /// Makes the part durable with the digest of its source (for `Loader::loaded`); answers the digest of what was put.
     fn finish(self: Box<Self>, source: SetDigest) -> Result<SetDigest>;

@@ -28,6 +28,12 @@ impl IndexStore {
         self.dir.join("current").join(part.to_string())
     }
 
+    /// Whether there is none: then every part will be sent whole.
+    pub fn is_empty(&self) -> bool {
+        let first = std::fs::read_dir(self.dir.join("current")).map(|mut folder| folder.next().is_none());
+        first.unwrap_or(true)
+    }
+
     /// Where the index of a running backup is written.
     pub fn waiting(&self, job: JobId, region: u16, lower: &[u8]) -> PathBuf {
         self.dir.join("waiting").join(job.to_string()).join(format!("{region}-{}", Hash::of(lower)))

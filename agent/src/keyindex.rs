@@ -21,6 +21,9 @@ const CHUNK: usize = 64 << 10;
 /// Largest chunk that is read: a full one and one more entry of the longest key.
 const MAX_CHUNK: usize = CHUNK + (128 << 10);
 
+/// Most bytes of entries that are added at once.
+pub const MAX_ENTRIES: usize = MAX_CHUNK;
+
 /// One key of the index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IndexEntry {
@@ -32,12 +35,43 @@ pub struct IndexEntry {
     pub hash: u128,
 }
 
+/// Entries as they stand in a chunk.
+#[derive(Debug, Default)]
+pub struct Entries {
+    bytes: Vec<u8>,
+    last: Vec<u8>,
+}
+
+impl Entries {
+    /// Adds the next key; keys ascend.
+    pub fn push(&mut self, key: &[u8], bytes: u64, hash: u128) {
+        let shared =
+            if self.bytes.is_empty() { 0 } else { self.last.iter().zip(key).take_while(|(a, b)| a == b).count() };
+        put_varint(&mut self.bytes, shared as u64);
+        put_varint(&mut self.bytes, (key.len() - shared) as u64);
+        self.bytes.extend_from_slice(&key[shared..]);
+        put_varint(&mut self.bytes, bytes);
+        self.bytes.extend_from_slice(&hash.to_le_bytes());
+        self.last.clear();
+        self.last.extend_from_slice(key);
+    }
+
+    /// What was pushed since the last [`Self::clear`].
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Begins anew: the next key shares nothing.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+    }
+}
+
 /// Writes an index.
 #[derive(Debug)]
 pub struct IndexWriter {
     file: BufWriter<File>,
-    chunk: Vec<u8>,
-    last: Vec<u8>,
+    chunk: Entries,
 }
 
 impl IndexWriter {
@@ -46,39 +80,49 @@ impl IndexWriter {
         let file = File::create(path).or_kind(ErrorKind::Full, format_args!("key index {}", path.display()))?;
         let mut file = BufWriter::new(file);
         file.write_all(&MAGIC).or_kind(ErrorKind::Full, "key index")?;
-        Ok(Self { file, chunk: Vec::with_capacity(CHUNK + 1024), last: Vec::new() })
+        Ok(Self { file, chunk: Entries::default() })
     }
 
     /// Adds the next key; keys ascend.
     pub fn push(&mut self, key: &[u8], bytes: u64, hash: u128) -> Result<()> {
-        let shared =
-            if self.chunk.is_empty() { 0 } else { self.last.iter().zip(key).take_while(|(a, b)| a == b).count() };
-        put_varint(&mut self.chunk, shared as u64);
-        put_varint(&mut self.chunk, (key.len() - shared) as u64);
-        self.chunk.extend_from_slice(&key[shared..]);
-        put_varint(&mut self.chunk, bytes);
-        self.chunk.extend_from_slice(&hash.to_le_bytes());
-        self.last.clear();
-        self.last.extend_from_slice(key);
-        if self.chunk.len() >= CHUNK { self.flush() } else { Ok(()) }
+        self.chunk.push(key, bytes, hash);
+        if self.chunk.bytes().len() >= CHUNK { self.flush() } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<()> {
-        let write = |file: &mut BufWriter<File>, chunk: &[u8]| {
+    /// Adds entries behind those before them that were written before, as a chunk of their own: at most [`MAX_ENTRIES`] bytes,
+    /// the first of which shares nothing.
+    pub fn push_entries(&mut self, entries: &[u8]) -> Result<()> {
+        if entries.len() > MAX_ENTRIES {
+            return Err(Error::bug(format!("{} bytes of entries at once in a key index", entries.len())));
+        }
+        self.flush_rest()?;
+        self.write(entries)
+    }
+
+    fn write(&mut self, chunk: &[u8]) -> Result<()> {
+        let write = |file: &mut BufWriter<File>| {
             file.write_all(&(chunk.len() as u32).to_le_bytes())?;
             file.write_all(&checksum(chunk))?;
             file.write_all(chunk)
         };
-        write(&mut self.file, &self.chunk).or_kind(ErrorKind::Full, "writing a key index")?;
-        self.chunk.clear();
+        write(&mut self.file).or_kind(ErrorKind::Full, "writing a key index")
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let mut chunk = std::mem::take(&mut self.chunk);
+        self.write(chunk.bytes())?;
+        chunk.clear();
+        self.chunk = chunk;
         Ok(())
+    }
+
+    fn flush_rest(&mut self) -> Result<()> {
+        if self.chunk.bytes().is_empty() { Ok(()) } else { self.flush() }
     }
 
     /// Writes the end mark. The file is not synced: a lost index costs a full run and nothing else.
     pub fn finish(mut self) -> Result<()> {
-        if !self.chunk.is_empty() {
-            self.flush()?;
-        }
+        self.flush_rest()?;
         self.flush()?;
         self.file.flush().or_kind(ErrorKind::Full, "writing a key index")
     }

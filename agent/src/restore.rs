@@ -1,5 +1,6 @@
 //! Restore on a node: stage beside the present data, load parts, read back, switch.
 
+mod feed;
 mod fetch;
 mod log;
 mod options;
@@ -13,8 +14,7 @@ use futures::{StreamExt, TryStreamExt};
 use tidemark_common::crash;
 use tidemark_common::glob::KeyFilter;
 use tidemark_common::overlay::{Overlaid, Overlay, Wanted};
-use tidemark_common::record::slot_of_record;
-use tidemark_common::run::{Entry, Merge};
+use tidemark_common::run::Merge;
 use tidemark_common::select::Selection;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::wire::control::{
@@ -29,10 +29,10 @@ use tracing::Instrument;
 use crate::agent::{Agent, RestoreSession};
 use crate::blocking;
 use crate::daemon::RESTORING;
-use crate::engine::{Loader, PartLoader, RecordRef, record_hash};
+use crate::engine::{Loader, LongRecord, record_hash};
 use crate::snapshot::Counters;
 use crate::telemetry::{self, PartKind};
-use options::Changes;
+use feed::{Feed, record_of};
 
 /// Attempts at one part within a command.
 const PART_ATTEMPTS: u32 = 4;
@@ -242,8 +242,7 @@ fn apply(
     mut merge: Merge<fetch::Blocks>,
     overlay: Overlay,
 ) -> Result<LoadedPart> {
-    let mut feed =
-        Feed { job, loader: job.session.loader.part(number)?, rule: Changes::new(job.session.expiry), seen: 0 };
+    let mut feed = Feed::begin(job, number)?;
     let mut source = SetDigest::default();
     let mut over = Overlaid::new(overlay)?;
     while merge.advance()? {
@@ -252,59 +251,22 @@ fn apply(
         if !slots.contains(entry.slot) {
             continue;
         }
-        let hash = record_hash(record_of(&entry)?);
+        let record = record_of(&entry)?;
+        let (slot, key, meta) = (record.slot, record.key, record.meta);
+        let long = merge.long().map(|value| LongRecord { slot, key, meta, value });
+        let hash = long.as_ref().map_or_else(|| Ok(record_hash(record)), LongRecord::hash)?;
         source.add(hash);
-        let replaced = over.before(entry, |newer| feed.give(newer, None))?;
-        if !replaced {
-            feed.give(entry, Some(hash))?;
+        if over.before(entry, |newer| feed.give(newer, None))? {
+            continue;
+        }
+        match long {
+            None => feed.give(entry, Some(hash))?,
+            Some(long) => feed.give_long(&entry, long, hash)?,
         }
     }
     over.rest(|newer| feed.give(newer, None))?;
-    let loaded = feed.loader.finish(source)?;
+    let loaded = feed.finish(source)?;
     Ok(LoadedPart { number, source, loaded })
-}
-
-/// The record of an entry that is a put. `Damaged` where it stands under another slot than its own.
-fn record_of<'e>(entry: &Entry<'e>) -> Result<RecordRef<'e>> {
-    let (meta, value) = entry.put.unwrap_or_default();
-    if slot_of_record(entry.key, meta) != entry.slot {
-        return Err(Error::damaged(format!("a record stands under slot {} that is not its own", entry.slot)));
-    }
-    Ok(RecordRef { slot: entry.slot, key: entry.key, meta, value })
-}
-
-/// Gives the records that are wanted to the loader.
-struct Feed<'j> {
-    job: &'j LoadJob,
-    loader: Box<dyn PartLoader>,
-    rule: Changes,
-    seen: u64,
-}
-
-impl Feed<'_> {
-    fn tick(&mut self) -> Result<()> {
-        self.seen += 1;
-        match self.seen.is_multiple_of(CANCEL_EVERY) && self.job.cancel.is_cancelled() {
-            true => Err(Error::cancelled("the restore was ended")),
-            false => Ok(()),
-        }
-    }
-
-    /// `hash` is the record's, where it is known.
-    fn give(&mut self, entry: Entry<'_>, hash: Option<u128>) -> Result<()> {
-        self.tick()?;
-        let record = record_of(&entry)?;
-        let bytes = (record.key.len() + record.meta.len() + record.value.len()) as u64;
-        let _ = self.job.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let _ = self.job.counters.records.fetch_add(1, Ordering::Relaxed);
-        if !self.job.selection.takes(&entry)? {
-            return Ok(());
-        }
-        match self.rule.change(record)? {
-            None => self.loader.put(record, hash.unwrap_or_else(|| record_hash(record))),
-            Some(changed) => self.loader.put(changed, record_hash(changed)),
-        }
-    }
 }
 
 /// Reads the staged data back and compares. Nothing is switched: every node must come this far before any does.

@@ -11,10 +11,10 @@ use tidemark_common::run::{Entry, RunSummary, RunWriter};
 use tidemark_common::seal::Sealer;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::stored::run::sort_key;
-use tidemark_proto::{Error, Result, Timestamp};
+use tidemark_proto::{Error, Result, SlotSet, Timestamp};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{RecordRef, ScanRange, Snapshot, record_hash};
+use crate::engine::{LongRecord, Next, Packed, RecordRef, ScanRange, Scanned, Snapshot, record_hash};
 use crate::keyindex::{IndexReader, IndexWriter};
 
 /// Records between two looks at the cancellation token.
@@ -124,13 +124,12 @@ fn entry<'a>(record: &RecordRef<'a>) -> Entry<'a> {
 }
 
 impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
-    fn check(&mut self, record: &RecordRef<'_>) -> Result<()> {
-        let slot = record.slot;
+    fn check(&mut self, slot: u16, key: &[u8], meta: &[u8]) -> Result<()> {
         self.seen += 1;
         if self.seen.is_multiple_of(CANCEL_EVERY) && self.input.cancel.is_cancelled() {
             return Err(Error::cancelled("the upload was ended"));
         }
-        if slot_of_record(record.key, record.meta) != slot || !self.input.range.slots.contains(slot) {
+        if slot_of_record(key, meta) != slot || !self.input.range.slots.contains(slot) {
             let slots = &self.input.range.slots;
             return Err(Error::damaged(format!(
                 "the store gave a record of slot {slot} where a part holds {slots}"
@@ -139,9 +138,9 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
         Ok(())
     }
 
-    fn count(&self, bytes: u64) {
+    fn count(&self, bytes: u64, records: u64) {
         let _ = self.input.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let _ = self.input.counters.records.fetch_add(1, Ordering::Relaxed);
+        let _ = self.input.counters.records.fetch_add(records, Ordering::Relaxed);
     }
 
     fn plus(&mut self, hash: u128, bytes: u64) {
@@ -154,28 +153,73 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
         self.live_bytes = self.live_bytes.wrapping_sub(bytes);
     }
 
-    fn remember(&mut self, record: &RecordRef<'_>, bytes: u64, hash: u128) -> Result<()> {
+    fn remember(&mut self, slot: u16, key: &[u8], bytes: u64, hash: u128) -> Result<()> {
         match &mut self.index {
-            Some(index) => index.push(&sort_key(record.slot, record.key), bytes, hash),
+            Some(index) => index.push(&sort_key(slot, key), bytes, hash),
             None => Ok(()),
         }
     }
 
     fn full(&mut self) -> Result<()> {
         let input = self.input;
-        input.snapshot.scan(input.range, &mut |record| {
+        input.snapshot.scan_packed(input.range, &mut |scanned| {
+            let record = match scanned {
+                Scanned::Record(record) => record,
+                Scanned::Packed(packed) => return self.packed(&packed),
+                Scanned::Long(record) => return self.long(&record),
+            };
             if self.writer.raw_bytes() >= input.part_bytes {
                 self.upper = sort_key(record.slot, record.key);
-                return Ok(ControlFlow::Break(()));
+                return Ok(Next::Stop);
             }
-            self.check(&record)?;
+            self.check(record.slot, record.key, record.meta)?;
             let (bytes, hash) = (bytes_of(&record), record_hash(record));
-            self.count(bytes);
+            self.count(bytes, 1);
             self.plus(hash, bytes);
-            self.remember(&record, bytes, hash)?;
+            self.remember(record.slot, record.key, bytes, hash)?;
             self.writer.push(entry(&record))?;
-            Ok(ControlFlow::Continue(()))
+            Ok(Next::Go)
         })
+    }
+
+    fn long(&mut self, record: &LongRecord<'_>) -> Result<Next> {
+        let LongRecord { slot, key, meta, value } = *record;
+        if self.writer.raw_bytes() >= self.input.part_bytes {
+            self.upper = sort_key(slot, key);
+            return Ok(Next::Stop);
+        }
+        self.check(slot, key, meta)?;
+        let (bytes, hash) = (record.bytes(), record.hash()?);
+        self.count(bytes, 1);
+        self.plus(hash, bytes);
+        self.remember(slot, key, bytes, hash)?;
+        self.writer.push_long(slot, key, meta, value.len(), &mut value.reader())?;
+        Ok(Next::Go)
+    }
+
+    /// Takes packed records as they are; where the part ends among them, or may, they are asked for one by one.
+    fn packed(&mut self, packed: &Packed<'_>) -> Result<Next> {
+        let (block, input) = (&packed.block, self.input);
+        if input.cancel.is_cancelled() {
+            return Err(Error::cancelled("the upload was ended"));
+        }
+        let slot_of = |key: &[u8]| key.first_chunk::<2>().map(|slot| u16::from_be_bytes(*slot));
+        let (Some(first), Some(last)) = (slot_of(block.first), slot_of(block.last)) else {
+            return Err(Error::bug("packed records without slots"));
+        };
+        let slots = SlotSet::range(first, last);
+        let inside = input.range.slots.intersect(&slots) == slots;
+        if !inside || self.writer.raw_bytes() + block.bytes > input.part_bytes {
+            return Ok(Next::Open);
+        }
+        self.count(block.bytes, u64::from(block.records));
+        self.digest = self.digest.plus(packed.digest);
+        self.live_bytes = self.live_bytes.wrapping_add(block.bytes);
+        if let Some(index) = &mut self.index {
+            index.push_entries(packed.entries)?;
+        }
+        self.writer.push_packed(block)?;
+        Ok(Next::Go)
     }
 
     fn changes(&mut self, since: Timestamp) -> Result<()> {
@@ -184,14 +228,14 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
             let Some(either) = change.new.or(change.old) else {
                 return Err(Error::bug("a change of nothing into nothing"));
             };
-            self.check(&either)?;
+            self.check(either.slot, either.key, either.meta)?;
             if let Some(old) = change.old {
-                self.count(bytes_of(&old));
+                self.count(bytes_of(&old), 1);
                 self.minus(record_hash(old), bytes_of(&old));
             }
             match change.new {
                 Some(new) => {
-                    self.count(bytes_of(&new));
+                    self.count(bytes_of(&new), 1);
                     self.plus(record_hash(new), bytes_of(&new));
                     self.writer.push(entry(&new))?;
                 }
@@ -204,29 +248,51 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
     fn merge_join(&mut self, old: &Path) -> Result<()> {
         let input = self.input;
         let mut old = Peek::new(IndexReader::open(old)?)?;
-        input.snapshot.scan(input.range, &mut |record| {
-            self.check(&record)?;
-            let key = sort_key(record.slot, record.key);
-            self.drop_before(&mut old, Some(&key))?;
-            let (bytes, hash) = (bytes_of(&record), record_hash(record));
-            self.count(bytes);
-            self.remember(&record, bytes, hash)?;
-            match old.at(&key) {
-                Some((_, before)) if before == hash => old.step()?,
-                Some((before_bytes, before)) => {
-                    self.minus(before, before_bytes);
-                    self.plus(hash, bytes);
-                    old.step()?;
-                    self.writer.push(entry(&record))?;
+        input.snapshot.scan_packed(input.range, &mut |scanned| {
+            match scanned {
+                Scanned::Packed(_) => return Ok(Next::Open),
+                Scanned::Record(record) => {
+                    let (bytes, hash) = (bytes_of(&record), record_hash(record));
+                    if self.join(&mut old, (record.slot, record.key, record.meta), (bytes, hash))? {
+                        self.writer.push(entry(&record))?;
+                    }
                 }
-                None => {
-                    self.plus(hash, bytes);
-                    self.writer.push(entry(&record))?;
+                Scanned::Long(record) => {
+                    let LongRecord { slot, key, meta, value } = record;
+                    if self.join(&mut old, (slot, key, meta), (record.bytes(), record.hash()?))? {
+                        self.writer.push_long(slot, key, meta, value.len(), &mut value.reader())?;
+                    }
                 }
             }
-            Ok(ControlFlow::Continue(()))
+            Ok(Next::Go)
         })?;
         self.drop_before(&mut old, None)
+    }
+
+    /// Compares a record with the index, with all that stands before it there. Whether it has changed.
+    fn join(
+        &mut self,
+        old: &mut Peek,
+        (slot, key, meta): (u16, &[u8], &[u8]),
+        (bytes, hash): (u64, u128),
+    ) -> Result<bool> {
+        self.check(slot, key, meta)?;
+        let place = sort_key(slot, key);
+        self.drop_before(old, Some(&place))?;
+        self.count(bytes, 1);
+        self.remember(slot, key, bytes, hash)?;
+        match old.at(&place) {
+            Some((_, before)) if before == hash => old.step().map(|()| false),
+            Some((before_bytes, before)) => {
+                self.minus(before, before_bytes);
+                self.plus(hash, bytes);
+                old.step().map(|()| true)
+            }
+            None => {
+                self.plus(hash, bytes);
+                Ok(true)
+            }
+        }
     }
 
     /// Writes deletes for the old keys before `key` (all that are left for `None`).

@@ -37,7 +37,7 @@ pub mod writer;
 
 pub use convert::convert;
 pub use crc::Crc64;
-pub use decode::{decode, decode_slice, meaning_of};
+pub use decode::{RawValue, decode, decode_slice, meaning_of};
 pub use meaning::{Meaning, ValueSummary};
 pub use reader::{Trailer, read};
 pub use sink::{RdbSink, RecordHead, SlotImport, SlotInfo};

@@ -10,9 +10,11 @@ use tidemark_proto::stored::run::{put_varint, take_varint};
 use tidemark_proto::{Error, Result, slot_of};
 
 use crate::rdb::{Family, RecordHead};
+use crate::run::LongValue;
 
-/// Longest value of Redis that is backed up and restored, in bytes as it is stored: one is whole in memory at a time.
-pub const REDIS_MAX_VALUE: usize = 1 << 30;
+/// Longest value of Redis that is backed up and restored, in bytes as it is stored: nobody holds one in memory, but whoever loads
+/// it needs as much room on disk.
+pub const REDIS_MAX_VALUE: u64 = 1 << 40;
 /// First byte of the meta of Redis' records: their layout, version 1.
 pub const REDIS: u8 = 1;
 /// Bytes of the meta before its optional fields.
@@ -131,20 +133,58 @@ pub fn slot_of_record(key: &[u8], meta: &[u8]) -> u16 {
 /// The 128-bit hash of a record's meaning: key, meta and value, each delimited; of a record of Redis: key, expiry and the
 /// hash of what the value means, whatever its encoding. The first half of BLAKE3.
 pub fn record_hash(key: &[u8], meta: &[u8], value: &[u8]) -> u128 {
-    let mut h = blake3::Hasher::new();
-    let _ = h.update(&(key.len() as u32).to_le_bytes()).update(key);
-    match redis_meaning(meta) {
-        Some((meaning, expires)) => {
+    let mut hasher = RecordHasher::new(key, meta);
+    hasher.value(value);
+    hasher.finish()
+}
+
+/// As [`record_hash`], of a value that is read in pieces; not read at all where the meta says what it means.
+pub fn record_hash_of(key: &[u8], meta: &[u8], value: &LongValue) -> Result<u128> {
+    if redis_meaning(meta).is_some() {
+        return Ok(record_hash(key, meta, &[]));
+    }
+    let mut hasher = RecordHasher::new(key, meta);
+    value.pieces(|piece| {
+        hasher.value(piece);
+        Ok(())
+    })?;
+    Ok(hasher.finish())
+}
+
+/// Takes the [`record_hash`] of a record whose value comes in pieces.
+#[derive(Debug)]
+pub struct RecordHasher {
+    hasher: blake3::Hasher,
+    with_value: bool,
+}
+
+impl RecordHasher {
+    /// Of a record with this key and meta; its value follows.
+    pub fn new(key: &[u8], meta: &[u8]) -> Self {
+        let mut h = blake3::Hasher::new();
+        let _ = h.update(&(key.len() as u32).to_le_bytes()).update(key);
+        let meaning = redis_meaning(meta);
+        match meaning {
             // No other record has a meta of this length in its hash.
-            let _ = h.update(&u32::MAX.to_le_bytes()).update(meaning).update(expires);
+            Some((meaning, expires)) => _ = h.update(&u32::MAX.to_le_bytes()).update(meaning).update(expires),
+            None => _ = h.update(&(meta.len() as u32).to_le_bytes()).update(meta),
         }
-        None => {
-            let _ = h.update(&(meta.len() as u32).to_le_bytes()).update(meta).update(value);
+        Self { hasher: h, with_value: meaning.is_none() }
+    }
+
+    /// The next bytes of the value.
+    pub fn value(&mut self, piece: &[u8]) {
+        if self.with_value {
+            let _ = self.hasher.update(piece);
         }
     }
-    let mut out = [0; 16];
-    out.copy_from_slice(&h.finalize().as_bytes()[..16]);
-    u128::from_le_bytes(out)
+
+    /// The hash.
+    pub fn finish(&self) -> u128 {
+        let mut out = [0; 16];
+        out.copy_from_slice(&self.hasher.finalize().as_bytes()[..16]);
+        u128::from_le_bytes(out)
+    }
 }
 
 /// Meaning and expiry (empty for none) in the meta of a record of Redis.

@@ -3,12 +3,16 @@
 //! Writing and reading are CPU work: call them from threads that may block.
 
 mod block;
+mod long;
 mod merge;
+mod packed;
 mod reader;
 mod writer;
 
 pub use block::{Packer, open_bytes, open_index, seal_bytes, seal_index};
+pub use long::{LONG_PIECE, LongReader, LongValue, Spool};
 pub use merge::Merge;
+pub use packed::{BlockPacker, PackedBlock, PackedReader};
 pub use reader::{BlockSource, RunReader, blocks_for};
 pub use writer::{RunSummary, RunWriter};
 

@@ -8,6 +8,7 @@ mod jobs;
 mod operations;
 mod pitr;
 mod problem;
+mod queries;
 mod repository;
 mod restores;
 mod server;
@@ -66,6 +67,10 @@ pub const MAX_BODY: usize = 1 << 20;
         pitr::disable,
         pitr::pause,
         pitr::resume,
+        queries::get,
+        queries::scan,
+        queries::diff,
+        queries::history,
     )
 )]
 struct Document;
@@ -95,6 +100,10 @@ pub fn router(context: Shared) -> Router {
         .route("/clusters/{cluster}/pitr/disable", post(pitr::disable))
         .route("/clusters/{cluster}/pitr/pause", post(pitr::pause))
         .route("/clusters/{cluster}/pitr/resume", post(pitr::resume))
+        .route("/queries/get", post(queries::get))
+        .route("/queries/scan", post(queries::scan))
+        .route("/queries/diff", post(queries::diff))
+        .route("/queries/history", post(queries::history))
         .route("/verifications", post(backups::verify))
         .route("/restores/plan", post(restores::plan))
         .route("/restores", post(restores::create))
@@ -116,7 +125,7 @@ mod tests {
     #[test]
     fn the_document_names_every_path_once() {
         let document = super::document();
-        assert_eq!(document.paths.paths.len(), 25);
+        assert_eq!(document.paths.paths.len(), 29);
         let json = serde_json::to_string(&document).unwrap();
         for schema in ["RestorePlan", "BackupDetail", "KeptSummary", "CloneItem", "JobInfo", "Problem"] {
             assert!(json.contains(&format!("\"{schema}\"")), "{schema}");

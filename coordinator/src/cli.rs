@@ -18,6 +18,7 @@ mod limits;
 mod output;
 mod pitr;
 mod pki;
+mod query;
 mod repo;
 mod report;
 mod restore;
@@ -66,6 +67,8 @@ enum Verb {
     /// Keep the log of a cluster, so that any second can be restored; show what can be
     #[command(subcommand)]
     Pitr(pitr::PitrCommand),
+    /// Look into the past without a restore: a key, a prefix, what changed, every version
+    Query(query::QueryArgs),
     /// Write a backup of Redis or Valkey as RDB files, commands or JSON Lines, straight from the repository (`repo export`)
     #[command(after_help = repo::export::EXAMPLES)]
     Export(Box<repo::export::Export>),
@@ -121,6 +124,7 @@ async fn client_verb(verb: Verb, global: &connect::GlobalArgs) -> Result<()> {
         Verb::Clone(command) => command.run(global).await,
         Verb::Verify(command) => command.run(global).await,
         Verb::Pitr(command) => command.run(global).await,
+        Verb::Query(command) => command.run(global).await,
         Verb::Export(command) => command.run(global.output).await,
         Verb::Import(command) => command.run(global).await,
         Verb::Job(command) => command.run(global).await,
@@ -219,6 +223,10 @@ mod tests {
             "events --cluster orders --job 3f -n 50 -o json",
             "pitr enable --cluster orders --interval-ms 500",
             "pitr status -o json",
+            "query --cluster orders get key --at -5m",
+            "query -C orders --db 3 scan user: --limit 5",
+            "query diff -o json --from -10m --to -5m --keys a*",
+            "query history key",
             "limits show",
             "limits set --fleet 50MB --per-agent none",
             "diagnose --out d.tar.gz --key k",

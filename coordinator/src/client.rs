@@ -26,6 +26,7 @@ use crate::job::restore::{RestorePlan, RestoreRequest};
 use crate::job::verify::VerifyRequest;
 use crate::limits::{LimitsInfo, SetLimits};
 use crate::log::{EnablePitr, PitrStatus};
+use crate::query::{DiffQuery, Difference, Found, GetQuery, History, HistoryQuery, Page, ScanQuery};
 
 /// Time for the TCP and TLS handshakes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -190,6 +191,26 @@ impl ApiClient {
     /// `disable`, `pause` or `resume`.
     pub async fn change_pitr(&self, cluster: &ClusterName, change: &str) -> Result<PitrStatus> {
         self.send(Method::POST, &["clusters", cluster.as_str(), "pitr", change], None::<&()>).await
+    }
+
+    /// What a key held at a time.
+    pub async fn query_get(&self, query: &GetQuery) -> Result<Found> {
+        self.send(Method::POST, &["queries", "get"], Some(query)).await
+    }
+
+    /// Keys that begin with a prefix, at a time.
+    pub async fn query_scan(&self, query: &ScanQuery) -> Result<Page> {
+        self.send(Method::POST, &["queries", "scan"], Some(query)).await
+    }
+
+    /// What changed between two times.
+    pub async fn query_diff(&self, query: &DiffQuery) -> Result<Difference> {
+        self.send(Method::POST, &["queries", "diff"], Some(query)).await
+    }
+
+    /// Every version of a key.
+    pub async fn query_history(&self, query: &HistoryQuery) -> Result<History> {
+        self.send(Method::POST, &["queries", "history"], Some(query)).await
     }
 
     /// Limits of rates.

@@ -3,11 +3,12 @@
 //!
 //! Parts follow each other in the manifest's order, which is that of slot and key wherever the slots of a part lie side
 //! by side. Where slots of several nodes interleave, their parts make a *knot* and are merged. In memory are pages of
-//! the manifest, the part entries of a knot, and blocks of one part of each of its nodes; of a value itself one copy, as
-//! it is stored: outputs take it apart as they write.
+//! the manifest, the part entries of a knot, and blocks of one part of each of its nodes; values over 1 MiB go through a file:
+//! outputs take them apart as they write. Of a time between two backups the log is laid over each part (`laid.rs`).
 
 mod json;
 mod knots;
+mod laid;
 mod lanes;
 mod lines;
 mod rdb;
@@ -18,8 +19,10 @@ mod split;
 mod tests;
 mod values;
 
+use std::sync::Arc;
+
 use futures::{StreamExt, TryStreamExt};
-use tidemark_common::run::Entry;
+use tidemark_common::run::{Entry, LongValue};
 use tidemark_common::select::Selection;
 use tidemark_proto::{Error, ErrorKind, Result};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +30,8 @@ use tokio_util::sync::CancellationToken;
 use crate::repository::Manifest;
 
 use knots::Knots;
-use lanes::Knot;
+pub use laid::Laid;
+use lanes::{Knot, Source};
 pub use lines::{Encoding, Lines};
 pub use rdb::RdbFile;
 pub use resp::Commands;
@@ -49,8 +53,8 @@ pub struct Extracted {
 
 /// Takes records, in the order of slot and key. It blocks, and is dropped unfinished when the extraction fails.
 pub trait Output: Send {
-    /// Takes a record; `false` if it has no place in what is written (see the output for what that is).
-    fn write(&mut self, entry: &Entry<'_>) -> Result<bool>;
+    /// Takes a record, whose value is `long` where that is given; `false` if it has no place in what is written (see the output for what that is).
+    fn write(&mut self, entry: &Entry<'_>, long: Option<&LongValue>) -> Result<bool>;
 
     /// There are no more: writes the end and hands on what is buffered.
     fn finish(&mut self) -> Result<()>;
@@ -62,19 +66,31 @@ pub trait Output: Send {
 pub async fn extract<O: Output + 'static>(
     manifest: &Manifest,
     selection: Selection,
+    output: O,
+    cancel: &CancellationToken,
+) -> Result<(Extracted, O)> {
+    extract_at(manifest, None, selection, output, cancel).await
+}
+
+/// The same, with the log laid over the backup. A damaged chunk of it ends the extraction as a damaged part does.
+pub async fn extract_at<O: Output + 'static>(
+    manifest: &Manifest,
+    laid: Option<Laid>,
+    selection: Selection,
     mut output: O,
     cancel: &CancellationToken,
 ) -> Result<(Extracted, O)> {
-    let (mut sum, selection) = (Extracted::default(), std::sync::Arc::new(selection));
+    let (mut sum, selection) = (Extracted::default(), Arc::new(selection));
+    let source = Arc::new(Source { manifest: manifest.clone(), laid, cancel: cancel.clone() });
     let knots = Knots::new(manifest, selection.slots.clone());
     let knots = futures::stream::try_unfold(knots, |mut knots| async move {
         Ok::<_, Error>(knots.next().await?.map(|knot| (knot, knots)))
     });
-    let opened = knots.map_ok(|parts| Knot::open(manifest.clone(), parts)).try_buffered(OPEN_AHEAD);
+    let opened = knots.map_ok(|parts| Knot::open(source.clone(), parts)).try_buffered(OPEN_AHEAD);
     let mut opened = std::pin::pin!(opened);
     while let Some(knot) = opened.next().await {
-        let (knot, selection, cancel) = (knot?, selection.clone(), cancel.clone());
-        let write = move || knot.write(&selection, &mut output, sum, &cancel).map(|sum| (sum, output));
+        let (knot, selection) = (knot?, selection.clone());
+        let write = move || knot.write(&selection, &mut output, sum).map(|sum| (sum, output));
         (sum, output) = in_thread(write).await?;
     }
     let output = in_thread(move || output.finish().map(|()| output)).await?;

@@ -29,6 +29,7 @@ pub mod metric_names;
 pub mod part;
 pub mod pki;
 mod process;
+pub mod query;
 pub mod recover;
 pub mod repository;
 pub mod serve;

@@ -20,7 +20,7 @@ mod window;
 
 pub use index::{Found, LogIndex, NodeSpan, SegmentInfo};
 pub use operate::{EnablePitr, PitrChange, PitrStatus, WindowItem, change, cuts, status, windows};
-pub use point::{LogParts, Piece, Point, point};
+pub use point::{LogParts, Piece, Point, between, point};
 pub use sessions::Logs;
 pub use state::{NodeLag, SessionState};
 pub use trim::{Trimmable, check_segments, enter_trim, give_up, trimmable};

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tidemark_common::record::REDIS_MAX_VALUE;
-use tidemark_common::run::{BlockSource, Merge, RunReader};
+use tidemark_common::run::{BlockSource, Merge, RunReader, Spool};
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::{ClusterName, Error, Result};
@@ -16,10 +16,19 @@ use tokio::sync::mpsc;
 use crate::blocks::{RunBlocks, sealer};
 use crate::repository::Repository;
 
-/// Longest value that is read; no engine writes longer ones. A merge holds at most one value of each run.
-pub const MAX_VALUE: usize = REDIS_MAX_VALUE;
+/// Longest value that is read; no engine writes longer ones. None is held in memory: see [`LongValues`].
+pub const MAX_VALUE: u64 = REDIS_MAX_VALUE;
 /// Spans of a run between the reads and the thread that opens their blocks.
 const SPANS_AHEAD: usize = 1;
+
+/// What becomes of values over 1 MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LongValues {
+    /// They are only hashed.
+    Hashed,
+    /// They go through a file without a name in the system's folder for such.
+    Spooled,
+}
 
 /// Blocks as they are read.
 #[derive(Debug)]
@@ -57,14 +66,23 @@ impl std::fmt::Debug for OpenPart {
 }
 
 /// Opens the runs of a part; reads their indexes. `Damaged` and `NotFound` name the pack.
-pub async fn open(repository: &Repository, cluster: &ClusterName, part: &PartEntry) -> Result<OpenPart> {
+pub async fn open(
+    repository: &Repository,
+    cluster: &ClusterName,
+    part: &PartEntry,
+    long: LongValues,
+) -> Result<OpenPart> {
     let (mut readers, mut pumps) = (Vec::new(), Vec::new());
     for run in &part.runs {
         let blocks = RunBlocks::open(repository, cluster, part, run).await?;
         let (send, spans) = mpsc::channel(SPANS_AHEAD);
         let numbers = std::iter::once(0..run.blocks).collect();
         let sealer = sealer(repository, cluster, part, run)?;
-        readers.push(RunReader::new(sealer, numbers, Blocks { spans, at: Vec::new().into_iter() }, MAX_VALUE)?);
+        let reader = RunReader::new(sealer, numbers, Blocks { spans, at: Vec::new().into_iter() }, MAX_VALUE)?;
+        readers.push(match long {
+            LongValues::Hashed => reader.hashing(),
+            LongValues::Spooled => reader.spooling(Spool::new(&std::env::temp_dir())),
+        });
         pumps.push(pump(blocks, send));
     }
     let pump = futures::future::join_all(pumps).map(drop).boxed();

@@ -15,7 +15,7 @@ use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, NodeName, SlotSet};
 
 pub use rdb::rdb;
-pub use stored::{envelope, index, ledger, manifest, run, sealed, small};
+pub use stored::{envelope, index, ledger, manifest, run, sealed, segment, small};
 pub use wire::{bulk, control, frame, hello, kv};
 
 /// A decoder under test.
@@ -35,6 +35,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("index", index),
     ("run", run),
     ("sealed", sealed),
+    ("segment", segment),
     ("rdb", rdb),
     ("config", config),
     ("requests", requests),

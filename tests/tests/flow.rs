@@ -28,6 +28,8 @@ mod log_broken;
 mod model;
 #[path = "flow/pitr.rs"]
 mod pitr;
+#[path = "flow/query.rs"]
+mod query;
 #[path = "flow/repository.rs"]
 mod repository;
 #[path = "flow/salvage.rs"]

@@ -63,6 +63,7 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         "job-events",
         "limits",
         "restore-with-users",
+        "restore-at",
     ];
     for (name, bytes) in golden("proto/golden/stored-v1.txt") {
         let wrapped = bytes.starts_with(b"TIDE");
@@ -73,9 +74,10 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         match &name[..] {
             "root" | "page" | "root-with-kept" | "kept-things" => out.push(("manifest", name, body)),
             "run-index" => out.push(("index", name, body)),
+            _ if name.starts_with("log-") => out.push(("segment", name, body)),
             _ if name.starts_with("ledger-") => {
                 out.push(("ledger", format!("{name}-entry"), body.clone()));
-                (1..=8u8)
+                (1..=11u8)
                     .for_each(|kind| out.push(("ledger", format!("{name}-{kind}"), [&[kind][..], &body].concat())));
             }
             _ => {

@@ -27,6 +27,8 @@ mod in_place_broken;
 mod kept;
 #[path = "redis/load.rs"]
 mod load;
+#[path = "redis/long.rs"]
+mod long;
 #[path = "rdb/model.rs"]
 #[allow(dead_code, reason = "the tier `rdb` uses all of it")]
 mod model;

@@ -19,7 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Reply, body};
 use crate::agent::Agent;
-use crate::engine::{Engine, job_of_pin};
+use crate::config::DeltaMethod;
+use crate::engine::job_of_pin;
+use crate::indexes::IndexStore;
 use crate::metric_names::stage;
 use crate::snapshot::Counters;
 use crate::{blocking, log, restore, telemetry, upload};
@@ -70,7 +72,8 @@ pub(super) async fn dispatch(
         Prepare::KIND => {
             let Prepare {} = body(reader, header).await?;
             let (counters, cancel) = (reply.counters_of(stage::BASE), reply.cancel());
-            reply.finish(blocking(move || prepare(&*engine, job, &counters, &cancel))).await
+            let agent = agent.clone();
+            reply.finish(blocking(move || prepare(&agent, job, &counters, &cancel))).await
         }
         Hold::KIND => {
             let Hold { budget_micros } = body(reader, header).await?;
@@ -197,12 +200,15 @@ async fn send(agent: &Arc<Agent>, head: CommandHead, command: UploadRest, reply:
 }
 
 /// Takes the base; a command that its coordinator ended is given up at the engine's next look.
-fn prepare(engine: &dyn Engine, job: JobId, counters: &Counters, cancel: &CancellationToken) -> Result<Prepared> {
+fn prepare(agent: &Agent, job: JobId, counters: &Counters, cancel: &CancellationToken) -> Result<Prepared> {
+    let engine = &agent.engine;
+    // Without an index there can be no delta.
+    let whole = agent.config.delta == DeltaMethod::Full || agent.indexes.as_ref().is_none_or(IndexStore::is_empty);
     // Told anew from nothing where the engine begins anew: what counts is the most.
     let progress = |bytes| {
         let _ = counters.bytes.fetch_max(bytes, Ordering::Relaxed);
     };
-    engine.prepare(job, &|| cancel.is_cancelled(), &progress)?;
+    engine.prepare(job, whole, &|| cancel.is_cancelled(), &progress)?;
     crash::point("agent.prepared");
     Ok(Prepared { bytes: counters.bytes.load(Ordering::Relaxed) })
 }

@@ -9,13 +9,16 @@
 //! snapshot  what the stream up to the cut names goes through a scratch server; the rest is as the base has it
 //! ```
 
+mod absolute;
 pub mod base;
 pub mod check;
+mod chunk;
 pub mod conn;
 pub mod dump;
 mod dump_read;
 mod fence;
 pub mod fold;
+mod heap;
 mod hold;
 mod incarnation;
 mod jobs;
@@ -30,10 +33,12 @@ mod notes;
 mod part;
 mod place;
 mod readback;
+mod ready;
 pub mod resp;
 mod saved;
 pub mod scratch;
 pub mod server;
+mod settle;
 mod shard;
 pub mod spill;
 pub mod stream;
@@ -205,10 +210,11 @@ impl Engine for Redis {
     fn prepare(
         &self,
         job: JobId,
+        whole: bool,
         cancel: &(dyn Fn() -> bool + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
-        self.take_base(job, cancel, progress)
+        self.take_base(job, whole, cancel, progress)
     }
 
     fn hold(&self, job: JobId, budget: Duration) -> Result<Held> {
@@ -247,8 +253,12 @@ impl Engine for Redis {
         Ok(jobs.into_iter().map(|job| (job_pin(job), Timestamp::ZERO)).collect())
     }
 
-    fn max_value(&self) -> usize {
+    fn max_value(&self) -> u64 {
         REDIS_MAX_VALUE
+    }
+
+    fn spool(&self) -> Option<PathBuf> {
+        Some(self.options.dir.join("long"))
     }
 
     fn restoring(&self) -> Result<Option<JobId>> {

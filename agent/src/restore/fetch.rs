@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use futures::future::BoxFuture;
 use quinn::Connection;
 use tidemark_common::rate::{BURST, Rate};
-use tidemark_common::run::{BlockSource, RunReader, blocks_for, open_index};
+use tidemark_common::run::{BlockSource, RunReader, Spool, blocks_for, open_index};
 use tidemark_common::seal::Sealer;
 use tidemark_common::transport::{FrameWriter, limits, open_bi};
 use tidemark_proto::stored::run::Index;
@@ -104,7 +104,11 @@ pub(super) async fn open(
     }
     let ranges = blocks_for(&index, &part.slots);
     let (send, receive) = mpsc::channel(BLOCKS_AHEAD);
-    let reader_of_run = RunReader::new(sealer(), ranges.clone(), Blocks(receive), job.agent.engine.max_value())?;
+    let engine = &job.agent.engine;
+    let mut reader_of_run = RunReader::new(sealer(), ranges.clone(), Blocks(receive), engine.max_value())?;
+    if let Some(folder) = engine.spool() {
+        reader_of_run = reader_of_run.spooling(Spool::new(&folder));
+    }
     let requests = requests(&index, ranges, quota / REQUESTS_AHEAD as u64);
     let job = job.clone();
     let pump = async move {

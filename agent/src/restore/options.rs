@@ -8,7 +8,10 @@ use tidemark_common::select::Selection;
 use tidemark_proto::wire::control::LoadOptions;
 use tidemark_proto::{Error, Result, SlotSet, Timestamp};
 
-use crate::engine::RecordRef;
+use crate::engine::{LongRecord, RecordRef};
+
+/// Longest hash whose fields' times are moved, in bytes: it is made anew in memory.
+const MOST_MOVED: usize = 1 << 30;
 
 /// All records, as they are.
 pub(super) fn usual() -> LoadOptions {
@@ -51,6 +54,7 @@ impl Changes {
             Becomes::Moved(at) => meta.expire_at_millis = at,
         }
         let mut value = record.value;
+        self.value.clear();
         if fields {
             match move_fields(meta.type_byte, meta.family, record.value, &self.expiry)? {
                 Some((type_byte, moved)) => {
@@ -65,6 +69,38 @@ impl Changes {
         }
         meta.encode(&mut self.meta);
         Ok(Some(RecordRef { meta: &self.meta, value, ..record }))
+    }
+}
+
+/// What becomes of a record with a long value.
+pub(super) enum ChangedLong<'a> {
+    /// It is loaded as it stands.
+    Same,
+    /// It has this meta.
+    Meta(&'a [u8]),
+    /// It is another record.
+    All(RecordRef<'a>),
+}
+
+impl Changes {
+    /// As [`Self::change`]. A hash whose fields expire is made anew in memory; any other value stays where it is.
+    pub(super) fn change_long<'a>(&'a mut self, record: &LongRecord<'a>) -> Result<ChangedLong<'a>> {
+        let LongRecord { slot, key, meta, value } = *record;
+        if self.expiry.mode == ExpiryMode::Absolute || meta.first() != Some(&REDIS) {
+            return Ok(ChangedLong::Same);
+        }
+        let decoded = RedisMeta::decode(meta)?;
+        let fields = fields_expire(decoded.type_byte, decoded.family);
+        let held = if fields { value.whole(MOST_MOVED)? } else { Vec::new() };
+        let changed = self.change(RecordRef { slot, key, meta, value: &held })?.is_some();
+        Ok(match changed {
+            false => ChangedLong::Same,
+            // What was made of the fields lies here.
+            true if fields && !self.value.is_empty() => {
+                ChangedLong::All(RecordRef { slot, key, meta: &self.meta, value: &self.value })
+            }
+            true => ChangedLong::Meta(&self.meta),
+        })
     }
 }
 

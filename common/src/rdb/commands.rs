@@ -7,7 +7,7 @@ mod stream;
 
 use tidemark_proto::{Error, Result};
 
-use super::decode::decode_slice;
+use super::decode::RawValue;
 use super::types::{Class, class_of};
 use super::visitor::{Group, Role, StreamId, StreamMeta, ValueVisitor};
 use crate::record::RedisMeta;
@@ -43,11 +43,11 @@ impl CommandSink for Vec<u8> {
 
 /// Writes the commands that make `key` with this value in the database at hand, with its expiry. Strings go in commands of
 /// `most_string` bytes at most. `None`, and nothing written, for a value that no commands make: of a module, or a newer type.
-pub fn put_key(
+pub fn put_key<V: RawValue + ?Sized>(
     out: &mut impl CommandSink,
     key: &[u8],
     meta: &RedisMeta,
-    value: &[u8],
+    value: &V,
     most_string: usize,
 ) -> Result<Option<()>> {
     let Some(class) = class_of(meta.type_byte, meta.family).filter(|class| *class != Class::Module) else {
@@ -58,13 +58,13 @@ pub fn put_key(
     }
     if class == Class::Stream {
         let mut pending = Pending::default();
-        decode_slice(meta.type_byte, meta.family, value, &mut pending)?;
+        value.show(meta.type_byte, meta.family, &mut pending)?;
         let mut stream = Stream::new(out, key, pending);
-        decode_slice(meta.type_byte, meta.family, value, &mut stream)?;
+        value.show(meta.type_byte, meta.family, &mut stream)?;
         stream.finish()?;
     } else {
         let mut made = Value::new(out, class, key, most_string.max(1) as u64);
-        decode_slice(meta.type_byte, meta.family, value, &mut made)?;
+        value.show(meta.type_byte, meta.family, &mut made)?;
         made.flush()?;
     }
     if let Some(at) = meta.expire_at_millis {

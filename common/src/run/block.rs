@@ -9,7 +9,8 @@ use crate::seal::{NONCE_LEN, Sealer, TAG_LEN};
 
 const CODEC_RAW: u8 = 0;
 const CODEC_ZSTD: u8 = 1;
-const PREFIX: usize = NONCE_LEN + 5;
+/// Codec and raw length.
+const HEAD: usize = 5;
 /// Largest raw index, in bytes: 8192 blocks of a 1 GiB part with keys of 64 KiB would pass it, but such parts are split.
 const MAX_INDEX_RAW: usize = 64 << 20;
 
@@ -34,21 +35,32 @@ impl Packer {
 
     /// The sealed form of `raw`: raw when compression does not shrink it.
     pub fn pack(&mut self, sealer: &Sealer, kind: u8, number: u32, raw: &[u8]) -> Result<Vec<u8>> {
-        let bound = zstd::zstd_safe::compress_bound(raw.len());
-        let mut out = vec![0; PREFIX + bound + TAG_LEN];
-        let packed = self
-            .zstd
-            .compress_to_buffer(raw, &mut out[PREFIX..PREFIX + bound])
-            .map_err(|e| Error::bug("compressing a block").with_source(e))?;
-        let (codec, len) = if packed < raw.len() { (CODEC_ZSTD, packed) } else { (CODEC_RAW, raw.len()) };
-        if codec == CODEC_RAW {
-            out[PREFIX..PREFIX + len].copy_from_slice(raw);
-        }
-        out[NONCE_LEN] = codec;
-        out[NONCE_LEN + 1..PREFIX].copy_from_slice(&(raw.len() as u32).to_le_bytes());
-        out.truncate(PREFIX + len);
+        let mut out = Vec::with_capacity(NONCE_LEN + HEAD + zstd::zstd_safe::compress_bound(raw.len()) + TAG_LEN);
+        out.resize(NONCE_LEN, 0);
+        self.plain(raw, &mut out)?;
         sealer.seal(kind, number, &mut out);
         Ok(out)
+    }
+
+    /// Appends what is sealed of `raw`: codec, length, bytes.
+    pub(super) fn plain(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let begin = out.len();
+        out.push(CODEC_ZSTD);
+        out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+        let body = out.len();
+        out.resize(body + zstd::zstd_safe::compress_bound(raw.len()), 0);
+        let packed = self
+            .zstd
+            .compress_to_buffer(raw, &mut out[body..])
+            .map_err(|e| Error::bug("compressing a block").with_source(e))?;
+        if packed < raw.len() {
+            out.truncate(body + packed);
+        } else {
+            out[begin] = CODEC_RAW;
+            out.truncate(body);
+            out.extend_from_slice(raw);
+        }
+        Ok(())
     }
 }
 
@@ -73,9 +85,13 @@ impl Unpacker {
         raw: &mut Vec<u8>,
         max: usize,
     ) -> Result<()> {
-        let plain = sealer.open(kind, number, sealed)?;
+        self.unpack_plain(number, sealer.open(kind, number, sealed)?, raw, max)
+    }
+
+    /// Decompresses what was sealed.
+    pub(super) fn unpack_plain(&mut self, number: u32, plain: &[u8], raw: &mut Vec<u8>, max: usize) -> Result<()> {
         let damaged = |what: &str| Error::damaged(format!("block {number}: {what}"));
-        let (head, body) = plain.split_at_checked(5).ok_or_else(|| damaged("shorter than its header"))?;
+        let (head, body) = plain.split_at_checked(HEAD).ok_or_else(|| damaged("shorter than its header"))?;
         let len = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
         if len > max {
             return Err(damaged("claims to be larger than a block may be"));

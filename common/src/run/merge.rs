@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 
 use tidemark_proto::{Error, Result};
 
-use super::Entry;
 use super::reader::{BlockSource, RunReader};
+use super::{Entry, LongValue};
 
 /// Walks the live records of a part; call [`Merge::advance`], then [`Merge::current`].
 pub struct Merge<S> {
@@ -76,6 +76,16 @@ impl<S: BlockSource> Merge<S> {
     /// The current record; always a put. Only after [`Merge::advance`] answered `true`.
     pub fn current(&self) -> Entry<'_> {
         self.runs[self.winner].reader.current()
+    }
+
+    /// Hash of the current record and length of its value, where that was not kept: see [`RunReader::hashing`].
+    pub fn hashed(&self) -> Option<(u128, u64)> {
+        self.runs[self.winner].reader.hashed()
+    }
+
+    /// The value of the current record where it lies in a file: see [`RunReader::spooling`].
+    pub fn long(&self) -> Option<&LongValue> {
+        self.runs[self.winner].reader.long()
     }
 }
 

@@ -5,8 +5,9 @@ use std::ops::Range;
 use tidemark_proto::stored::run::{Index, MAX_INLINE, take, take_varint};
 use tidemark_proto::{Error, Result, SlotSet};
 
-use super::Entry;
 use super::block::Unpacker;
+use super::{Entry, LongValue, Spool};
+use crate::record::RecordHasher;
 use crate::seal::Sealer;
 
 /// Where sealed blocks come from, in the order asked for.
@@ -57,20 +58,67 @@ pub struct RunReader<S> {
     raw: Vec<u8>,
     pos: usize,
     long: Vec<u8>,
-    max_value: usize,
+    /// A piece of a long value on its way to the spool.
+    piece: Vec<u8>,
+    long_values: LongValues,
+    spooled: Option<LongValue>,
+    hashed: Option<(u128, u64)>,
+    max_value: u64,
     cur: Option<Cursor>,
 }
 
-/// Places of the current record's fields in the block.
-struct Cursor {
-    slot: u16,
-    key: Range<usize>,
-    put: Option<(Range<usize>, Place)>,
+/// What becomes of long values.
+enum LongValues {
+    /// They are held in memory.
+    Held,
+    Spooled(Spool),
+    Hashed,
 }
 
-enum Place {
+/// Places of a record's fields in its block.
+pub(super) struct Cursor {
+    pub(super) slot: u16,
+    pub(super) key: Range<usize>,
+    pub(super) put: Option<(Range<usize>, Place)>,
+}
+
+pub(super) enum Place {
     Block(Range<usize>),
     Long,
+}
+
+impl Cursor {
+    /// Of the record at `pos` in `raw`; with where it ends, and the length of its value if that follows in other blocks.
+    pub(super) fn parse(raw: &[u8], pos: usize) -> Result<(Self, usize, Option<u64>)> {
+        let total = raw.len();
+        let mut rest = &raw[pos..];
+        let here = |rest: &[u8], len: usize| total - rest.len() - len..total - rest.len();
+        let head = take(&mut rest, 3)?;
+        let (tag, slot) = (head[0], u16::from_le_bytes([head[1], head[2]]));
+        let len = take_varint(&mut rest)?;
+        let key = take(&mut rest, len)?.len();
+        let key = here(rest, key);
+        let mut cur = Self { slot, key, put: None };
+        let mut long = None;
+        if tag != 1 {
+            let len = take_varint(&mut rest)?;
+            let meta = take(&mut rest, len)?.len();
+            let meta = here(rest, meta);
+            let len = take_varint(&mut rest)?;
+            cur.put = Some(match tag {
+                0 => {
+                    let value = take(&mut rest, len)?.len();
+                    (meta, Place::Block(here(rest, value)))
+                }
+                2 => {
+                    long = Some(len);
+                    (meta, Place::Long)
+                }
+                other => return Err(Error::damaged(format!("block: record of unknown kind {other}"))),
+            });
+        }
+        Ok((cur, total - rest.len(), long))
+    }
 }
 
 impl<S> std::fmt::Debug for RunReader<S> {
@@ -82,10 +130,46 @@ impl<S> std::fmt::Debug for RunReader<S> {
 impl<S: BlockSource> RunReader<S> {
     /// A reader of the blocks `numbers`, which `source` gives in that order. Values longer than `max_value` bytes are
     /// refused as `Unsupported`: the engine at hand could not hold them.
-    pub fn new(sealer: Sealer, numbers: Vec<Range<u32>>, source: S, max_value: usize) -> Result<Self> {
+    pub fn new(sealer: Sealer, numbers: Vec<Range<u32>>, source: S, max_value: u64) -> Result<Self> {
         let (unpacker, numbers) = (Unpacker::new()?, numbers.into_iter().flatten());
-        let (raw, long) = (Vec::new(), Vec::new());
-        Ok(Self { sealer, source, numbers, unpacker, raw, pos: 0, long, max_value, cur: None })
+        let (raw, long, piece) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self {
+            sealer,
+            source,
+            numbers,
+            unpacker,
+            raw,
+            pos: 0,
+            long,
+            piece,
+            long_values: LongValues::Held,
+            spooled: None,
+            hashed: None,
+            max_value,
+            cur: None,
+        })
+    }
+
+    /// Puts long values into a file instead of memory: [`Self::long`] has them, and [`Self::current`] an empty value.
+    pub fn spooling(mut self, spool: Spool) -> Self {
+        self.long_values = LongValues::Spooled(spool);
+        self
+    }
+
+    /// Reads long values only to hash their records: [`Self::hashed`] has the hash, and [`Self::current`] an empty value.
+    pub fn hashing(mut self) -> Self {
+        self.long_values = LongValues::Hashed;
+        self
+    }
+
+    /// Hash of the current record and length of its value, where that was not kept.
+    pub fn hashed(&self) -> Option<(u128, u64)> {
+        self.hashed
+    }
+
+    /// The value of the current record where it lies in a file.
+    pub fn long(&self) -> Option<&LongValue> {
+        self.spooled.as_ref()
     }
 
     /// Goes to the next record; `false` after the last.
@@ -113,17 +197,13 @@ impl<S: BlockSource> RunReader<S> {
         Entry { slot: cur.slot, key: &self.raw[cur.key.clone()], put }
     }
 
-    fn fetch(&mut self, into_long: bool) -> Result<bool> {
+    /// Takes up the next block; `into_piece` where it is one of a long value.
+    fn fetch(&mut self, into_piece: bool) -> Result<bool> {
         let Some(number) = self.numbers.next() else { return Ok(false) };
         let missing = || Error::damaged(format!("block {number}: the run ends before it"));
         let mut sealed = self.source.next_block()?.ok_or_else(missing)?;
-        if into_long {
-            let mut piece = Vec::new();
-            self.unpacker.block(&self.sealer, number, &mut sealed, &mut piece)?;
-            self.long.extend_from_slice(&piece);
-        } else {
-            self.unpacker.block(&self.sealer, number, &mut sealed, &mut self.raw)?;
-        }
+        let raw = if into_piece { &mut self.piece } else { &mut self.raw };
+        self.unpacker.block(&self.sealer, number, &mut sealed, raw)?;
         Ok(true)
     }
 
@@ -134,59 +214,49 @@ impl<S: BlockSource> RunReader<S> {
     }
 
     fn parse(&mut self) -> Result<()> {
-        let total = self.raw.len();
-        let mut rest = &self.raw[self.pos..];
-        let here = |rest: &[u8], len: usize| total - rest.len() - len..total - rest.len();
-        let head = take(&mut rest, 3)?;
-        let (tag, slot) = (head[0], u16::from_le_bytes([head[1], head[2]]));
-        let len = take_varint(&mut rest)?;
-        let key = take(&mut rest, len)?.len();
-        let key = here(rest, key);
-        let mut cur = Cursor { slot, key, put: None };
-        let mut long = None;
-        if tag != 1 {
-            let len = take_varint(&mut rest)?;
-            let meta = take(&mut rest, len)?.len();
-            let meta = here(rest, meta);
-            let len = take_varint(&mut rest)?;
-            cur.put = Some(match tag {
-                0 => {
-                    let value = take(&mut rest, len)?.len();
-                    (meta, Place::Block(here(rest, value)))
-                }
-                2 => {
-                    long = Some(len);
-                    (meta, Place::Long)
-                }
-                other => return Err(Error::damaged(format!("block: record of unknown kind {other}"))),
-            });
-        }
-        self.pos = total - rest.len();
+        let (cur, pos, long) = Cursor::parse(&self.raw, self.pos)?;
+        self.pos = pos;
         self.cur = Some(cur);
+        (self.spooled, self.hashed) = (None, None);
         long.map_or(Ok(()), |len| self.assemble(len))
     }
 
     fn assemble(&mut self, len: u64) -> Result<()> {
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
         if len > self.max_value {
             return Err(Error::unsupported(format!(
                 "a value of {len} bytes is longer than this engine holds ({} bytes)",
                 self.max_value
             )));
         }
-        if self.pos != self.raw.len() || len <= MAX_INLINE {
+        if self.pos != self.raw.len() || len <= MAX_INLINE as u64 {
             return Err(Error::damaged("block: a long value does not stand where one may"));
         }
         self.long.clear();
-        while self.long.len() < len {
+        if let LongValues::Spooled(spool) = &mut self.long_values {
+            spool.begin()?;
+        }
+        let Entry { key, put, .. } = self.current();
+        let mut hasher = RecordHasher::new(key, put.map_or(&[], |(meta, _)| meta));
+        let mut come = 0;
+        while come < len {
             if !self.fetch(true)? {
                 return Err(Error::damaged("run: ends inside a long value"));
             }
+            come += self.piece.len() as u64;
+            match &mut self.long_values {
+                LongValues::Spooled(spool) => spool.add(&self.piece)?,
+                LongValues::Hashed => hasher.value(&self.piece),
+                LongValues::Held => self.long.extend_from_slice(&self.piece),
+            }
         }
-        if self.long.len() == len {
-            Ok(())
-        } else {
-            Err(Error::damaged("run: a long value is longer than it says"))
+        if come != len {
+            return Err(Error::damaged("run: a long value is longer than it says"));
         }
+        match &self.long_values {
+            LongValues::Spooled(spool) => self.spooled = Some(spool.value()?),
+            LongValues::Hashed => self.hashed = Some((hasher.finish(), len)),
+            LongValues::Held => {}
+        }
+        Ok(())
     }
 }

@@ -6,13 +6,14 @@ use tidemark_proto::wire::control::SecretKey;
 use tidemark_proto::{ErrorKind, Result, SlotSet, slot_of};
 
 use super::*;
+use crate::record::record_hash_of;
 use crate::seal::Sealer;
 
 mod formats;
 
 type Records = BTreeMap<(u16, Vec<u8>), Option<(Vec<u8>, Vec<u8>)>>;
 
-const MAX_VALUE: usize = 8 << 20;
+const MAX_VALUE: u64 = 8 << 20;
 
 fn sealer() -> Sealer {
     Sealer::new(&SecretKey([3; 32]), [9; 16], true)
@@ -68,9 +69,94 @@ fn long_values_travel_in_continuation_blocks() {
 }
 
 #[test]
+fn long_values_need_not_be_in_memory() {
+    let (dir, mut records) = (tempfile::tempdir().unwrap(), Records::new());
+    for (i, len) in [10, MAX_INLINE, MAX_INLINE + 1, 5, 3 << 20].into_iter().enumerate() {
+        put(&mut records, format!("k{i}").as_bytes(), (0..len).map(|at| (at / 7) as u8).collect());
+    }
+    let (blocks, index) = write(&records);
+    // Written in pieces, they make the same blocks.
+    let (sealer, mut spool, mut pieces) = (sealer(), Spool::new(&dir.path().join("new")), Vec::new());
+    let mut w = RunWriter::new(&sealer, |b| {
+        pieces.push(b);
+        Ok(())
+    })
+    .unwrap();
+    for ((slot, key), value) in &records {
+        let (meta, value) = value.as_ref().map(|(m, v)| (&m[..], &v[..])).unwrap();
+        if value.len() <= MAX_INLINE {
+            w.push(Entry { slot: *slot, key, put: Some((meta, value)) }).unwrap();
+            continue;
+        }
+        spool.begin().unwrap();
+        value.chunks(100_001).for_each(|piece| spool.add(piece).unwrap());
+        let long = spool.value().unwrap();
+        assert_eq!(long.whole(8 << 20).unwrap(), value);
+        assert_eq!(long.whole(value.len() - 1).unwrap_err().kind(), ErrorKind::Unsupported);
+        assert_eq!(record_hash_of(key, meta, &long).unwrap(), record_hash(key, meta, value));
+        w.push_long(*slot, key, meta, long.len(), &mut long.reader()).unwrap();
+    }
+    let told = w.finish().unwrap();
+    assert!(pieces == blocks && told.records == 5);
+    // Read through a file, or only hashed.
+    let mut spooled = reader(blocks.clone(), &index, &SlotSet::all()).spooling(Spool::new(dir.path()));
+    let mut hashed = reader(blocks, &index, &SlotSet::all()).hashing();
+    for ((slot, key), value) in &records {
+        let (meta, value) = value.as_ref().unwrap();
+        assert!(spooled.advance().unwrap() && hashed.advance().unwrap());
+        let is_long = value.len() > MAX_INLINE;
+        let short = if is_long { &[][..] } else { value };
+        assert_eq!(spooled.current(), Entry { slot: *slot, key, put: Some((meta, short)) });
+        assert_eq!(hashed.current(), spooled.current());
+        assert_eq!(spooled.long().map(|long| long.whole(8 << 20).unwrap()), is_long.then(|| value.clone()));
+        let hash = (record_hash(key, meta, value), value.len() as u64);
+        assert_eq!(hashed.hashed(), is_long.then_some(hash));
+    }
+    assert!(!spooled.advance().unwrap() && !hashed.advance().unwrap());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "files of long values have no names");
+}
+
+#[test]
+fn packed_blocks_are_those_of_a_run() {
+    let mut records = Records::new();
+    for i in 0..3000 {
+        put(&mut records, format!("k{i}").as_bytes(), vec![(i % 251) as u8; i % 500]);
+    }
+    let (blocks, index) = write(&records);
+    let (sealer, mut packed, mut packer) = (sealer(), Vec::new(), BlockPacker::new().unwrap());
+    let mut read = PackedReader::new().unwrap();
+    let mut w = RunWriter::new(&sealer, |b| {
+        packed.push(b);
+        Ok(())
+    })
+    .unwrap();
+    let (mut taken, mut found) = (0, Records::new());
+    for ((slot, key), value) in &records {
+        let put = value.as_ref().map(|(m, v)| (&m[..], &v[..]));
+        taken += 1;
+        let full = packer.push(&Entry { slot: *slot, key, put }).unwrap();
+        if !full && taken < records.len() {
+            continue;
+        }
+        let block = packer.close().unwrap().unwrap();
+        w.push_packed(&block).unwrap();
+        assert_eq!(w.push_packed(&block).unwrap_err().kind(), ErrorKind::Bug, "out of order");
+        read.open(block.plain).unwrap();
+        while read.advance().unwrap() {
+            let e = read.current().unwrap();
+            let _ = found.insert((e.slot, e.key.to_vec()), e.put.map(|(m, v)| (m.to_vec(), v.to_vec())));
+        }
+    }
+    let mut told = w.finish().unwrap();
+    assert_eq!(found, records);
+    assert!(blocks.len() > 3 && packed == blocks);
+    assert_eq!(open_index(&sealer, &mut told.index).unwrap(), index);
+}
+
+#[test]
 fn a_value_over_the_engine_limit_is_refused_by_name() {
     let mut records = Records::new();
-    put(&mut records, b"k", vec![0; MAX_VALUE + 1]);
+    put(&mut records, b"k", vec![0; MAX_VALUE as usize + 1]);
     let (blocks, index) = write(&records);
     let err = collect(reader(blocks, &index, &SlotSet::all())).unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Unsupported);

@@ -1,17 +1,55 @@
 //! Writing runs.
 
+use std::io::Read;
+
 use tidemark_proto::stored::run::{
     BLOCK_TARGET, BlockEntry, CONTINUATION, Index, MAX_INLINE, SEAL_BLOCK, put_varint, sort_key,
 };
-use tidemark_proto::{Error, Result};
+use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
 use super::block::{Packer, seal_index};
+use super::packed::PackedBlock;
 use super::{Entry, ZSTD_LEVEL};
-use crate::seal::Sealer;
+use crate::seal::{NONCE_LEN, Sealer, TAG_LEN};
 
 const TAG_PUT: u8 = 0;
 const TAG_DELETE: u8 = 1;
 const TAG_LONG: u8 = 2;
+
+/// Bytes of key, meta and value.
+pub(super) fn bytes_of(entry: &Entry<'_>) -> u64 {
+    (entry.key.len() + entry.put.map_or(0, |(meta, value)| meta.len() + value.len())) as u64
+}
+
+/// Appends a record to a block; answers the value that must follow in blocks of its own.
+pub(super) fn encode<'a>(raw: &mut Vec<u8>, entry: &Entry<'a>) -> Option<&'a [u8]> {
+    let tag = match entry.put {
+        None => TAG_DELETE,
+        Some((_, value)) if value.len() > MAX_INLINE => TAG_LONG,
+        Some(_) => TAG_PUT,
+    };
+    encode_head(raw, tag, entry.slot, entry.key);
+    let (meta, value) = entry.put?;
+    encode_meta(raw, meta, value.len() as u64);
+    if tag == TAG_LONG {
+        return Some(value);
+    }
+    raw.extend_from_slice(value);
+    None
+}
+
+fn encode_head(raw: &mut Vec<u8>, tag: u8, slot: u16, key: &[u8]) {
+    raw.push(tag);
+    raw.extend_from_slice(&slot.to_le_bytes());
+    put_varint(raw, key.len() as u64);
+    raw.extend_from_slice(key);
+}
+
+fn encode_meta(raw: &mut Vec<u8>, meta: &[u8], value_len: u64) {
+    put_varint(raw, meta.len() as u64);
+    raw.extend_from_slice(meta);
+    put_varint(raw, value_len);
+}
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,27 +118,53 @@ impl<'s, F: FnMut(Vec<u8>) -> Result<()>> RunWriter<'s, F> {
         }
         self.records += 1;
         self.in_block += 1;
-        self.raw_bytes += entry.key.len() as u64;
-        let tag = match entry.put {
-            None => TAG_DELETE,
-            Some((_, value)) if value.len() > MAX_INLINE => TAG_LONG,
-            Some(_) => TAG_PUT,
-        };
-        self.raw.push(tag);
-        self.raw.extend_from_slice(&entry.slot.to_le_bytes());
-        put_varint(&mut self.raw, entry.key.len() as u64);
-        self.raw.extend_from_slice(entry.key);
-        if let Some((meta, value)) = entry.put {
-            self.raw_bytes += (meta.len() + value.len()) as u64;
-            put_varint(&mut self.raw, meta.len() as u64);
-            self.raw.extend_from_slice(meta);
-            put_varint(&mut self.raw, value.len() as u64);
-            if tag == TAG_LONG {
-                return self.long_value(value);
-            }
-            self.raw.extend_from_slice(value);
+        self.raw_bytes += bytes_of(&entry);
+        if let Some(value) = encode(&mut self.raw, &entry) {
+            return self.long_value(value);
         }
         if self.raw.len() >= BLOCK_TARGET { self.close_block() } else { Ok(()) }
+    }
+
+    /// Adds a record whose value, of `len` bytes, is read in pieces. One of at most [`MAX_INLINE`] bytes is a `Bug`.
+    pub fn push_long(&mut self, slot: u16, key: &[u8], meta: &[u8], len: u64, value: &mut impl Read) -> Result<()> {
+        if len <= MAX_INLINE as u64 {
+            return Err(Error::bug("a short value among the long ones"));
+        }
+        self.check_order(Entry { slot, key, put: None })?;
+        if self.raw.is_empty() {
+            self.first = sort_key(slot, key);
+        }
+        self.records += 1;
+        self.in_block += 1;
+        self.raw_bytes += (key.len() + meta.len()) as u64 + len;
+        encode_head(&mut self.raw, TAG_LONG, slot, key);
+        encode_meta(&mut self.raw, meta, len);
+        self.close_block()?;
+        let (mut left, mut piece) = (len, vec![0; CONTINUATION]);
+        while left > 0 {
+            let here = left.min(CONTINUATION as u64) as usize;
+            value.read_exact(&mut piece[..here]).or_kind(ErrorKind::Retry, "reading a long value")?;
+            self.emit(&piece[..here], Vec::new(), 0)?;
+            left -= here as u64;
+        }
+        Ok(())
+    }
+
+    /// Adds a block that was packed before. Its records count as if each had been pushed.
+    pub fn push_packed(&mut self, block: &PackedBlock<'_>) -> Result<()> {
+        self.close_block()?;
+        if self.records > 0 && *self.last >= *block.first {
+            return Err(Error::bug("a run got a packed block out of order"));
+        }
+        self.last.clear();
+        self.last.extend_from_slice(block.last);
+        self.records += u64::from(block.records);
+        self.raw_bytes += block.bytes;
+        let mut sealed = Vec::with_capacity(NONCE_LEN + block.plain.len() + TAG_LEN);
+        sealed.resize(NONCE_LEN, 0);
+        sealed.extend_from_slice(block.plain);
+        self.sealer.seal(SEAL_BLOCK, self.index.blocks.len() as u32, &mut sealed);
+        self.emit_sealed(sealed, block.first.to_vec(), block.records, block.raw_len()?)
     }
 
     fn check_order(&mut self, entry: Entry<'_>) -> Result<()> {
@@ -138,8 +202,12 @@ impl<'s, F: FnMut(Vec<u8>) -> Result<()>> RunWriter<'s, F> {
     fn emit(&mut self, raw: &[u8], first: Vec<u8>, records: u32) -> Result<()> {
         let number = self.index.blocks.len() as u32;
         let sealed = self.packer.pack(self.sealer, SEAL_BLOCK, number, raw)?;
+        self.emit_sealed(sealed, first, records, raw.len() as u32)
+    }
+
+    fn emit_sealed(&mut self, sealed: Vec<u8>, first: Vec<u8>, records: u32, raw_len: u32) -> Result<()> {
         let sealed_len = sealed.len() as u32;
-        self.index.blocks.push(BlockEntry { first, records, raw_len: raw.len() as u32, sealed_len });
+        self.index.blocks.push(BlockEntry { first, records, raw_len, sealed_len });
         self.sealed_bytes += u64::from(sealed_len);
         (self.sink)(sealed)
     }

@@ -35,7 +35,8 @@ pub(super) async fn create(
     let run = context.clone();
     let info = super::jobs::start(&context, JobKind::Restore, &target, true, move |job| async move {
         let (source, backup, reader) = (plan.request.cluster.clone(), plan.backup, job.id());
-        hold::reading(&run.clone(), &source, backup, reader, restore::run(run, job, plan)).await
+        let restore = Box::pin(restore::run(run.clone(), job, plan));
+        hold::reading(&run, &source, backup, reader, restore).await
     })?;
     Ok((StatusCode::ACCEPTED, Reply(info)))
 }

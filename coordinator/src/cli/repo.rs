@@ -3,6 +3,7 @@
 mod direct;
 pub(crate) mod export;
 mod files;
+mod moment;
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -67,9 +68,9 @@ enum Verb {
     Show(direct::Chosen),
     /// Read every block of a backup and check it, straight from the repository
     Verify(direct::Chosen),
-    /// Write the records of a backup as JSON Lines, straight from the repository
+    /// Write the records of a backup, or of a time, as JSON Lines, straight from the repository
     #[command(after_help = direct::EXTRACT_EXAMPLES)]
-    Extract(direct::Extract),
+    Extract(Box<direct::Extract>),
     /// Write a backup of Redis or Valkey as files that servers load, straight from the repository
     #[command(after_help = export::EXAMPLES)]
     Export(export::Export),

@@ -4,12 +4,16 @@
 use std::io::Write;
 
 use serde::Serialize;
+use tidemark_common::rdb::RawValue;
 use tidemark_common::record::{REDIS, RedisMeta, split_redis_key};
-use tidemark_common::run::Entry;
+use tidemark_common::run::{Entry, LongValue};
 use tidemark_proto::{Error, Result};
 
 use super::json::{Pieces, put};
 use super::{Output, shown, unwritten, values};
+
+/// Longest value of a store other than Redis, in bytes.
+const MOST_HELD: usize = 1 << 30;
 
 /// How keys and values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -45,7 +49,7 @@ impl<W: Write> Lines<W> {
         put(&mut self.out, text)
     }
 
-    fn redis(&mut self, entry: &Entry<'_>, meta: &[u8], value: &[u8]) -> Result<()> {
+    fn redis<V: RawValue + ?Sized>(&mut self, entry: &Entry<'_>, meta: &[u8], value: &V) -> Result<()> {
         let (meta, (db, key)) = (RedisMeta::decode(meta)?, split_redis_key(entry.key)?);
         self.raw(format_args!(",\"db\":{db}"))?;
         self.field(key, "key", key)?;
@@ -74,12 +78,18 @@ impl<W: Write> Lines<W> {
 
 impl<W: Write + Send> Output for Lines<W> {
     /// Every record has a place. `Request` when it is no text and must be; `Cancelled` when nobody reads any more.
-    fn write(&mut self, entry: &Entry<'_>) -> Result<bool> {
+    fn write(&mut self, entry: &Entry<'_>, long: Option<&LongValue>) -> Result<bool> {
         let (meta, value) = entry.put.unwrap_or_default();
         self.raw(format_args!("{{\"slot\":{}", entry.slot))?;
         if meta.first() == Some(&REDIS) {
-            self.redis(entry, meta, value)?;
+            match long {
+                Some(long) => self.redis(entry, meta, long)?,
+                None => self.redis(entry, meta, value)?,
+            }
         } else {
+            // Other stores hold no values that do not fit into memory.
+            let held = long.map(|long| long.whole(MOST_HELD)).transpose()?;
+            let value = held.as_deref().unwrap_or(value);
             self.field(entry.key, "key", entry.key)?;
             if !meta.is_empty() {
                 self.field(entry.key, "meta", meta)?;
@@ -109,7 +119,7 @@ mod tests {
 
     fn line(encoding: Encoding, key: &[u8], value: &[u8]) -> Result<serde_json::Value> {
         let mut lines = Lines::new(Vec::new(), encoding);
-        let _ = lines.write(&Entry { slot: 7, key, put: Some((b"", value)) })?;
+        let _ = lines.write(&Entry { slot: 7, key, put: Some((b"", value)) }, None)?;
         let text = String::from_utf8(lines.into_inner()).unwrap();
         assert!(text.ends_with('\n') && text.lines().count() == 1, "{text}");
         Ok(serde_json::from_str(&text).unwrap())

@@ -2,9 +2,9 @@
 
 use std::io::Write;
 
-use tidemark_common::rdb::{RdbWriter, RecordHead, convert, types};
+use tidemark_common::rdb::{RawValue, RdbWriter, RecordHead, convert, types};
 use tidemark_common::record::{RedisMeta, split_redis_key};
-use tidemark_common::run::Entry;
+use tidemark_common::run::{Entry, LongValue};
 use tidemark_proto::{Error, ErrorKind, Result};
 
 use super::{Output, shown};
@@ -45,8 +45,22 @@ impl<W: Write> RdbFile<W> {
 }
 
 impl<W: Write + Send> Output for RdbFile<W> {
-    fn write(&mut self, entry: &Entry<'_>) -> Result<bool> {
+    fn write(&mut self, entry: &Entry<'_>, long: Option<&LongValue>) -> Result<bool> {
         let (meta, value) = entry.put.unwrap_or_default();
+        match long {
+            Some(long) => self.put(entry, meta, long),
+            None => self.put(entry, meta, value),
+        }
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let writer = self.writer.take().ok_or_else(|| Error::bug("the file is whole"))?;
+        writer.finish().map(drop).map_err(full)
+    }
+}
+
+impl<W: Write> RdbFile<W> {
+    fn put<V: RawValue + ?Sized>(&mut self, entry: &Entry<'_>, meta: &[u8], value: &V) -> Result<bool> {
         let (meta, (db, key)) = (RedisMeta::decode(meta)?, split_redis_key(entry.key)?);
         let type_byte = self.target(key, &meta)?;
         let head = RecordHead {
@@ -60,19 +74,16 @@ impl<W: Write + Send> Output for RdbFile<W> {
         };
         let writer = self.writer.as_mut().ok_or_else(|| Error::bug("a record after the end of the file"))?;
         if type_byte == meta.type_byte {
-            writer.record(&head, value).map_err(full)?;
+            writer.begin(&head).map_err(full)?;
+            value.pieces(|piece| writer.value(piece).map_err(full))?;
+            writer.end()?;
             return Ok(true);
         }
         writer.begin(&head).map_err(full)?;
-        convert(meta.type_byte, &mut &value[..], type_byte, &mut Value(writer))
+        convert(meta.type_byte, &mut value.reader(), type_byte, &mut Value(writer))
             .map_err(|e| full(e).context(format_args!("key `{}`", shown(key))))?;
         writer.end()?;
         Ok(true)
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        let writer = self.writer.take().ok_or_else(|| Error::bug("the file is whole"))?;
-        writer.finish().map(drop).map_err(full)
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::io::Write;
 
+use tidemark_common::rdb::RawValue;
 use tidemark_common::rdb::commands::{CommandSink, MOST_STRING, command, put_key};
 use tidemark_common::record::{RedisMeta, split_redis_key};
-use tidemark_common::run::Entry;
+use tidemark_common::run::{Entry, LongValue};
 use tidemark_proto::{Error, Result};
 
 use super::{Output, shown, unwritten};
@@ -44,8 +45,21 @@ impl<W: Write> CommandSink for Out<W> {
 
 impl<W: Write + Send> Output for Commands<W> {
     /// A key that has expired has no place.
-    fn write(&mut self, entry: &Entry<'_>) -> Result<bool> {
+    fn write(&mut self, entry: &Entry<'_>, long: Option<&LongValue>) -> Result<bool> {
         let (meta, value) = entry.put.unwrap_or_default();
+        match long {
+            Some(long) => self.put(entry, meta, long),
+            None => self.put(entry, meta, value),
+        }
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.out.0.flush().map_err(unwritten)
+    }
+}
+
+impl<W: Write> Commands<W> {
+    fn put<V: RawValue + ?Sized>(&mut self, entry: &Entry<'_>, meta: &[u8], value: &V) -> Result<bool> {
         let (meta, (db, key)) = (RedisMeta::decode(meta)?, split_redis_key(entry.key)?);
         if meta.expire_at_millis.is_some_and(|at| at <= self.now_millis) {
             return Ok(false);
@@ -64,9 +78,5 @@ impl<W: Write + Send> Output for Commands<W> {
             ))
         })?;
         Ok(true)
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        self.out.0.flush().map_err(unwritten)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use tidemark_common::rdb::{Family, Role, ValueVisitor, decode_slice};
+use tidemark_common::rdb::{Family, RawValue, Role, ValueVisitor};
 use tidemark_proto::Result;
 
 /// Bytes of members that are sorted at once.
@@ -11,10 +11,10 @@ pub(super) const ROOM: usize = 32 << 20;
 const OVERHEAD: usize = 48;
 
 /// Shows the members of a set to `each`, in the order of their bytes.
-pub(super) fn members(
+pub(super) fn members<V: RawValue + ?Sized>(
     type_byte: u8,
     family: Family,
-    raw: &[u8],
+    raw: &V,
     room: usize,
     mut each: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
@@ -28,7 +28,7 @@ pub(super) fn members(
             bytes: 0,
             more: false,
         };
-        decode_slice(type_byte, family, raw, &mut smallest)?;
+        raw.show(type_byte, family, &mut smallest)?;
         let (mut kept, more) = (smallest.kept, smallest.more);
         kept.iter().try_for_each(|member| each(member))?;
         if !more {

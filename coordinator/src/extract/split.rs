@@ -1,6 +1,6 @@
 //! Several outputs, each of its slots.
 
-use tidemark_common::run::Entry;
+use tidemark_common::run::{Entry, LongValue};
 use tidemark_proto::{Error, Result, SlotSet};
 
 use super::Output;
@@ -20,13 +20,13 @@ impl Split {
 }
 
 impl Output for Split {
-    fn write(&mut self, entry: &Entry<'_>) -> Result<bool> {
+    fn write(&mut self, entry: &Entry<'_>, long: Option<&LongValue>) -> Result<bool> {
         let takes = |(slots, _): &(SlotSet, _)| slots.contains(entry.slot);
         if !self.shares.get(self.at).is_some_and(takes) {
             let at = self.shares.iter().position(takes);
             self.at = at.ok_or_else(|| Error::bug(format!("no output for slot {}", entry.slot)))?;
         }
-        self.shares[self.at].1.write(entry)
+        self.shares[self.at].1.write(entry, long)
     }
 
     fn finish(&mut self) -> Result<()> {

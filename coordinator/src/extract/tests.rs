@@ -33,7 +33,7 @@ fn meta_of(type_byte: u8, family: Family, expire_at_millis: Option<i64>) -> Vec<
 fn give(output: &mut impl Output, slot: u16, db: u64, meta: &[u8], raw: &[u8]) -> Result<bool> {
     let mut key = Vec::new();
     redis_key(db, b"k", &mut key);
-    output.write(&Entry { slot, key: &key, put: Some((meta, raw)) })
+    output.write(&Entry { slot, key: &key, put: Some((meta, raw)) }, None)
 }
 
 fn line(encoding: Encoding, type_byte: u8, expire: Option<i64>, raw: &[u8]) -> Result<Value> {
@@ -91,7 +91,7 @@ fn members_are_sorted_in_any_room() {
             found.push(m.to_vec());
             Ok(())
         };
-        sorted::members(n::SET, Family::Redis, &raw, room, put).unwrap();
+        sorted::members(n::SET, Family::Redis, &raw[..], room, put).unwrap();
         assert_eq!(found, wanted, "room of {room}");
     }
 }

@@ -11,7 +11,7 @@
 
 use std::io::Write;
 
-use tidemark_common::rdb::{Class, Group, Role, StreamId, StreamMeta, ValueVisitor, class_of, decode_slice};
+use tidemark_common::rdb::{Class, Group, RawValue, Role, StreamId, StreamMeta, ValueVisitor, class_of};
 use tidemark_common::record::RedisMeta;
 use tidemark_proto::{Error, Result};
 
@@ -20,12 +20,12 @@ use super::lines::{Encoding, no_text};
 use super::sorted;
 
 /// Writes the fields `type`, `expire_at` and `value` of a record.
-pub(super) fn put_value(
+pub(super) fn put_value<V: RawValue + ?Sized>(
     out: &mut impl Write,
     encoding: Encoding,
     key: &[u8],
     meta: &RedisMeta,
-    raw: &[u8],
+    raw: &V,
 ) -> Result<()> {
     let class = class_of(meta.type_byte, meta.family)
         .ok_or_else(|| Error::unsupported(format!("RDB type {} is not known to this build", meta.type_byte)))?;
@@ -36,7 +36,7 @@ pub(super) fn put_value(
     let mut texts = Texts::default();
     match (encoding, class) {
         (Encoding::Base64, _) | (_, Class::Module) => texts.none = true,
-        _ => decode_slice(meta.type_byte, meta.family, raw, &mut texts)?,
+        _ => raw.show(meta.type_byte, meta.family, &mut texts)?,
     }
     if encoding == Encoding::Text && (!texts.odd.is_empty() || class == Class::Module) {
         return Err(no_text(key, "value"));
@@ -47,11 +47,11 @@ pub(super) fn put_value(
     let mut json =
         Json { out, texts, strings: 0, string: Pieces::default(), first: true, inner: true, at: At::Flat };
     json.open(class)?;
-    decode_slice(meta.type_byte, meta.family, raw, &mut json)?;
+    raw.show(meta.type_byte, meta.family, &mut json)?;
     json.close(class)
 }
 
-fn set(out: &mut impl Write, encoding: Encoding, meta: &RedisMeta, raw: &[u8]) -> Result<()> {
+fn set<V: RawValue + ?Sized>(out: &mut impl Write, encoding: Encoding, meta: &RedisMeta, raw: &V) -> Result<()> {
     put(out, format_args!(",\"value\":["))?;
     let mut comma = "";
     sorted::members(meta.type_byte, meta.family, raw, sorted::ROOM, |member| {

@@ -39,7 +39,7 @@ pub struct Scope {
 
 /// Looks at records beside what an inspection looks for.
 pub trait RecordCheck: std::fmt::Debug + Send + Sync {
-    /// A record of a part that may be found damaged yet. It keeps to itself what it thinks of it; an error says that the
+    /// A record of a part that may be found damaged yet; without its value where that is a long one. It keeps to itself what it thinks of it; an error says that the
     /// record is damaged.
     fn see(&self, entry: &Entry<'_>) -> Result<()>;
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::log::{Segment, SegmentChunk};
+use tidemark_proto::stored::log::{Segment, SegmentChunk, SegmentRange};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::wire::bulk::LogPiece;
 use tidemark_proto::{ClusterName, Error, Result, SlotSet, Timestamp};
@@ -105,9 +105,9 @@ fn leading(index: &LogIndex, window: &Window, from: Timestamp, at: Timestamp) ->
 #[derive(Debug, Clone, Copy)]
 pub struct Piece {
     /// Its segment, by its place among those that were read.
-    segment: u32,
+    pub segment: u32,
     /// Its place in the segment's footer.
-    chunk: u32,
+    pub chunk: u32,
 }
 
 /// What of the log a restore point needs, by region of its backup.
@@ -121,6 +121,19 @@ pub struct LogParts {
     pub bytes: u64,
     /// Entries in its chunks.
     pub entries: u64,
+}
+
+/// The log between two times (after the first, up to the second), as far as it is there, whatever else is.
+pub async fn between(
+    repository: &Repository,
+    ledger: &Ledger,
+    (from, to): (Timestamp, Timestamp),
+    slots_per_region: u16,
+) -> Result<Arc<LogParts>> {
+    let index = LogIndex::load(repository, ledger).await?;
+    let news = |s: &&SegmentInfo| s.nodes.iter().any(|n| n.closed > from);
+    let places = index.segments().filter(news).map(|s| (s.range, s.size)).collect();
+    LogParts::read_footers(repository, ledger.cluster(), places, (from, to), slots_per_region).await
 }
 
 impl Point {
@@ -141,18 +154,28 @@ impl Point {
         cluster: &ClusterName,
         slots_per_region: u16,
     ) -> Result<Arc<LogParts>> {
-        let mut log = LogParts { cluster: Some(cluster.clone()), slots_per_region, ..LogParts::default() };
-        let places: Vec<_> = self.segments.iter().map(|s| (s.range, s.size)).collect();
-        let reads = places.into_iter().map(|(range, size)| repository.read_segment(cluster, range, size));
-        let mut reads = futures::stream::iter(reads).buffered(PARALLEL_READS);
-        while let Some(read) = reads.next().await {
-            log.take(read?.segment, self.base.backup.cut, self.at);
-        }
-        Ok(Arc::new(log))
+        let places = self.segments.iter().map(|s| (s.range, s.size)).collect();
+        LogParts::read_footers(repository, cluster, places, (self.base.backup.cut, self.at), slots_per_region).await
     }
 }
 
 impl LogParts {
+    async fn read_footers(
+        repository: &Repository,
+        cluster: &ClusterName,
+        places: Vec<(SegmentRange, u64)>,
+        (from, to): (Timestamp, Timestamp),
+        slots_per_region: u16,
+    ) -> Result<Arc<Self>> {
+        let mut log = Self { cluster: Some(cluster.clone()), slots_per_region, ..Self::default() };
+        let reads = places.into_iter().map(|(range, size)| repository.read_segment(cluster, range, size));
+        let mut reads = futures::stream::iter(reads).buffered(PARALLEL_READS);
+        while let Some(read) = reads.next().await {
+            log.take(read?.segment, from, to);
+        }
+        Ok(Arc::new(log))
+    }
+
     fn take(&mut self, mut segment: Segment, from: Timestamp, at: Timestamp) {
         segment.chunks.retain(|c| c.last > from && c.first <= at);
         let (each, theirs) = (u32::from(self.slots_per_region.max(1)), u32::from(segment.slots_per_region.max(1)));

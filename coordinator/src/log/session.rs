@@ -243,7 +243,10 @@ impl Session {
                 crash::point("log.put");
                 let put = repository.store().create(&path, bytes.clone());
                 let e = match told_when_slow(put, &path, &published).await {
-                    Ok(()) => return Ok(published.trouble(None)),
+                    Ok(()) => {
+                        published.trouble(None);
+                        return Ok(());
+                    }
                     Err(e) => e,
                 };
                 if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Denied | ErrorKind::Config) {

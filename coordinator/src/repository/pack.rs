@@ -27,6 +27,9 @@ use crate::metric_names::{STAGE_BYTES, stage};
 pub(super) const PACK_TARGET: u64 = 64 << 20;
 /// Size of the pieces in which a pack is sent, in bytes.
 const PIECE: usize = 8 << 20;
+/// A store on a local disk writes a piece in strips of this size, in bytes: for longer writes the kernel takes long stretches of
+/// memory for its cache, which on a machine that does not have them at hand took five times as long.
+const STRIP: usize = 64 << 10;
 /// Pieces of all packs of one job on their way at once.
 const PIECES_IN_FLIGHT: usize = 4;
 /// Packs of full runs that are open at once, by how long their runs will be needed.
@@ -125,6 +128,10 @@ struct Open {
     flying: JoinSet<object_store::Result<()>>,
 }
 
+fn in_strips(piece: Bytes) -> PutPayload {
+    (0..piece.len()).step_by(STRIP).map(|at| piece.slice(at..piece.len().min(at + STRIP))).collect()
+}
+
 impl Open {
     fn new() -> Self {
         let mut open = Self {
@@ -165,7 +172,7 @@ impl Open {
         while let Some(landed) = self.flying.try_join_next() {
             landed.or_kind(ErrorKind::Bug, "a piece of a pack")?.map_err(|e| error_of(path, e))?;
         }
-        let piece = PutPayload::from(std::mem::take(&mut self.piece));
+        let piece = in_strips(std::mem::take(&mut self.piece).into());
         let upload = self.upload.as_mut().expect("begun above");
         let put = upload.put_part(piece);
         let _ = self.flying.spawn(async move {

@@ -272,7 +272,11 @@ mod tests {
             for chunk in &segment.chunks {
                 let sealed = repository.store().get_range(&path, chunk.offset, u64::from(chunk.len)).await.unwrap();
                 let raw = repository.open_segment_chunk(&cluster, &segment, chunk, sealed.to_vec()).unwrap();
-                each_entry(&raw, |e| Ok(seen.push((e.slot, e.at.0)))).unwrap();
+                each_entry(&raw, |e| {
+                    seen.push((e.slot, e.at.0));
+                    Ok(())
+                })
+                .unwrap();
             }
             assert_eq!(seen, [(1, 5), (2, 6), (100, 7), (9000, 8)]);
             let _ = repository.check_segment(&cluster, SegmentRange::one(3), &built.bytes).unwrap();

@@ -1,6 +1,7 @@
 //! What lies in an object store: envelopes, bodies, runs. Seals hold whoever has no key off; what is under them is decoded
 //! here all the same, as it is in a repository without encryption.
 
+use tidemark_common::overlay::{LogSorter, Wanted};
 use tidemark_common::run::{Merge, RunReader, blocks_for, open_bytes, open_index, record_hash};
 use tidemark_common::seal::{NONCE_LEN, Sealer};
 use tidemark_coordinator::job::backup::tiling;
@@ -11,17 +12,18 @@ use tidemark_proto::stored::envelope::{self as e, ObjectKind};
 use tidemark_proto::stored::events::JobEvents;
 use tidemark_proto::stored::ledger::{Body, Entry};
 use tidemark_proto::stored::limits::Limits;
+use tidemark_proto::stored::log::{Segment, TRAILER_LEN, Trailer};
 use tidemark_proto::stored::run::{Index, SEAL_BLOCK, SEAL_INDEX, SEAL_OBJECT};
 use tidemark_proto::stored::{job, repository as r};
 use tidemark_proto::wire::control::SecretKey;
-use tidemark_proto::{Result, SlotSet};
+use tidemark_proto::{Result, SlotSet, Timestamp};
 
 /// Longest value that is read.
-const MAX_VALUE: usize = 8 << 20;
+const MAX_VALUE: u64 = 8 << 20;
 /// Largest object that is opened.
 const MAX_OBJECT: usize = 16 << 20;
 
-const KINDS: [ObjectKind; 12] = [
+const KINDS: [ObjectKind; 14] = [
     ObjectKind::Repository,
     ObjectKind::Key,
     ObjectKind::Epoch,
@@ -34,6 +36,8 @@ const KINDS: [ObjectKind; 12] = [
     ObjectKind::Limits,
     ObjectKind::Kept,
     ObjectKind::RestoreWithUsers,
+    ObjectKind::RestoreAt,
+    ObjectKind::Segment,
 ];
 
 fn sealer() -> Sealer {
@@ -54,7 +58,7 @@ pub fn envelope(bytes: &[u8]) {
 /// Bodies of the small objects: the first byte chooses which.
 pub fn small(bytes: &[u8]) {
     let Some((which, body)) = bytes.split_first() else { return };
-    match which % 13 {
+    match which % 14 {
         0 => drop(from_archive::<r::Description>(body)),
         1 => drop(from_archive::<r::WrappedKey>(body)),
         2 => drop(from_archive::<r::Epoch>(body)),
@@ -66,8 +70,34 @@ pub fn small(bytes: &[u8]) {
         8 => drop(from_archive::<job::RestoreEnded>(body)),
         9 => drop(from_archive::<JobEvents>(body)),
         10 => drop(from_archive::<Limits>(body)),
-        11 => drop(from_archive::<job::RestoreOptions>(body)),
-        _ => drop(from_archive::<job::RestoreWithUsers>(body)),
+        11 => drop(from_archive::<job::RestoreWithUsers>(body)),
+        12 => drop(from_archive::<job::RestoreAt>(body)),
+        _ => drop(from_archive::<job::RestoreOptions>(body)),
+    }
+}
+
+/// Footers and trailers of log segments, and raw chunks.
+pub fn segment(bytes: &[u8]) {
+    if let Ok(segment) = from_archive::<Segment>(bytes) {
+        assert!(segment.range().is_merged() || segment.first >= segment.number);
+        let _ = segment.nodes.iter().all(|n| n.slots.is_canonical());
+    }
+    if let Some(trailer) = bytes.first_chunk::<TRAILER_LEN>() {
+        let _ = Trailer::decode(trailer);
+    }
+    let wanted = Wanted {
+        after: Timestamp(1),
+        at: Timestamp(u64::MAX / 2),
+        slots: SlotSet::range(0, 9000),
+        lower: Vec::new(),
+        upper: vec![9, 9],
+    };
+    let mut sorter = LogSorter::new(wanted, 1 << 20, &std::env::temp_dir());
+    let _ = sorter.push_chunk(bytes);
+    if let Ok(mut overlay) = sorter.finish() {
+        while overlay.advance().is_ok_and(|more| more) {
+            let _ = overlay.current().map(|entry| entry.key.len());
+        }
     }
 }
 

@@ -76,7 +76,7 @@ async fn every_change_is_logged_once_and_the_window_begins_by_itself() {
     let mut last = Timestamp::ZERO;
     for n in 0..300u32 {
         let key = format!("key:{}", n % 70).into_bytes();
-        let value = (n % 7 != 0).then(|| n.to_le_bytes().repeat(20));
+        let value = (!n.is_multiple_of(7)).then(|| n.to_le_bytes().repeat(20));
         last = write(&router, &key, value.as_deref()).await.expect("a write");
         let _ = written.insert((key, last), value);
     }

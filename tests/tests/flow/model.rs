@@ -19,6 +19,12 @@ impl Model {
         at
     }
 
+    /// What was written of a key after `since`.
+    pub(crate) fn versions(&self, key: &[u8], since: Timestamp) -> BTreeMap<Timestamp, Option<Vec<u8>>> {
+        let own = self.0.range(since.next()..).filter(|(_, (written, _))| written == key);
+        own.map(|(at, (_, value))| (*at, value.clone())).collect()
+    }
+
     /// The state at `at`.
     pub(crate) fn at(&self, at: Timestamp) -> Records {
         let mut records = Records::new();

@@ -124,7 +124,7 @@ async fn merged_segments_hold_the_same_times() {
     eventually("three merged segments", async || {
         for _ in 0..20 {
             n += 1;
-            let value = (n % 5 != 0).then(|| n.to_le_bytes().repeat(30));
+            let value = (!n.is_multiple_of(5)).then(|| n.to_le_bytes().repeat(30));
             times.push(model.write(&router, format!("key:{}", n % 40), value).await);
         }
         (objects() >= 3).then_some(())

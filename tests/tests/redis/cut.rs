@@ -18,20 +18,23 @@ use tidemark_tests::redis::{Flavor, PATIENCE, Server, eventually};
 use super::contents::{Contents, compare, held_by};
 use super::load::{Load, Wildness};
 
-pub(crate) fn engine(server: &Server, dir: &std::path::Path) -> Arc<Redis> {
-    let options = Options {
+pub(crate) fn options(server: &Server, dir: &std::path::Path) -> Options {
+    Options {
         address: Address::Unix(server.socket()),
         login: Login::default(),
         dir: dir.to_owned(),
         scratch_server: String::new(),
         allow_min_replicas: false,
         native_over: MAX_PAYLOAD,
-    };
-    Redis::open(options).expect("engine")
+    }
+}
+
+pub(crate) fn engine(server: &Server, dir: &std::path::Path) -> Arc<Redis> {
+    Redis::open(options(server, dir)).expect("engine")
 }
 
 fn prepare(engine: &Redis, job: JobId) {
-    engine.prepare(job, &|| false, &|_| ()).expect("a base");
+    engine.prepare(job, true, &|| false, &|_| ()).expect("a base");
 }
 
 /// Takes a cut: attempts until the server stood still.

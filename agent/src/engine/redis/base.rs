@@ -4,7 +4,7 @@ use tidemark_common::rdb::{RdbSink, RecordHead, Trailer, ValueSummary};
 use tidemark_common::record::{RedisMeta, redis_key};
 use tidemark_proto::{Result, slot_of};
 
-use super::spill::{Sorted, Spill};
+use super::spill::{Sorted, Sorting, Spill};
 
 /// What a base holds beside its records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,6 +36,12 @@ impl BaseSink {
     pub fn finish(mut self, trailer: &Trailer) -> Result<(Sorted, Gathered)> {
         self.gathered.version = trailer.version;
         Ok((self.spill.finish()?, self.gathered))
+    }
+
+    /// As [`Self::finish`], but nobody waits yet for the last of the records to be sorted.
+    pub fn finish_behind(mut self, trailer: &Trailer) -> Result<(Sorting, Gathered)> {
+        self.gathered.version = trailer.version;
+        Ok((self.spill.finish_behind()?, self.gathered))
     }
 
     /// Where the records go.

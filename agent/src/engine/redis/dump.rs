@@ -159,6 +159,7 @@ impl Engine for Dump {
     fn prepare(
         &self,
         job: JobId,
+        _: bool,
         cancel: &(dyn Fn() -> bool + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {

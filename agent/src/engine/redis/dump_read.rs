@@ -13,7 +13,7 @@ use tidemark_proto::{Error, Result, Timestamp};
 
 use super::base::BaseSink;
 use super::merge::State;
-use crate::engine::{ChangeVisitor, RecordVisitor, ScanRange, Snapshot};
+use crate::engine::{ChangeVisitor, Next, PackedVisitor, RecordVisitor, ScanRange, Scanned, Snapshot};
 
 /// Bytes of a file read at once.
 const READ: usize = 256 << 10;
@@ -131,6 +131,22 @@ impl Read for Watched<'_> {
     }
 }
 
+/// Refuses a key that is that of the record before, `last`, which it takes the place of. No key is empty: its database stands
+/// first.
+fn alone(last: &mut Vec<u8>, key: &[u8]) -> Result<()> {
+    if *last == key {
+        let (db, name) = split_redis_key(key)?;
+        return Err(Error::conflict(format!(
+            "key `{}` of database {db} stands in two of the files: import files of one moment of one server, or one of each \
+             shard of a Cluster",
+            String::from_utf8_lossy(name)
+        )));
+    }
+    last.clear();
+    last.extend_from_slice(key);
+    Ok(())
+}
+
 /// The records, of which no two may have one key.
 pub(super) struct DumpSnapshot(pub(super) Arc<State>);
 
@@ -140,20 +156,24 @@ impl Snapshot for DumpSnapshot {
     }
 
     fn scan(&self, range: &ScanRange, visit: &mut RecordVisitor<'_>) -> Result<()> {
-        let mut last: Option<Vec<u8>> = None;
+        let mut last = Vec::new();
         self.0.scan(range, &mut |record| {
-            if last.as_deref() == Some(record.key) {
-                let (db, name) = split_redis_key(record.key)?;
-                return Err(Error::conflict(format!(
-                    "key `{}` of database {db} stands in two of the files: import files of one moment of one server, \
-                     or one of each shard of a Cluster",
-                    String::from_utf8_lossy(name)
-                )));
-            }
-            let kept = last.get_or_insert_default();
-            kept.clear();
-            kept.extend_from_slice(record.key);
+            alone(&mut last, record.key)?;
             visit(record)
+        })
+    }
+
+    fn scan_packed(&self, range: &ScanRange, visit: &mut PackedVisitor<'_>) -> Result<()> {
+        let mut last = Vec::new();
+        self.0.scan_packed(range, &mut |scanned| {
+            let key = match &scanned {
+                Scanned::Record(record) => record.key,
+                Scanned::Long(record) => record.key,
+                // Two files may have a key of it.
+                Scanned::Packed(_) => return Ok(Next::Open),
+            };
+            alone(&mut last, key)?;
+            visit(scanned)
         })
     }
 

@@ -9,19 +9,22 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 use tidemark_common::rdb::{self, Family, RdbWriter, RecordHead};
 use tidemark_common::record::{RedisMeta, redis_key, split_redis_key};
-use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::ResultExt, slot_of};
+use tidemark_proto::{ErrorKind, Result, SlotSet, Timestamp, error::ResultExt, slot_of};
 
+use super::absolute::{Arrivals, write_absolute};
 use super::base::{BaseSink, Gathered};
 use super::keys::{Commands, Touches};
 use super::link::Base;
 use super::merge::{Emptied, State};
-use super::resp::{Reply, read_reply};
+use super::ready::Ready;
+use super::resp::read_command;
 use super::scratch::Scratch;
 use super::spill::Spill;
-use crate::engine::ScanRange;
+use crate::engine::{Next, ScanRange, Scanned};
 
 /// What a log touches.
 #[derive(Debug, Default)]
@@ -74,6 +77,9 @@ impl Touched {
     }
 }
 
+/// Bytes of a word of a command that are looked at: a key is not longer, or cannot be backed up; values do not matter.
+const MOST_OF_WORD: u64 = 2 * crate::engine::MAX_KEY as u64;
+
 /// The next command of a log, `None` at its end.
 fn next_command(log: &mut BufReader<std::io::Take<File>>) -> Result<Option<Vec<Vec<u8>>>> {
     use std::io::BufRead;
@@ -85,11 +91,7 @@ fn next_command(log: &mut BufReader<std::io::Take<File>>) -> Result<Option<Vec<V
             Some(_) => break,
         }
     }
-    let args = match read_reply(log)? {
-        Reply::Array(args) => args,
-        _ => return Err(Error::damaged("the log holds what is no command")),
-    };
-    args.into_iter().map(|a| a.bytes("the log")).collect::<Result<_>>().map(Some)
+    read_command(log, MOST_OF_WORD).map(Some)
 }
 
 /// What a fold works with.
@@ -99,8 +101,12 @@ pub struct Fold<'a> {
     pub at: Timestamp,
     /// The base.
     pub base: &'a Base,
+    /// What was made ready of it.
+    pub(super) ready: Option<Arc<Ready>>,
     /// The file of the log, and how many of its bytes come before the cut.
     pub log: (&'a Path, u64),
+    /// Where the stream stood when the log began, and when its bytes came; of a server that sends times relative to the present.
+    pub(super) relative: Option<(u64, &'a Arrivals)>,
     /// Whether the log may hold commands that change data.
     pub moved: bool,
     /// The program of the scratch server; empty for one that is looked for.
@@ -114,16 +120,22 @@ pub struct Fold<'a> {
 impl Fold<'_> {
     /// The state at the cut, and what else the server held then.
     pub fn run(&self) -> Result<(State, Gathered)> {
-        let mut state = State::of(self.at, self.base.records.clone());
+        let mut state = State::of(self.at, self.base.records.sorted()?);
+        state.ready = self.ready.clone();
         if !self.moved {
             return Ok((state, self.base.gathered.clone()));
         }
         let _ = std::fs::remove_dir_all(self.dir);
         std::fs::create_dir_all(self.dir).or_kind(ErrorKind::Full, format_args!("{}", self.dir.display()))?;
+        let absolute = self.dir.join("log");
+        let log = match self.relative {
+            Some(arrivals) => (&*absolute, write_absolute(self.log, arrivals, MOST_OF_WORD, &absolute)?),
+            None => self.log,
+        };
         let mut scratch = Scratch::start(self.program, self.valkey, &self.dir.join("server"))?;
         let link = scratch.accept()?;
-        let touched = Touched::read(self.log.0, self.log.1, &scratch.commands()?)?;
-        scratch.replicate(link, |out| self.send_base(&state, &touched, out), self.log)?;
+        let touched = Touched::read(log.0, log.1, &scratch.commands()?)?;
+        scratch.replicate(link, |out| self.send_base(&state, &touched, out), log)?;
         let dump = scratch.save()?;
         let file = File::open(&dump).or_kind(ErrorKind::Bug, format_args!("{}", dump.display()))?;
         let mut sink = FoldSink {
@@ -156,22 +168,34 @@ impl Fold<'_> {
         }
         let slots = if touched.everything { SlotSet::all() } else { touched.slots()? };
         // A writer of RDB files wants records database by database; loading takes them in any order.
-        state.scan(&ScanRange::slots(slots), &mut |record| {
-            if touched.everything || touched.keys.contains(record.key) {
-                let (db, key) = split_redis_key(record.key)?;
-                let meta = RedisMeta::decode(record.meta)?;
-                let head = RecordHead {
-                    db,
-                    key,
-                    type_byte: meta.type_byte,
-                    family: meta.family,
-                    expire_at_millis: meta.expire_at_millis,
-                    lru_idle_seconds: meta.idle_seconds,
-                    lfu_freq: meta.frequency,
-                };
-                writer.record(&head, record.value)?;
+        state.scan_packed(&ScanRange::slots(slots), &mut |scanned| {
+            let (name, meta) = match &scanned {
+                Scanned::Record(record) => (record.key, record.meta),
+                Scanned::Long(record) => (record.key, record.meta),
+                Scanned::Packed(_) => return Ok(Next::Open),
+            };
+            if !touched.everything && !touched.keys.contains(name) {
+                return Ok(Next::Go);
             }
-            Ok(std::ops::ControlFlow::Continue(()))
+            let (db, key) = split_redis_key(name)?;
+            let meta = RedisMeta::decode(meta)?;
+            let head = RecordHead {
+                db,
+                key,
+                type_byte: meta.type_byte,
+                family: meta.family,
+                expire_at_millis: meta.expire_at_millis,
+                lru_idle_seconds: meta.idle_seconds,
+                lfu_freq: meta.frequency,
+            };
+            writer.begin(&head)?;
+            match scanned {
+                Scanned::Long(record) => record.value.pieces(|piece| writer.value(piece))?,
+                Scanned::Record(record) => writer.value(record.value)?,
+                Scanned::Packed(_) => {}
+            }
+            writer.end()?;
+            Ok(Next::Go)
         })?;
         writer.finish().map(drop)
     }

@@ -9,21 +9,31 @@ use tidemark_proto::wire::control::Position;
 use tidemark_proto::{Error, ErrorKind, Result, Timestamp};
 
 use super::Redis;
+use super::absolute::sends_relative;
 use super::fold::Fold;
 use super::hold::HoldState;
 use super::kept::Around;
 use super::link::Link;
 use super::merge::State;
+use super::ready::Ready;
 use super::server::{PRIMARY, View};
+use super::settle::Settling;
 
 /// Time for the stream to come to the cut once nobody waits for it with writes held.
 const CUT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Name of the file of what is made ready of the base.
+const READY: &str = "ready";
 
 /// What one backup works with here.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) dir: PathBuf,
     pub(super) link: Option<Link>,
+    /// Makes the base ready, until its state at the cut is asked for.
+    pub(super) settling: Option<Settling>,
+    /// What it came to.
+    pub(super) ready: Option<Arc<Ready>>,
     pub(super) hold: Option<HoldState>,
     pub(super) cut: Option<(Timestamp, Position)>,
     pub(super) state: Option<Arc<State>>,
@@ -37,12 +47,32 @@ pub(super) struct Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        self.link = None;
+        (self.settling, self.link) = (None, None);
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 
 impl Job {
+    fn new(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            link: None,
+            settling: None,
+            ready: None,
+            hold: None,
+            cut: None,
+            state: None,
+            libraries: Vec::new(),
+            around: None,
+            valkey: false,
+        }
+    }
+
+    /// Drops the base and all that was made of it.
+    fn drop_base(&mut self) {
+        (self.settling, self.ready, self.link) = (None, None, None);
+    }
+
     /// Whether base and log stand.
     pub(super) fn has_base(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.base_if_whole().is_some())
@@ -59,9 +89,7 @@ impl Redis {
 
     fn job_or_new(&self, job: JobId) -> SharedJob {
         let dir = self.options.dir.join("jobs").join(job.to_string());
-        let (link, hold, cut, state, around) = (None, None, None, None, None);
-        let (libraries, valkey) = (Vec::new(), false);
-        let new = || Arc::new(Mutex::new(Job { dir, link, hold, cut, state, libraries, around, valkey }));
+        let new = || Arc::new(Mutex::new(Job::new(dir)));
         self.jobs.lock().expect("jobs").entry(job).or_insert_with(new).clone()
     }
 
@@ -99,6 +127,7 @@ impl Redis {
     pub(super) fn take_base(
         &self,
         job: JobId,
+        whole: bool,
         cancel: &(dyn Fn() -> bool + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
@@ -109,19 +138,26 @@ impl Redis {
         if this.has_base() {
             return Ok(());
         }
-        this.link = None;
+        this.drop_base();
         let view = self.view()?;
         self.admit(&view)?;
         self.shard.note(&view);
-        this.valkey = view.info.version().starts_with("valkey");
+        let version = view.info.version();
+        this.valkey = version.starts_with("valkey");
         let link = Link::start(
             self.options.address.clone(),
             self.options.login.clone(),
             self.shard.servers.clone(),
             &this.dir.join("link"),
+            sends_relative(&version),
         )?;
-        let _ = link.base(&cancel, &progress).map_err(|e| e.context("taking the base"))?;
+        let base = link.base(&cancel, &progress).map_err(|e| e.context("taking the base"))?;
         this.link = Some(link);
+        if whole {
+            let path = this.dir.join(READY);
+            let _ = std::fs::remove_file(&path);
+            this.settling = Some(Settling::start(base.records.clone(), path)?);
+        }
         Ok(())
     }
 
@@ -131,7 +167,10 @@ impl Redis {
             return Ok(state.clone());
         }
         let (at, position) = job.cut.clone().ok_or_else(|| Error::bug("a state without a cut"))?;
-        let valkey = job.valkey;
+        if let Some(settling) = job.settling.take() {
+            job.ready = Some(Arc::new(settling.end()?));
+        }
+        let (valkey, ready) = (job.valkey, job.ready.clone());
         let dir = job.dir.join("fold");
         let link = job.link.as_mut().ok_or_else(|| Error::bug("a cut without a link"))?;
         let up_to = link.up_to(&position, CUT_PATIENCE)?;
@@ -139,7 +178,9 @@ impl Redis {
         let fold = Fold {
             at,
             base: &up_to.base,
+            ready,
             log: (&up_to.log, up_to.bytes),
+            relative: up_to.arrivals.as_ref().map(|arrivals| (up_to.base.position.offset, arrivals)),
             moved: up_to.moved,
             program: &self.options.scratch_server,
             valkey,

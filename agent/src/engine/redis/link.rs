@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 use tidemark_proto::wire::control::Position;
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
+use super::absolute::Arrivals;
 use super::base::Gathered;
 use super::conn::{Address, Login};
 use super::shard::Servers;
-use super::spill::Sorted;
+use super::spill::Sorting;
 use super::worker::Worker;
 
 /// Longest wait for the base before progress is told.
@@ -33,7 +34,7 @@ pub struct Base {
     /// Where the stream begins that follows it.
     pub position: Position,
     /// Its records.
-    pub records: Arc<Sorted>,
+    pub records: Arc<Sorting>,
     /// What else it held.
     pub gathered: Gathered,
 }
@@ -49,6 +50,8 @@ pub struct UpTo {
     pub bytes: u64,
     /// Whether they may hold commands that change data.
     pub moved: bool,
+    /// When they came, where that matters.
+    pub(super) arrivals: Option<Arrivals>,
 }
 
 /// How far a link has come.
@@ -62,6 +65,8 @@ pub(super) struct State {
     pub(super) received: u64,
     /// End of the last command that may have changed data.
     pub(super) moved: u64,
+    /// When the bytes of the stream came, where that matters.
+    pub(super) arrivals: Option<Arrivals>,
     pub(super) failed: Option<(ErrorKind, String)>,
     pub(super) ended: bool,
 }
@@ -121,10 +126,18 @@ pub struct Link {
 }
 
 impl Link {
-    /// Begins a link to the server at `address`; its files go to `dir`, which is made.
-    pub(super) fn start(address: Address, login: Login, servers: Servers, dir: &Path) -> Result<Self> {
+    /// Begins a link to the server at `address`; its files go to `dir`, which is made. With `arrivals` it is noted when the bytes of
+    /// the stream come.
+    pub(super) fn start(
+        address: Address,
+        login: Login,
+        servers: Servers,
+        dir: &Path,
+        arrivals: bool,
+    ) -> Result<Self> {
         std::fs::create_dir_all(dir).or_kind(ErrorKind::Full, format_args!("{}", dir.display()))?;
         let shared = Arc::new(Shared::default());
+        shared.lock().arrivals = arrivals.then(Arrivals::default);
         let span = tracing::Span::current();
         let mut worker =
             Worker { shared: shared.clone(), at: address.clone(), address, login, servers, dir: dir.to_owned() };
@@ -178,8 +191,10 @@ impl Link {
         let base = self.base_if_whole().ok_or_else(|| Error::conflict("the base was lost"))?;
         let before = to.offset.checked_sub(base.position.offset);
         let bytes = before.ok_or_else(|| Error::conflict("the cut lies before the base"))?;
-        let moved = self.shared.lock().moved > base.position.offset;
-        Ok(UpTo { base, log: self.dir.join(LOG), bytes, moved })
+        let state = self.shared.lock();
+        let (moved, arrivals) = (state.moved > base.position.offset, state.arrivals.clone());
+        drop(state);
+        Ok(UpTo { base, log: self.dir.join(LOG), bytes, moved, arrivals })
     }
 
     /// Ends the link; its files stay until it is dropped.

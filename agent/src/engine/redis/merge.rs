@@ -1,133 +1,56 @@
 //! Visiting records that were sorted on disk: the base, and over it what the log since then made of the keys that it names.
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use tidemark_common::record::{REDIS_MAX_VALUE, split_redis_key};
-use tidemark_proto::{Error, ErrorKind, Result, Timestamp, error::ResultExt};
+use tidemark_common::record::split_redis_key;
+use tidemark_common::run::LongValue;
+use tidemark_proto::{Error, Result, Timestamp};
 
-use super::spill::{self, Chunk, HEAD, Sorted};
-use crate::engine::{ChangeVisitor, RecordRef, RecordVisitor, ScanRange, Snapshot};
+use super::chunk::{self, Here, Value};
+use super::heap::{Heap, read_step};
+use super::ready::{Ready, ReadyCursor};
+use super::spill::Sorted;
+use crate::engine::{
+    ChangeVisitor, LongRecord, Next, PackedVisitor, RecordRef, RecordVisitor, ScanRange, Scanned, Snapshot,
+};
 
-/// Memory for reading all chunks of one scan, in bytes.
-const READ_MEMORY: usize = 16 << 20;
-/// Least and most bytes that are read of a chunk at once.
-const READ_AT_ONCE: (usize, usize) = (4 << 10, 256 << 10);
-/// Longest value that is held in memory.
-const MAX_VALUE: u64 = REDIS_MAX_VALUE as u64;
+/// Longest value that is given to those who want it in memory, in bytes. Backups take long values from where they lie.
+const MOST_IN_MEMORY: usize = 1 << 30;
 
-/// Reads one chunk.
-struct Cursor<'c> {
-    chunk: &'c Chunk,
-    buffer: Vec<u8>,
-    /// Offset in the chunk at which the buffer begins, and the record at hand in the buffer.
-    offset: u64,
-    at: usize,
-    len: usize,
-    step: usize,
+/// Where records of the base are visited: its chunks, or what was made ready of them.
+enum BaseCursor<'c> {
+    Chunks(Heap<'c>),
+    Ready(Box<ReadyCursor<'c>>),
 }
 
-impl<'c> Cursor<'c> {
-    /// At the first record of the chunk that may lie in a slot from `slot` on.
-    fn new(chunk: &'c Chunk, slot: u16, step: usize) -> Result<Self> {
-        let before = chunk.index.partition_point(|(s, _)| *s <= slot);
-        let offset = before.checked_sub(1).map_or(0, |i| chunk.index[i].1);
-        let mut cursor = Self { chunk, buffer: Vec::new(), offset, at: 0, len: 0, step };
-        cursor.advance()?;
-        Ok(cursor)
-    }
-
-    fn record(&self) -> &[u8] {
-        &self.buffer[self.at..self.at + self.len]
-    }
-
-    fn ended(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Makes `need` bytes from the present record on available.
-    fn fill(&mut self, need: usize) -> Result<()> {
-        if self.buffer.len() - self.at >= need {
-            return Ok(());
+impl BaseCursor<'_> {
+    fn key(&self) -> Option<(u16, &[u8])> {
+        match self {
+            Self::Chunks(heap) => heap.peek().map(chunk::sort_key),
+            Self::Ready(cursor) => cursor.key(),
         }
-        drop(self.buffer.drain(..self.at));
-        self.offset += self.at as u64;
-        self.at = 0;
-        let have = self.buffer.len();
-        let left = (self.chunk.len - self.offset) as usize - have;
-        let more = need.saturating_sub(have).max(self.step).min(left);
-        self.buffer.resize(have + more, 0);
-        let from = self.offset + have as u64;
-        self.chunk
-            .file
-            .read_exact_at(&mut self.buffer[have..], from)
-            .or_kind(ErrorKind::Retry, "reading back the base")
+    }
+
+    /// The record at hand; what is packed is opened for it.
+    fn here(&mut self) -> Result<Option<Here<'_>>> {
+        match self {
+            Self::Chunks(heap) => Ok(heap.peek().map(chunk::here)),
+            Self::Ready(cursor) => {
+                cursor.open()?;
+                Ok(cursor.here())
+            }
+        }
     }
 
     fn advance(&mut self) -> Result<()> {
-        self.at += self.len;
-        self.len = 0;
-        if self.offset + self.at as u64 == self.chunk.len {
-            return Ok(());
-        }
-        self.fill(HEAD)?;
-        let len = spill::record_len(&self.buffer[self.at..]);
-        self.fill(len)?;
-        self.len = len;
-        Ok(())
-    }
-}
-
-/// Cursors with the smallest record first: a binary heap that is ordered by what the cursors point at.
-struct Heap<'c> {
-    cursors: Vec<Cursor<'c>>,
-}
-
-impl<'c> Heap<'c> {
-    fn new(sorted: &'c Sorted, slot: u16, step: usize) -> Result<Self> {
-        let cursors = sorted.chunks.iter().map(|c| Cursor::new(c, slot, step)).collect::<Result<Vec<_>>>()?;
-        let mut heap = Self { cursors: cursors.into_iter().filter(|c| !c.ended()).collect() };
-        for i in (0..heap.cursors.len() / 2).rev() {
-            heap.sink(i);
-        }
-        Ok(heap)
-    }
-
-    fn less(&self, a: usize, b: usize) -> bool {
-        spill::sort_key(self.cursors[a].record()) < spill::sort_key(self.cursors[b].record())
-    }
-
-    fn sink(&mut self, mut i: usize) {
-        loop {
-            let child = 2 * i + 1;
-            if child >= self.cursors.len() {
-                return;
+        match self {
+            Self::Chunks(heap) => heap.advance(),
+            Self::Ready(cursor) => {
+                cursor.open()?;
+                cursor.advance()
             }
-            let smaller =
-                if child + 1 < self.cursors.len() && self.less(child + 1, child) { child + 1 } else { child };
-            if !self.less(smaller, i) {
-                return;
-            }
-            self.cursors.swap(i, smaller);
-            i = smaller;
         }
-    }
-
-    fn peek(&self) -> Option<&[u8]> {
-        self.cursors.first().map(Cursor::record)
-    }
-
-    fn advance(&mut self) -> Result<()> {
-        if let Some(first) = self.cursors.first_mut() {
-            first.advance()?;
-            if first.ended() {
-                drop(self.cursors.swap_remove(0));
-            }
-            self.sink(0);
-        }
-        Ok(())
     }
 }
 
@@ -141,6 +64,10 @@ pub struct Emptied {
 }
 
 impl Emptied {
+    fn any(&self) -> bool {
+        self.all || !self.dbs.is_empty()
+    }
+
     fn hides(&self, key: &[u8]) -> Result<bool> {
         if self.dbs.is_empty() {
             return Ok(self.all);
@@ -156,72 +83,91 @@ pub struct State {
     pub at: Timestamp,
     /// The base.
     pub base: Arc<Sorted>,
+    /// What was made ready of it.
+    pub(super) ready: Option<Arc<Ready>>,
     /// What the log made of the keys that it names.
     pub over: Sorted,
     /// What the log hides of the base.
     pub emptied: Emptied,
-    /// Room for one long value: those who visit in parallel take turns with it.
-    pub long: Mutex<Vec<u8>>,
 }
 
 impl State {
     /// What a base alone holds.
     pub fn of(at: Timestamp, base: Arc<Sorted>) -> Self {
-        Self { at, base, over: Sorted::default(), emptied: Emptied::default(), long: Mutex::default() }
+        Self { at, base, ready: None, over: Sorted::default(), emptied: Emptied::default() }
     }
 
     /// Visits every record of the range once, ascending by (slot, key).
     pub fn scan(&self, range: &ScanRange, visit: &mut RecordVisitor<'_>) -> Result<()> {
+        self.scan_packed(range, &mut |scanned| match scanned {
+            Scanned::Record(record) => Ok(if visit(record)?.is_break() { Next::Stop } else { Next::Go }),
+            Scanned::Packed(_) => Ok(Next::Open),
+            Scanned::Long(LongRecord { slot, key, meta, value }) => {
+                let value = value.whole(MOST_IN_MEMORY)?;
+                Ok(if visit(RecordRef { slot, key, meta, value: &value })?.is_break() {
+                    Next::Stop
+                } else {
+                    Next::Go
+                })
+            }
+        })
+    }
+
+    /// As [`Self::scan`]; what is ready and untouched is visited as it stands.
+    pub fn scan_packed(&self, range: &ScanRange, visit: &mut PackedVisitor<'_>) -> Result<()> {
+        let below = self.ready.as_ref().map_or(0, |ready| ready.below());
         for &(first, last) in range.slots.ranges() {
-            if self.visit_slots(first, last, range, visit)?.is_break() {
-                break;
+            // What is ready of them, and the rest.
+            let ready = (first < below).then(|| (first, last.min(below - 1)));
+            let rest = (last >= below).then(|| (first.max(below), last));
+            for slots in ready.into_iter().chain(rest) {
+                if self.visit_slots(slots, range, visit)? == Next::Stop {
+                    return Ok(());
+                }
             }
         }
         Ok(())
     }
 
+    fn base_from(&self, slot: u16, step: usize) -> Result<BaseCursor<'_>> {
+        match self.ready.as_ref().filter(|ready| slot < ready.below()) {
+            Some(ready) => ReadyCursor::new(ready, slot).map(|c| BaseCursor::Ready(Box::new(c))),
+            None => Heap::new(&self.base, slot, step).map(BaseCursor::Chunks),
+        }
+    }
+
     fn visit_slots(
         &self,
-        first: u16,
-        last: u16,
+        (first, last): (u16, u16),
         range: &ScanRange,
-        visit: &mut RecordVisitor<'_>,
-    ) -> Result<ControlFlow<()>> {
-        let chunks = (self.base.chunks.len() + self.over.chunks.len()).max(1);
-        let step = (READ_MEMORY / chunks).clamp(READ_AT_ONCE.0, READ_AT_ONCE.1);
-        let (mut base, mut over) = (Heap::new(&self.base, first, step)?, Heap::new(&self.over, first, step)?);
+        visit: &mut PackedVisitor<'_>,
+    ) -> Result<Next> {
+        let step = read_step(self.base.chunks.len() + self.over.chunks.len());
+        let (mut base, mut over) = (self.base_from(first, step)?, Heap::new(&self.over, first, step)?);
+        let window = Window { first, last, range };
         loop {
-            let (from_over, both) = match (base.peek(), over.peek()) {
-                (None, None) => return Ok(ControlFlow::Continue(())),
+            if let Some(next) = self.visit_packed(&mut base, &over, &window, visit)? {
+                match next {
+                    Next::Stop => return Ok(Next::Stop),
+                    _ => continue,
+                }
+            }
+            let (from_over, both) = match (base.key(), over.peek().map(chunk::sort_key)) {
+                (None, None) => return Ok(Next::Go),
                 (Some(_), None) => (false, false),
                 (None, Some(_)) => (true, false),
-                (Some(b), Some(o)) => {
-                    let (b, o) = (spill::sort_key(b), spill::sort_key(o));
-                    (o <= b, o == b)
-                }
+                (Some(b), Some(o)) => (o <= b, o == b),
             };
-            let (source, heap) = if from_over { (&self.over, &over) } else { (&*self.base, &base) };
-            let record = heap.peek().ok_or_else(|| Error::bug("a heap that is not empty"))?;
-            let (slot, key) = spill::sort_key(record);
-            if slot > last || (!range.upper.is_empty() && below(&range.upper, slot, key)) {
-                return Ok(ControlFlow::Continue(()));
+            let source = if from_over { &self.over } else { &*self.base };
+            let record = if from_over { over.peek().map(chunk::here) } else { base.here()? };
+            let record = record.ok_or_else(|| Error::bug("a record that is not there"))?;
+            let Here { slot, key, .. } = record;
+            if window.ends_before(slot, key) {
+                return Ok(Next::Go);
             }
-            let hidden = spill::is_gone(record) || (!from_over && self.emptied.hides(key)?);
-            if slot >= first && !hidden && (range.lower.is_empty() || below(&range.lower, slot, key)) {
-                let meta = spill::meta_of(record);
-                let visited = match spill::value_of(record) {
-                    Ok(place) => visit(RecordRef { slot, key, meta, value: &record[place] })?,
-                    Err(place) => {
-                        let mut long = self.long.lock().unwrap_or_else(PoisonError::into_inner);
-                        read_long(source, place, &mut long)?;
-                        let visited = visit(RecordRef { slot, key, meta, value: &long });
-                        *long = Vec::new();
-                        visited?
-                    }
-                };
-                if visited.is_break() {
-                    return Ok(ControlFlow::Break(()));
-                }
+            let hidden = !from_over && self.emptied.hides(key)?;
+            if window.has_begun(slot, key) && !hidden && self.visit_one(source, &record, visit)? == Next::Stop {
+                return Ok(Next::Stop);
             }
             if from_over {
                 over.advance()?;
@@ -231,21 +177,82 @@ impl State {
             }
         }
     }
+
+    /// Visits what is packed at the front of `base`, where nothing between its first and its last record lies outside of the range or
+    /// was touched by the log. `None`: the next record comes alone.
+    fn visit_packed(
+        &self,
+        base: &mut BaseCursor<'_>,
+        over: &Heap<'_>,
+        window: &Window<'_>,
+        visit: &mut PackedVisitor<'_>,
+    ) -> Result<Option<Next>> {
+        let BaseCursor::Ready(cursor) = base else { return Ok(None) };
+        let Some(packed) = cursor.packed() else { return Ok(None) };
+        let (first, last) = (split_key(packed.block.first)?, split_key(packed.block.last)?);
+        let touches = over.peek().map(chunk::sort_key).filter(|o| *o <= last);
+        if touches.is_some_and(|o| o < first) {
+            // What the log made of keys before it comes first.
+            return Ok(None);
+        }
+        if !window.has_begun(last.0, last.1) {
+            cursor.skip()?;
+            return Ok(Some(Next::Go));
+        }
+        let whole = window.has_begun(first.0, first.1) && !window.ends_before(last.0, last.1);
+        if touches.is_some() || self.emptied.any() || !whole {
+            return Ok(None);
+        }
+        let next = visit(Scanned::Packed(packed))?;
+        match next {
+            Next::Go => cursor.skip()?,
+            Next::Open => cursor.open()?,
+            Next::Stop => {}
+        }
+        Ok(Some(next))
+    }
+
+    fn visit_one(&self, source: &Sorted, record: &Here<'_>, visit: &mut PackedVisitor<'_>) -> Result<Next> {
+        let Here { slot, key, meta, value } = *record;
+        match value {
+            Value::Gone => Ok(Next::Go),
+            Value::Bytes(value) => visit(Scanned::Record(RecordRef { slot, key, meta, value })),
+            Value::Long(offset, len) => {
+                let file = source.long.clone().ok_or_else(|| Error::bug("a long value without its file"))?;
+                let value = &LongValue::new(file, offset, len);
+                visit(Scanned::Long(LongRecord { slot, key, meta, value }))
+            }
+        }
+    }
+}
+
+/// Slot and key of a sort key.
+fn split_key(sort_key: &[u8]) -> Result<(u16, &[u8])> {
+    let (slot, key) = sort_key.split_first_chunk::<2>().ok_or_else(|| Error::bug("a sort key without a slot"))?;
+    Ok((u16::from_be_bytes(*slot), key))
+}
+
+/// What of a range is visited at once.
+struct Window<'r> {
+    first: u16,
+    last: u16,
+    range: &'r ScanRange,
+}
+
+impl Window<'_> {
+    fn has_begun(&self, slot: u16, key: &[u8]) -> bool {
+        slot >= self.first && (self.range.lower.is_empty() || below(&self.range.lower, slot, key))
+    }
+
+    fn ends_before(&self, slot: u16, key: &[u8]) -> bool {
+        slot > self.last || (!self.range.upper.is_empty() && below(&self.range.upper, slot, key))
+    }
 }
 
 /// Whether `bound` is at or below (slot, key).
 fn below(bound: &[u8], slot: u16, key: &[u8]) -> bool {
     let (bound_slot, bound_key) = bound.split_at(2.min(bound.len()));
     (bound_slot, bound_key) <= (&slot.to_be_bytes()[..], key)
-}
-
-fn read_long(source: &Sorted, (offset, len): (u64, u64), out: &mut Vec<u8>) -> Result<()> {
-    let file = source.long.as_ref().ok_or_else(|| Error::bug("a long value without its file"))?;
-    if len > MAX_VALUE {
-        return Err(Error::unsupported(format!("a value of {len} bytes: at most {MAX_VALUE} can be backed up")));
-    }
-    out.resize(len as usize, 0);
-    file.read_exact_at(out, offset).or_kind(ErrorKind::Retry, "reading back a long value")
 }
 
 impl Snapshot for Arc<State> {
@@ -255,6 +262,10 @@ impl Snapshot for Arc<State> {
 
     fn scan(&self, range: &ScanRange, visit: &mut RecordVisitor<'_>) -> Result<()> {
         State::scan(self, range, visit)
+    }
+
+    fn scan_packed(&self, range: &ScanRange, visit: &mut PackedVisitor<'_>) -> Result<()> {
+        State::scan_packed(self, range, visit)
     }
 
     fn changes(&self, _: Timestamp, _: &ScanRange, _: &mut ChangeVisitor<'_>) -> Result<()> {

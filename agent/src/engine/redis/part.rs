@@ -1,22 +1,24 @@
 //! A part on its way into a server: records go as `RESTORE` in pipelines.
 
+use std::io::{BufWriter, Write};
 use std::sync::Arc;
 
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::crash;
 use tidemark_common::rdb::commands::{CommandSink, MOST_STRING, put_key};
 use tidemark_common::rdb::convert::type_for_server;
-use tidemark_common::rdb::{Crc64, convert, payload};
+use tidemark_common::rdb::{Crc64, RawValue, convert, payload};
 use tidemark_common::record::{RedisMeta, split_redis_key};
+use tidemark_common::run::{LONG_PIECE, LongValue, Spool};
 use tidemark_proto::hash::SetDigest;
-use tidemark_proto::{Error, Result};
+use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
 use super::conn::Connection;
 use super::load::Shared;
 use super::notes::{Expiring, Note};
 use super::resp::{put_bulk, put_head, put_request};
 use super::target;
-use crate::engine::{PartLoader, RecordRef};
+use crate::engine::{Engine, LongRecord, PartLoader, RecordRef};
 use crate::fsutil;
 
 /// Bytes of requests that are sent before the replies to those before them are read.
@@ -111,16 +113,7 @@ impl RedisPart {
 
     /// Makes the payload of a value for this server; none of a long one, which is sent from where it lies.
     fn make_payload(&mut self, meta: &RedisMeta, key: &[u8], value: &[u8]) -> Result<()> {
-        let version = self.shared.version;
-        let too_new = || {
-            let key = String::from_utf8_lossy(&key[..key.len().min(128)]).into_owned();
-            Error::unsupported(format!(
-                "key `{key}` has a value of RDB type {}, which this server (RDB version {version}) does not load: restore \
-                 onto a newer server",
-                meta.type_byte
-            ))
-        };
-        let target = type_for_server(version, meta.family, meta.type_byte).ok_or_else(too_new)?;
+        let (version, target) = (self.shared.version, self.target(meta, key)?);
         self.payload.clear();
         if target != meta.type_byte {
             let mut converted = Vec::new();
@@ -132,23 +125,45 @@ impl RedisPart {
         Ok(())
     }
 
+    /// The type of a value on this server.
+    fn target(&self, meta: &RedisMeta, key: &[u8]) -> Result<u8> {
+        let version = self.shared.version;
+        let too_new = || {
+            let key = String::from_utf8_lossy(&key[..key.len().min(128)]).into_owned();
+            Error::unsupported(format!(
+                "key `{key}` has a value of RDB type {}, which this server (RDB version {version}) does not load: restore \
+                 onto a newer server",
+                meta.type_byte
+            ))
+        };
+        type_for_server(version, meta.family, meta.type_byte).ok_or_else(too_new)
+    }
+
     /// Sends a long value from where it lies, without a copy of it.
-    fn send_long(&mut self, key: &[u8], ttl: &[u8], type_byte: u8, value: &[u8], options: &[&[u8]]) -> Result<()> {
-        let mut crc = Crc64::new();
-        crc.update(&[type_byte]);
-        crc.update(value);
-        let footer = payload::footer(self.shared.version, crc);
+    fn send_long<V: RawValue + ?Sized>(
+        &mut self,
+        key: &[u8],
+        ttl: &[u8],
+        type_byte: u8,
+        value: &V,
+        options: &[&[u8]],
+    ) -> Result<()> {
         put_head(&mut self.out, b'*', 4 + options.len());
         for arg in [b"RESTORE", key, ttl] {
             put_bulk(&mut self.out, arg);
         }
-        put_head(&mut self.out, b'$', 1 + value.len() + footer.len());
+        put_head(&mut self.out, b'$', 1 + value.raw_len() as usize + payload::FOOTER_LEN);
         self.out.push(type_byte);
         self.queued += 1;
         self.flush()?;
-        let connection = self.connection()?;
-        connection.send(value)?;
-        connection.send(&footer)?;
+        let (version, connection) = (self.shared.version, self.connection()?);
+        let mut crc = Crc64::new();
+        crc.update(&[type_byte]);
+        value.pieces(|piece| {
+            crc.update(piece);
+            connection.send(piece)
+        })?;
+        connection.send(&payload::footer(version, crc))?;
         self.out.extend_from_slice(b"\r\n");
         options.iter().for_each(|arg| put_bulk(&mut self.out, arg));
         Ok(())
@@ -157,30 +172,40 @@ impl RedisPart {
     /// Sends a value as one payload.
     fn put_payload(&mut self, key: &[u8], meta: &RedisMeta, value: &[u8]) -> Result<()> {
         self.make_payload(meta, key, value)?;
-        let ttl = meta.expire_at_millis.unwrap_or(0).to_string();
+        let access = Access::of(meta);
         let payload = std::mem::take(&mut self.payload);
-        let mut options: Vec<&[u8]> = vec![b"REPLACE", b"ABSTTL"];
-        let (idle, frequency) = (meta.idle_seconds.map(|s| s.to_string()), meta.frequency.map(|f| f.to_string()));
-        if let Some(seconds) = &idle {
-            options.extend([&b"IDLETIME"[..], seconds.as_bytes()]);
-        } else if let Some(frequency) = &frequency {
-            options.extend([&b"FREQ"[..], frequency.as_bytes()]);
-        }
         if payload.is_empty() {
-            self.send_long(key, ttl.as_bytes(), meta.type_byte, value, &options)?;
+            self.send_long(key, &access.ttl, meta.type_byte, value, &access.options())?;
         } else {
-            let mut args: Vec<&[u8]> = vec![b"RESTORE", key, ttl.as_bytes(), &payload];
-            args.extend(&options);
+            let mut args: Vec<&[u8]> = vec![b"RESTORE", key, &access.ttl, &payload];
+            args.extend(access.options());
             self.request(&args);
         }
         self.payload = payload;
         Ok(())
     }
 
+    /// Sends a value that lies in a file as one payload. One that this server needs in another layout goes through another file.
+    fn put_payload_of(&mut self, key: &[u8], meta: &RedisMeta, value: &LongValue) -> Result<()> {
+        let target = self.target(meta, key)?;
+        let access = Access::of(meta);
+        if target == meta.type_byte {
+            return self.send_long(key, &access.ttl, target, value, &access.options());
+        }
+        let folder = self.shared.redis.spool().ok_or_else(|| Error::bug("no folder for long values"))?;
+        let mut spool = Spool::new(&folder);
+        spool.begin()?;
+        let mut out = BufWriter::with_capacity(LONG_PIECE, &mut spool);
+        convert(meta.type_byte, &mut value.reader(), target, &mut out)?;
+        out.flush().or_kind(ErrorKind::Full, "writing a value in another layout")?;
+        drop(out);
+        self.send_long(key, &access.ttl, target, &spool.value()?, &access.options())
+    }
+
     /// Sends a value as commands, in pieces. How long and how often its key was used is lost.
-    fn put_natively(&mut self, key: &[u8], meta: &RedisMeta, value: &[u8]) -> Result<()> {
+    fn put_natively<V: RawValue + ?Sized>(&mut self, key: &[u8], meta: &RedisMeta, value: &V) -> Result<()> {
         put_key(self, key, meta, value, MOST_STRING)?.ok_or_else(|| {
-            let (type_byte, bytes) = (meta.type_byte, value.len());
+            let (type_byte, bytes) = (meta.type_byte, value.raw_len());
             let key = String::from_utf8_lossy(&key[..key.len().min(128)]).into_owned();
             Error::unsupported(format!(
                 "key `{key}` has a value of RDB type {type_byte} and {bytes} bytes: servers take no payload of that length, and \
@@ -218,28 +243,68 @@ impl CommandSink for RedisPart {
     }
 }
 
-impl PartLoader for RedisPart {
-    fn put(&mut self, record: RecordRef<'_>, hash: u128) -> Result<()> {
-        if !self.shared.slots.contains(record.slot) {
+/// When a key expires and how it was used, as words of `RESTORE`.
+struct Access {
+    ttl: Vec<u8>,
+    used: Option<(&'static [u8], String)>,
+}
+
+impl Access {
+    fn of(meta: &RedisMeta) -> Self {
+        let idle = meta.idle_seconds.map(|s| (&b"IDLETIME"[..], s.to_string()));
+        let frequency = meta.frequency.map(|f| (&b"FREQ"[..], f.to_string()));
+        Self { ttl: meta.expire_at_millis.unwrap_or(0).to_string().into(), used: idle.or(frequency) }
+    }
+
+    fn options(&self) -> Vec<&[u8]> {
+        let used = self.used.iter().flat_map(|(word, number)| [*word, number.as_bytes()]);
+        [&b"REPLACE"[..], b"ABSTTL"].into_iter().chain(used).collect()
+    }
+}
+
+impl RedisPart {
+    /// Goes to the database of a record; its key there and its meta. `None` for one that has expired.
+    fn admit<'r>(&mut self, slot: u16, key: &'r [u8], meta: &[u8]) -> Result<Option<(&'r [u8], RedisMeta)>> {
+        if !self.shared.slots.contains(slot) {
             let slots = &self.shared.slots;
-            return Err(Error::request(format!("a record of slot {} does not belong here: {slots}", record.slot)));
+            return Err(Error::request(format!("a record of slot {slot} does not belong here: {slots}")));
         }
-        let (db, key) = split_redis_key(record.key)?;
-        let meta = RedisMeta::decode(record.meta).map_err(|e| e.context("a record that is not of Redis"))?;
+        let (db, key) = split_redis_key(key)?;
+        let meta = RedisMeta::decode(meta).map_err(|e| e.context("a record that is not of Redis"))?;
         if meta.expire_at_millis.is_some_and(|at| at <= SystemClock.millis() as i64) {
             self.expired += 1;
-            return Ok(());
+            return Ok(None);
         }
         self.select(db)?;
-        match record.value.len() > self.shared.redis.options.native_over {
-            true => self.put_natively(key, &meta, record.value)?,
-            false => self.put_payload(key, &meta, record.value)?,
-        }
+        Ok(Some((key, meta)))
+    }
+
+    fn note(&mut self, meta: &RedisMeta, hash: u128) -> Result<()> {
         self.loaded.add(hash);
         if let Some(at) = meta.expire_at_millis {
             self.expiring.push((at, hash));
         }
         if self.out.len() >= BATCH { self.flush() } else { Ok(()) }
+    }
+}
+
+impl PartLoader for RedisPart {
+    fn put(&mut self, record: RecordRef<'_>, hash: u128) -> Result<()> {
+        let Some((key, meta)) = self.admit(record.slot, record.key, record.meta)? else { return Ok(()) };
+        match record.value.len() > self.shared.redis.options.native_over {
+            true => self.put_natively(key, &meta, record.value)?,
+            false => self.put_payload(key, &meta, record.value)?,
+        }
+        self.note(&meta, hash)
+    }
+
+    fn put_long(&mut self, record: LongRecord<'_>, hash: u128) -> Result<()> {
+        let Some((key, meta)) = self.admit(record.slot, record.key, record.meta)? else { return Ok(()) };
+        match record.value.len() > self.shared.redis.options.native_over as u64 {
+            true => self.put_natively(key, &meta, record.value)?,
+            false => self.put_payload_of(key, &meta, record.value)?,
+        }
+        self.note(&meta, hash)
     }
 
     fn finish(mut self: Box<Self>, source: SetDigest) -> Result<SetDigest> {

@@ -170,6 +170,31 @@ fn read_bulk(reader: &mut impl BufRead, len: u64) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// Reads a command, of each of its words at most `most` bytes: what follows in a longer one is passed over.
+pub fn read_command(reader: &mut impl BufRead, most: u64) -> Result<Vec<Vec<u8>>> {
+    let mut line = Vec::new();
+    let mut head = |reader: &mut _, mark: u8| -> Result<u64> {
+        read_line(reader, &mut line)?;
+        let len = line.strip_prefix(&[mark]).map(number).transpose()?.and_then(|len| u64::try_from(len).ok());
+        len.ok_or_else(|| Error::damaged("the stream of changes holds what is no command"))
+    };
+    let count = head(reader, b'*')?;
+    let mut words = Vec::with_capacity(count.min(1024) as usize);
+    for _ in 0..count {
+        let len = head(reader, b'$')?;
+        let mut word = Vec::with_capacity(len.min(most).min(STEP) as usize);
+        let read = reader.take(len.min(most)).read_to_end(&mut word).map_err(gone("reading a command"))?;
+        let rest = len - read as u64 + 2;
+        let passed =
+            std::io::copy(&mut reader.take(rest), &mut std::io::sink()).map_err(gone("reading a command"))?;
+        if passed != rest {
+            return Err(Error::damaged("the stream of changes ends inside a command"));
+        }
+        words.push(word);
+    }
+    Ok(words)
+}
+
 /// Reads one reply.
 pub fn read_reply(reader: &mut impl BufRead) -> Result<Reply> {
     let mut line = Vec::new();
@@ -233,6 +258,15 @@ mod tests {
         assert_eq!(read(b"$3\r\nabcde").unwrap_err().kind(), ErrorKind::Damaged);
         assert_eq!(read(b"HTTP/1.1 400\r\n").unwrap_err().kind(), ErrorKind::Damaged);
         assert_eq!(read(b"$99999999999999\r\n").unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn of_long_words_the_beginning_is_read() {
+        let mut stream = &b"*2\r\n$3\r\nSET\r\n$10\r\n0123456789\r\n*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nPI"[..];
+        assert_eq!(read_command(&mut stream, 4).unwrap(), [b"SET".to_vec(), b"0123".to_vec()]);
+        assert_eq!(read_command(&mut stream, 4).unwrap(), [b"PING".to_vec()]);
+        assert!(read_command(&mut stream, 4).is_err());
+        assert!(read_command(&mut &b"+OK\r\n"[..], 4).is_err());
     }
 
     #[test]

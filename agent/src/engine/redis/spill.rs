@@ -1,52 +1,34 @@
 //! Sorting on disk: records come in any order, as an RDB stream gives them, and are visited by (slot, key).
 //!
 //! Records gather in an arena; a full one is sorted and written as a chunk by a thread of its own, so that the source is read on.
-//! Visiting merges the chunks. Values over
-//! [`MAX_IN_CHUNK`] bytes lie in a file of their own, so that an arena has a bound whatever the size of values. The files are
-//! of this process alone and go with it; nothing of them is kept over a restart.
-//!
-//! A record: `slot (u16 BE) | kind (u8) | key length (u32 LE) | meta length (u32 LE) | value length (u64 LE) | key | value |
-//! meta`. Kind 0: the value stands here; 1: its offset in the file of long values (u64 LE); 2: the key does not exist.
+//! Arenas grow with what has come, so that little data takes little memory and much data does not become many chunks. Visiting
+//! merges the chunks, which lie in one file behind each other. Values over [`MAX_IN_CHUNK`] bytes lie in a file of their own, so
+//! that an arena has a bound whatever the size of values. The files are of this process alone and go with it; nothing of them is
+//! kept over a restart.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use tidemark_proto::{Error, ErrorKind, Result};
 
-/// Bytes of records that are sorted in memory at once; as many gather meanwhile.
-pub const ARENA: usize = 32 << 20;
+use super::chunk::{Chunk, GONE, HEAD, INLINE, LONG, Written, full, head_at, write_chunk};
+
+/// Least and most bytes of records that are sorted in memory at once; as many gather meanwhile.
+pub const ARENA: (usize, usize) = (8 << 20, 32 << 20);
+/// Between them: what has come so far, divided by this. Chunks of up to 2 GiB of data are few, and later ones as large as may be.
+const ARENA_SHARE: u64 = 8;
 /// Longest value inside a chunk, in bytes.
 pub const MAX_IN_CHUNK: usize = 1 << 20;
 /// Longest key, in bytes, with what stands before it.
 pub const MAX_KEY: usize = crate::engine::MAX_KEY;
-/// At most one place in so many bytes of a chunk is remembered.
-const INDEX_EVERY: u64 = 64 << 10;
-/// Bytes of a record before its key.
-pub(super) const HEAD: usize = 19;
-
-/// The value stands in the record.
-pub(super) const INLINE: u8 = 0;
-/// The value stands in the file of long values.
-pub(super) const LONG: u8 = 1;
-/// There is no such key.
-pub(super) const GONE: u8 = 2;
-
-/// A chunk: sorted records in a file.
-#[derive(Debug)]
-pub(super) struct Chunk {
-    pub(super) file: File,
-    pub(super) len: u64,
-    /// Slots with the offset of their first record, ascending; not every slot is there.
-    pub(super) index: Vec<(u16, u64)>,
-}
-
 /// Records on disk, whole and sorted: see [`super::merge`] for visiting them.
 #[derive(Debug, Default)]
 pub struct Sorted {
     pub(super) chunks: Vec<Chunk>,
-    pub(super) long: Option<File>,
+    pub(super) long: Option<Arc<File>>,
     /// Records.
     pub records: u64,
     /// Bytes of their keys, meta and values.
@@ -56,9 +38,6 @@ pub struct Sorted {
 /// Offset and length in the file of long values, of a value that is one.
 type LongValue = Option<(u64, u64)>;
 
-/// A chunk that was written, with its arena and list of records, empty.
-type Written = (Chunk, Vec<u8>, Vec<u32>);
-
 /// Takes records.
 #[derive(Debug)]
 pub struct Spill {
@@ -67,21 +46,13 @@ pub struct Spill {
     /// Where records begin in the arena.
     starts: Vec<u32>,
     done: Sorted,
+    /// The file of chunks, and where the next one begins.
+    file: Option<(Arc<File>, u64)>,
     long: Option<(BufWriter<File>, u64)>,
     /// The chunk that is being written.
     writing: Option<JoinHandle<Result<Written>>>,
     /// The record that is being written: where it begins, and its long value's place and length so far.
     open: Option<(usize, LongValue)>,
-}
-
-fn full(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    let told = format!("writing {}", path.display());
-    move |e| Error::new(ErrorKind::Full, told).with_source(e)
-}
-
-fn head_at(bytes: &[u8]) -> (u16, usize) {
-    let len = u32::from_le_bytes([bytes[3], bytes[4], bytes[5], bytes[6]]);
-    (u16::from_be_bytes([bytes[0], bytes[1]]), len as usize)
 }
 
 impl Spill {
@@ -93,6 +64,7 @@ impl Spill {
             arena: Vec::new(),
             starts: Vec::new(),
             done: Sorted::default(),
+            file: None,
             long: None,
             writing: None,
             open: None,
@@ -107,8 +79,11 @@ impl Spill {
                 key.len()
             )));
         }
-        if self.arena.len() >= ARENA {
-            self.flush()?;
+        if self.arena.len() >= ARENA.0 {
+            let share = (self.done.bytes / ARENA_SHARE) as usize;
+            if self.arena.len() >= share.clamp(ARENA.0, ARENA.1) {
+                self.flush()?;
+            }
         }
         let start = self.arena.len();
         self.arena.extend_from_slice(&slot.to_be_bytes());
@@ -196,8 +171,13 @@ impl Spill {
         let (spare, starts) = self.wait()?;
         let arena = std::mem::replace(&mut self.arena, spare);
         let starts = std::mem::replace(&mut self.starts, starts);
-        let path = self.dir.join(format!("chunk-{}", self.done.chunks.len()));
-        let work = move || write_chunk(&path, arena, starts);
+        let path = self.dir.join("chunks");
+        if self.file.is_none() {
+            let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(full(&path))?;
+            self.file = Some((Arc::new(file), 0));
+        }
+        let (file, begin) = self.file.clone().ok_or_else(|| Error::bug("just made"))?;
+        let work = move || write_chunk(&path, &file, begin, arena, starts);
         let thread = std::thread::Builder::new().name("redis-sort".into()).spawn(work);
         self.writing = Some(thread.map_err(full(&self.dir))?);
         Ok(())
@@ -208,8 +188,23 @@ impl Spill {
         let Some(thread) = self.writing.take() else { return Ok(Default::default()) };
         let written = thread.join().map_err(|_| Error::bug("sorting a chunk panicked"))?;
         let (chunk, arena, starts) = written?;
+        if let Some((_, next)) = &mut self.file {
+            *next = chunk.start + chunk.len;
+        }
         self.done.chunks.push(chunk);
         Ok((arena, starts))
+    }
+
+    /// As [`Self::finish`], but a thread of its own sorts the rest, and nobody waits for it yet.
+    pub fn finish_behind(self) -> Result<Sorting> {
+        let dir = self.dir.clone();
+        let thread = std::thread::Builder::new().name("redis-sort".into()).spawn(move || self.finish());
+        Ok(Sorting(Mutex::new(Stage::Running(Some(thread.map_err(full(&dir))?)))))
+    }
+
+    /// Records that were taken so far, and their bytes.
+    pub fn taken(&self) -> (u64, u64) {
+        (self.done.records, self.done.bytes)
     }
 
     /// Sorts the rest. A record that was begun and not ended is an error of the caller.
@@ -223,81 +218,42 @@ impl Spill {
         let _ = self.wait()?;
         let path = self.dir.join("long");
         if let Some((file, _)) = self.long.take() {
-            self.done.long = Some(file.into_inner().map_err(|e| full(&path)(e.into_error()))?);
+            let file = file.into_inner().map_err(|e| full(&path)(e.into_error()))?;
+            self.done.long = Some(Arc::new(file));
         }
         Ok(self.done)
     }
 }
 
-/// Sorts the records of an arena into a file; gives arena and list back, empty.
-fn write_chunk(path: &Path, mut arena: Vec<u8>, mut starts: Vec<u32>) -> Result<Written> {
-    let sort_key = |start: &u32| {
-        let record = &arena[*start as usize..];
-        let (slot, len) = head_at(record);
-        (slot, &record[HEAD..HEAD + len])
-    };
-    starts.sort_unstable_by(|a, b| sort_key(a).cmp(&sort_key(b)));
-    let file = File::options().read(true).write(true).create_new(true).open(path).map_err(full(path))?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    let (mut index, mut len): (Vec<(u16, u64)>, u64) = (Vec::new(), 0);
-    let mut last = None;
-    for start in &starts {
-        let record = &arena[*start as usize..][..record_len(&arena[*start as usize..])];
-        let (slot, _) = head_at(record);
-        if last != Some(slot) && index.last().is_none_or(|(_, at)| len - at >= INDEX_EVERY) {
-            index.push((slot, len));
+/// Records that have all come, whose last chunk may still be on its way to the disk.
+#[derive(Debug)]
+pub struct Sorting(Mutex<Stage>);
+
+#[derive(Debug)]
+enum Stage {
+    Running(Option<JoinHandle<Result<Sorted>>>),
+    Done(Arc<Sorted>),
+    Failed(ErrorKind, String),
+}
+
+impl Sorting {
+    /// Waits for the last chunk. An error is told to everybody who asks.
+    pub fn sorted(&self) -> Result<Arc<Sorted>> {
+        let mut stage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Stage::Running(thread) = &mut *stage {
+            let done = thread.take().map_or_else(
+                || Err(Error::bug("nobody sorts")),
+                |t| t.join().unwrap_or_else(|_| Err(Error::bug("sorting a chunk panicked"))),
+            );
+            *stage = match done {
+                Ok(sorted) => Stage::Done(Arc::new(sorted)),
+                Err(e) => Stage::Failed(e.kind(), e.report()),
+            };
         }
-        last = Some(slot);
-        out.write_all(record).map_err(full(path))?;
-        len += record.len() as u64;
+        match &*stage {
+            Stage::Done(sorted) => Ok(sorted.clone()),
+            Stage::Failed(kind, why) => Err(Error::new(*kind, why.clone())),
+            Stage::Running(_) => Err(Error::bug("nobody sorts")),
+        }
     }
-    let file = out.into_inner().map_err(|e| full(path)(e.into_error()))?;
-    arena.clear();
-    starts.clear();
-    Ok((Chunk { file, len, index }, arena, starts))
-}
-
-/// Length of the record at the start of `bytes`, of which at least the head must be there.
-pub(super) fn record_len(bytes: &[u8]) -> usize {
-    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize;
-    let value = match bytes[2] {
-        INLINE => word(11),
-        LONG => 8,
-        _ => 0,
-    };
-    HEAD + word(3) + word(7) + value
-}
-
-/// Place of the value of the record at the start of `bytes`, which is whole: `Ok` with its range in the record, or `Err` with
-/// offset and length in the file of long values.
-pub(super) fn value_of(bytes: &[u8]) -> std::result::Result<std::ops::Range<usize>, (u64, u64)> {
-    let (_, key) = head_at(bytes);
-    let long = |at: usize| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&bytes[at..at + 8]);
-        u64::from_le_bytes(word)
-    };
-    let (from, len) = (HEAD + key, long(11));
-    match bytes[2] {
-        INLINE => Ok(from..from + len as usize),
-        LONG => Err((long(from), len)),
-        _ => Ok(from..from),
-    }
-}
-
-/// Slot and key of the record at the start of `bytes`.
-pub(super) fn sort_key(bytes: &[u8]) -> (u16, &[u8]) {
-    let (slot, len) = head_at(bytes);
-    (slot, &bytes[HEAD..HEAD + len])
-}
-
-/// Meta of the record, which is all of `bytes`.
-pub(super) fn meta_of(bytes: &[u8]) -> &[u8] {
-    let len = u32::from_le_bytes([bytes[7], bytes[8], bytes[9], bytes[10]]) as usize;
-    &bytes[bytes.len() - len..]
-}
-
-/// Whether the record says that its key does not exist.
-pub(super) fn is_gone(bytes: &[u8]) -> bool {
-    bytes[2] == GONE
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_proto::wire::control::Position;
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
@@ -77,8 +78,10 @@ impl Worker {
             !self.shared.stopped()
         };
         let (trailer, unread) = read_base(connection, &watch, &mut sink)?;
-        let (records, gathered) = sink.finish(&trailer)?;
-        tracing::info!(records = records.records, bytes = records.bytes, offset = position.offset, "base taken");
+        let (records, bytes) = sink.spill().taken();
+        tracing::info!(records, bytes, offset = position.offset, "base taken");
+        // The server's next base need not wait for the last records to be sorted, nor does the stream.
+        let (records, gathered) = sink.finish_behind(&trailer)?;
         Ok((Base { position, records: Arc::new(records), gathered }, unread))
     }
 
@@ -211,6 +214,9 @@ impl Stream {
         shared.update(|s| {
             s.received = self.splitter.position();
             s.moved = moved.unwrap_or(s.moved);
+            if let Some(arrivals) = s.arrivals.as_mut().filter(|_| moved.is_some()) {
+                arrivals.note(self.splitter.position(), SystemClock.millis() as i64);
+            }
         });
         Ok(asked)
     }

@@ -9,21 +9,21 @@ use serde::Serialize;
 use tidemark_common::glob::KeyFilter;
 use tidemark_common::select::Selection;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::ledger::Backup;
-use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet};
+use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::Site;
 use super::files::{Partial, WRITE_BUFFER, or_interrupted};
+use super::moment::Opened;
 use crate::catalog;
 use crate::cli::connect::only;
 use crate::cli::follow;
 use crate::cli::output::{Format, count, size};
+use crate::cli::time::{self, TimeArg};
 use crate::cli::{backup, report};
-use crate::extract::{Encoding, Extracted, Lines, extract};
+use crate::extract::{Encoding, Extracted, Lines, extract_at};
 use crate::job::JobKind;
 use crate::job::inspect;
-use crate::job::restore::{find_backup, open_manifest};
 use crate::job::verify::{self, VerifyRequest};
 use crate::repository::{Manifest, MasterKey, Repository, Store};
 
@@ -33,7 +33,10 @@ pub(super) const REDIS_ENGINE: &str = "redis";
 pub(super) const EXTRACT_EXAMPLES: &str = "Examples:
   tidemark repo extract --repository file:///backup --key-file master.key --out orders.jsonl
   tidemark repo extract --repository s3://backups/fleet --key-file master.key --cluster orders --keys 'user:*' | jq .key
+  tidemark repo extract --repository file:///backup --key-file master.key --at 2026-10-04T09:30:00Z --out then.jsonl
 
+With --at the log of changes (`tidemark pitr`) is laid over the nearest backup; where none is kept, as with Redis and Valkey, the
+newest backup at or before the time is taken. Which it is stands on standard error.
 Each line is an object with `slot`, `key`, `key_encoding`, `value` and `value_encoding`; an encoding is `text` or `base64`.
 Of Redis and Valkey, with `db`, `type`, `expire_at` (milliseconds since 1970, if it expires) and the value taken apart: a list or
 set (sorted) as an array; a hash as [field, value] pairs, with the field's time of expiry as a third; a zset as [member, score]
@@ -57,6 +60,15 @@ pub(super) struct Chosen {
     /// The backup: id, a unique beginning of it, or `latest`
     #[arg(long, default_value = "latest", value_name = "ID")]
     backup: String,
+}
+
+/// A time instead of a backup.
+#[derive(Debug, Args)]
+pub(super) struct Moment {
+    /// A time instead of a backup: the newest restore point at or before it. As 2026-10-04T09:30:00Z, -5m, -2h30m (by this
+    /// machine's clock), `now`, or a raw timestamp
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with = "backup")]
+    pub(super) at: Option<TimeArg>,
 }
 
 /// Which records are wanted.
@@ -93,6 +105,8 @@ pub(super) struct Extract {
     #[command(flatten)]
     chosen: Chosen,
     #[command(flatten)]
+    moment: Moment,
+    #[command(flatten)]
     selected: Selected,
     /// File to write, never overwritten and there only when it is whole; `-` is standard output
     #[arg(long, default_value = "-", value_name = "FILE")]
@@ -127,12 +141,14 @@ impl Chosen {
         self.backup = backup;
     }
 
-    /// Opens the backup: its cluster, its record in the ledger, its manifest.
-    pub(super) async fn open(&self) -> Result<(ClusterName, Backup, Manifest)> {
-        let (repository, cluster) = self.place.open().await?;
-        let record = find_backup(&catalog::known(&repository, &cluster).await?, &self.backup)?;
-        let manifest = open_manifest(&repository, &cluster, &record.backup).await?;
-        Ok((cluster, record.backup, manifest))
+    /// What it is called.
+    pub(super) fn name(&self) -> &str {
+        &self.backup
+    }
+
+    /// Opens its repository; with its cluster.
+    pub(super) async fn repository(&self) -> Result<(Repository, ClusterName)> {
+        self.place.open().await
     }
 
     /// Shows the backup.
@@ -157,6 +173,8 @@ struct Report {
     cluster: ClusterName,
     backup: JobId,
     cut: u64,
+    /// The time that the records are of, a raw timestamp: the cut, or a later one by the log.
+    at: u64,
     out: PathBuf,
     #[serde(flatten)]
     extracted: Extracted,
@@ -165,16 +183,25 @@ struct Report {
 impl Extract {
     /// Extracts the records.
     pub(super) async fn run(self, output: Format) -> Result<()> {
-        let (cluster, backup, manifest) = self.chosen.open().await?;
-        let selection = self.selected.of(&manifest)?;
+        let opened = Opened::new(&self.chosen, self.moment.at).await?;
+        let selection = self.selected.of(&opened.manifest)?;
         let cancel = CancellationToken::new();
-        let (backup, cut, out) = (backup.job, backup.cut.0, self.out.clone());
+        let report = |extracted| Report {
+            cluster: opened.cluster.clone(),
+            backup: opened.backup.job,
+            cut: opened.backup.cut.0,
+            at: opened.time(),
+            out: self.out.clone(),
+            extracted,
+        };
         if self.out.as_os_str() == "-" {
+            let laid = opened.laid(None).await?;
             let stdout = BufWriter::with_capacity(WRITE_BUFFER, std::io::stdout());
-            let work = extract(&manifest, selection, Lines::new(stdout, self.encoding), &cancel);
+            let lines = Lines::new(stdout, self.encoding);
+            let work = extract_at(&opened.manifest, laid, selection, lines, &cancel);
             return match or_interrupted(work, &cancel).await {
                 Ok((extracted, _)) => {
-                    eprintln!("{}", said(&Report { cluster, backup, cut, out, extracted }));
+                    eprintln!("{}", said(&report(extracted)));
                     Ok(())
                 }
                 // Who reads has what it wants (`| head`): no error, unless it was Ctrl-C.
@@ -183,12 +210,21 @@ impl Extract {
             };
         }
         let partial = Partial::create(&self.out)?;
+        let laid = opened.laid(Some(&self.out)).await?;
         let file = BufWriter::with_capacity(WRITE_BUFFER, partial.file()?);
-        let work = extract(&manifest, selection, Lines::new(file, self.encoding), &cancel);
+        let work = extract_at(&opened.manifest, laid, selection, Lines::new(file, self.encoding), &cancel);
         let (extracted, lines) = or_interrupted(work, &cancel).await?;
         drop(lines);
         partial.complete()?;
-        output.print(&Report { cluster, backup, cut, out, extracted }, said)
+        output.print(&report(extracted), said)
+    }
+}
+
+/// The restore point of what was written, in words.
+pub(super) fn of_point(backup: JobId, cut: u64, at: u64) -> String {
+    match at == cut {
+        true => format!("of backup {backup}"),
+        false => format!("of {}, by backup {backup} and the log,", time::exact(Timestamp(at))),
     }
 }
 
@@ -196,10 +232,10 @@ fn said(r: &Report) -> String {
     let e = &r.extracted;
     let some = if e.read == e.records { String::new() } else { format!(" of {}", count(e.read)) };
     format!(
-        "{}{some} records, {}, of backup {} of cluster {} written to {}",
+        "{}{some} records, {}, {} of cluster {} written to {}",
         count(e.records),
         size(e.bytes),
-        r.backup,
+        of_point(r.backup, r.cut, r.at),
         r.cluster,
         if r.out.as_os_str() == "-" { "standard output".into() } else { r.out.display().to_string() }
     )

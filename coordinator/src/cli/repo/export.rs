@@ -8,16 +8,17 @@ use serde::Serialize;
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::rdb::types::{OLDEST, REDIS_KNOWN, VALKEY_FIRST, VALKEY_KNOWN};
 use tidemark_common::rdb::version_of_server;
-use tidemark_common::run::Entry;
+use tidemark_common::run::{Entry, LongValue};
 use tidemark_proto::id::JobId;
 use tidemark_proto::slot::even_share;
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result, SlotSet, error::ResultExt};
 use tokio_util::sync::CancellationToken;
 
-use super::direct::{Chosen, REDIS_ENGINE, Selected};
+use super::direct::{Chosen, Moment, REDIS_ENGINE, Selected, of_point};
 use super::files::{Partial, WRITE_BUFFER, or_interrupted};
+use super::moment::Opened;
 use crate::cli::output::{Format, count, size};
-use crate::extract::{Commands, Encoding, Extracted, Lines, Output, RdbFile, Split, extract};
+use crate::extract::{Commands, Encoding, Extracted, Lines, Output, RdbFile, Split, extract_at};
 use crate::job::restore::libraries;
 use crate::repository::Manifest;
 
@@ -25,6 +26,10 @@ pub(crate) const EXAMPLES: &str = "Examples:
   tidemark export --repository file:///backup --key-file master.key --format rdb --out dump.rdb
   tidemark export --repository file:///backup --key-file master.key --format rdb --shards 3 --out rdb/
   tidemark export --repository file:///backup --key-file master.key --format resp | redis-cli --pipe
+  tidemark export --repository file:///backup --key-file master.key --at -2h --format rdb --out before.rdb
+
+With --at the newest backup whose cut is at or before the time is taken (of other stores, as jsonl, with the log of changes over it);
+which it is stands on standard error.
 
 rdb   a file that a server loads at its start (`dbfilename`); with --shards one for each node of a Cluster whose slots are
       split evenly, as `redis-cli --cluster create` does. Libraries of functions are in each, from RDB version 10 on
@@ -62,10 +67,12 @@ impl Kind {
 #[derive(Debug, Args)]
 pub(crate) struct Export {
     /// The backup, as by --backup
-    #[arg(value_name = "BACKUP", conflicts_with = "backup")]
+    #[arg(value_name = "BACKUP", conflicts_with_all = ["backup", "at"])]
     named: Option<String>,
     #[command(flatten)]
     chosen: Chosen,
+    #[command(flatten)]
+    moment: Moment,
     #[command(flatten)]
     selected: Selected,
     /// What to write
@@ -93,6 +100,8 @@ struct Report {
     cluster: ClusterName,
     backup: JobId,
     cut: u64,
+    /// The time that the records are of, a raw timestamp: the cut, or a later one by the log.
+    at: u64,
     format: Kind,
     /// Version of the format, of RDB files.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,12 +122,14 @@ impl Export {
     /// Exports the backup.
     pub(crate) async fn run(mut self, output: Format) -> Result<()> {
         self.named.take().into_iter().for_each(|id| self.chosen.choose(id));
-        let (cluster, backup, manifest) = self.chosen.open().await?;
-        let selection = self.selected.of(&manifest)?;
-        let rdb_version = self.version(&manifest)?;
+        let opened = Opened::new(&self.chosen, self.moment.at).await?;
+        let (manifest, backup) = (&opened.manifest, &opened.backup);
+        let selection = self.selected.of(manifest)?;
+        let rdb_version = self.version(manifest)?;
         let standard = self.out.as_os_str() == "-" && self.shards.is_none();
         let (slots, partials) = self.files(standard)?;
-        let (libraries, warnings) = self.libraries(&manifest, rdb_version).await?;
+        let laid = opened.laid(partials.first().map(Partial::wanted)).await?;
+        let (libraries, warnings) = self.libraries(manifest, rdb_version).await?;
         let mut shares = Vec::new();
         for (i, slots) in slots.into_iter().enumerate() {
             let out: Out = match partials.get(i) {
@@ -130,7 +141,7 @@ impl Export {
         let cancel = CancellationToken::new();
         let counted = Counting { split: Split::new(shares), expired: 0 };
         let (extracted, counted) =
-            match or_interrupted(extract(&manifest, selection, counted, &cancel), &cancel).await {
+            match or_interrupted(extract_at(manifest, laid, selection, counted, &cancel), &cancel).await {
                 // Who reads lines has what it wants (`| head`). What loads a file or commands needs all of it.
                 Err(e) if standard && self.format == Kind::Jsonl && ended(&e) && !cancel.is_cancelled() => {
                     return Ok(());
@@ -143,8 +154,8 @@ impl Export {
         partials.into_iter().try_for_each(Partial::complete)?;
         let format = self.format;
         let rdb_version = (format == Kind::Rdb).then_some(rdb_version);
-        let (backup, cut) = (backup.job, backup.cut.0);
-        let report = Report { cluster, backup, cut, format, rdb_version, files, extracted, expired, warnings };
+        let (backup, cut, at, cluster) = (backup.job, backup.cut.0, opened.time(), opened.cluster.clone());
+        let report = Report { cluster, backup, cut, at, format, rdb_version, files, extracted, expired, warnings };
         if standard {
             eprintln!("{}", said(&report));
             return Ok(());
@@ -258,8 +269,8 @@ struct Counting {
 }
 
 impl Output for Counting {
-    fn write(&mut self, entry: &Entry<'_>) -> Result<bool> {
-        let written = self.split.write(entry)?;
+    fn write(&mut self, entry: &Entry<'_>, long: Option<&LongValue>) -> Result<bool> {
+        let written = self.split.write(entry, long)?;
         self.expired += u64::from(!written);
         Ok(written)
     }
@@ -280,10 +291,10 @@ fn said(r: &Report) -> String {
     };
     let warnings: String = r.warnings.iter().map(|w| format!("\nwarning: {w}")).collect();
     format!(
-        "{}{some} records, {}, of backup {} of cluster {} written to {out}{expired}{warnings}",
+        "{}{some} records, {}, {} of cluster {} written to {out}{expired}{warnings}",
         count(e.records),
         size(e.bytes),
-        r.backup,
+        of_point(r.backup, r.cut, r.at),
         r.cluster
     )
 }

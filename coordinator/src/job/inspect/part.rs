@@ -11,7 +11,7 @@ use tidemark_proto::{Error, Result};
 
 use super::{Depth, Found, Item, Packs, RecordCheck, is_damage};
 use crate::blocks::{RunBlocks, sealer};
-use crate::part;
+use crate::part::{self, LongValues};
 use crate::repository::Manifest;
 
 /// What sees the records beside.
@@ -67,7 +67,7 @@ async fn indexes(manifest: &Manifest, part: &PartEntry) -> Result<(u64, u64)> {
 
 /// Reads a part whole; answers its records and their bytes.
 async fn records(manifest: &Manifest, part: &PartEntry, check: Check<'_>) -> Result<(u64, u64)> {
-    let opened = part::open(manifest.repository(), manifest.cluster(), part).await?;
+    let opened = part::open(manifest.repository(), manifest.cluster(), part, LongValues::Hashed).await?;
     let (merge, check) = (opened.merge, check.cloned());
     let (checked, ()) =
         tokio::join!(tokio::task::spawn_blocking(move || digest(merge, check.as_deref())), opened.pump);
@@ -102,8 +102,10 @@ fn digest<S: BlockSource>(mut merge: Merge<S>, check: Option<&dyn RecordCheck>) 
         let entry = merge.current();
         check.map_or(Ok(()), |check| check.see(&entry))?;
         let (meta, value) = entry.put.unwrap_or_default();
-        digest.add(tidemark_common::run::record_hash(entry.key, meta, value));
-        bytes += (entry.key.len() + meta.len() + value.len()) as u64;
+        let whole = || (tidemark_common::run::record_hash(entry.key, meta, value), value.len() as u64);
+        let (hash, len) = merge.hashed().unwrap_or_else(whole);
+        digest.add(hash);
+        bytes += (entry.key.len() + meta.len()) as u64 + len;
     }
     Ok((digest, bytes))
 }
