@@ -33,9 +33,9 @@ pub(crate) enum CloneCommand {
 }
 
 const CREATE_HELP: &str = "\
-A clone holds the cluster's data as of its time; what is written in it stays in it, and what the cluster writes later does not
-show in it. While it stands the nodes keep every version since its time, and no backup is restored onto them. Clones are not
-backed up. Stores: embedded.
+A clone holds the cluster's data as of its time. What is written in it stays in it, and
+what the cluster writes later does not show in it. While it stands the nodes keep every
+version since its time, and refuse restores. Clones are not backed up. Stores: embedded.
 
 Examples:
   tidemark clone create trial --cluster orders

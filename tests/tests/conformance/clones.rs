@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemark_agent::engine::Engine;
 use tidemark_agent::engine::embedded::{Embedded, MAX_CLONES, Options};
+use tidemark_agent::engine::{Engine, LogSink, LogWanted};
 use tidemark_agent::kv::{KvStore, Write};
 use tidemark_common::clock::Hlc;
 use tidemark_proto::{CloneName, Error, ErrorKind, Result, SlotSet, Timestamp, slot_of};
@@ -259,6 +259,48 @@ fn cuts_hold_clones_and_know_nothing_of_them() {
     let _ = s.release(job(2)).unwrap();
     let _ = waiting.blocking_recv().unwrap().unwrap();
     assert_eq!(c.get(b"a", None).unwrap().unwrap().value, b"held");
+}
+
+/// Counts entries of a log.
+#[derive(Default)]
+struct Entries(Vec<Vec<u8>>);
+
+impl LogSink for Entries {
+    fn entry(&mut self, entry: tidemark_proto::stored::log::LogEntry<'_>) -> Result<()> {
+        self.0.push(entry.key.to_vec());
+        Ok(())
+    }
+
+    fn restart(&mut self) {
+        self.0.clear();
+    }
+}
+
+#[test]
+fn the_log_knows_nothing_of_clones() {
+    let (clock, dir) = (clock(), tempfile::tempdir().unwrap());
+    let open = || Embedded::open(dir.path(), Options::new(SlotSet::all(), Hlc::new(clock.clone()))).unwrap();
+    let s = open();
+    let read = |s: &Embedded, from: u64, incarnation| {
+        let now = Timestamp::new(clock.now(), 0);
+        // A spool that a write of the parent fits into, and one of a clone does not.
+        let wanted = LogWanted { incarnation, from, durable: from, now, most: 1 << 20, spool: 4 << 10 };
+        let mut found = Entries::default();
+        s.log().unwrap().read_log(&wanted, &mut found).map(|reached| (reached, found.0)).unwrap()
+    };
+    let (begun, _) = read(&s, 0, tidemark_proto::Incarnation::default());
+    let at = commit(s.as_ref(), vec![put("a", "1")]);
+    let _ = s.create_clone(&name("x"), at).unwrap();
+    let c = clone_of(&s, "x");
+    let _ = write(c.as_ref(), vec![put("mine", vec![7; 8 << 20])]);
+    let _ = commit(s.as_ref(), vec![put("b", "1")]);
+    let (reached, found) = read(&s, begun.to, begun.incarnation);
+    assert!(!reached.begins, "the spool is not full");
+    assert_eq!(found.len(), 2);
+    drop((c, s));
+    // By the change index alone, in a new process.
+    let (reached, found) = read(&open(), begun.to, begun.incarnation);
+    assert!(!reached.begins && found.iter().all(|key| key != b"mine") && found.len() == 2, "{}", found.len());
 }
 
 /// A node that is told to serve fewer slots must hold nothing of others, also in its clones.
