@@ -150,9 +150,10 @@ impl Open {
         let manifest = &source.manifest;
         let overlay = match &source.laid {
             // The knot that is written, and those that wait.
-            Some(laid) => {
-                laid.over(manifest.repository(), &part, lanes * (OPEN_AHEAD + 1), &source.cancel).await.map_err(named)?
-            }
+            Some(laid) => laid
+                .over(manifest.repository(), &part, lanes * (OPEN_AHEAD + 1), &source.cancel)
+                .await
+                .map_err(named)?,
             None => Overlay::empty(),
         };
         let opened = part::open(manifest.repository(), manifest.cluster(), &part, LongValues::Spooled).await;
