@@ -14,6 +14,8 @@ mod damage;
 mod delta;
 #[path = "flow/direct.rs"]
 mod direct;
+#[path = "flow/extract_at.rs"]
+mod extract_at;
 #[path = "flow/identity.rs"]
 mod identity;
 #[path = "flow/in_place.rs"]

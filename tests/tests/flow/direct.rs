@@ -16,7 +16,7 @@ use crate::steps::{assert_holds, assert_same, at_cut, fill};
 const LONG: usize = 3 << 19;
 
 /// One node with neighbouring slots; two whose slots lie between each other within every region.
-fn slots(node: &str) -> SlotSet {
+pub(crate) fn slots(node: &str) -> SlotSet {
     let middle = SLOT_COUNT / 2;
     let stripes = |first| (middle + first..SLOT_COUNT).step_by(400).map(|slot| (slot, slot + 199));
     match node {
@@ -76,11 +76,11 @@ fn tidemark(fleet: &Fleet, verb: &str, args: &[&str]) -> Command {
     command
 }
 
-fn run(fleet: &Fleet, verb: &str, args: &[&str]) -> Output {
+pub(crate) fn run(fleet: &Fleet, verb: &str, args: &[&str]) -> Output {
     tidemark(fleet, verb, args).output().unwrap()
 }
 
-fn good(fleet: &Fleet, verb: &str, args: &[&str]) -> String {
+pub(crate) fn good(fleet: &Fleet, verb: &str, args: &[&str]) -> String {
     let done = run(fleet, verb, args);
     assert!(done.status.success(), "{verb} {args:?}: {done:?}");
     String::from_utf8(done.stdout).unwrap()
@@ -111,7 +111,7 @@ fn decoded(line: &serde_json::Value, name: &str) -> Vec<u8> {
 }
 
 /// The records of JSON Lines, which must be in order.
-fn records(lines: &str) -> Records {
+pub(crate) fn records(lines: &str) -> Records {
     let (mut found, mut last) = (Records::new(), (0, Vec::new()));
     for line in lines.lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();

@@ -122,7 +122,7 @@ async fn the_log_goes_on_over_restarts_of_everything() {
 }
 
 /// The objects of the log, oldest first.
-fn segment_files(fleet: &Fleet) -> Vec<std::path::PathBuf> {
+pub(crate) fn segment_files(fleet: &Fleet) -> Vec<std::path::PathBuf> {
     let dir = fleet.repository().join("clusters/orders/log");
     let mut files: Vec<_> = std::fs::read_dir(dir).expect("folder").map(|f| f.expect("file").path()).collect();
     files.sort();
