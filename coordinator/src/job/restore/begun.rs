@@ -5,7 +5,8 @@ use tidemark_proto::stored::job::{RestoreBegun, RestoreOptions};
 use tidemark_proto::{ClusterName, Result, Timestamp};
 
 use super::options::recorded;
-use super::plan::{RestorePlan, RestoreRequest};
+use super::plan::RestorePlan;
+use super::request::RestoreRequest;
 use crate::job::Job;
 
 /// The record of the restore that `job` carries out.

@@ -15,7 +15,8 @@ use tidemark_proto::wire::control::{
 };
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
 
-use super::plan::{find_backup, open_manifest};
+use super::plan::open_manifest;
+use super::request::find_backup;
 use crate::context::Context;
 use crate::fleet::Member;
 use crate::job::inspect::is_damage;

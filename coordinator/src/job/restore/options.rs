@@ -9,7 +9,7 @@ use tidemark_proto::stored::job::RestoreOptions;
 use tidemark_proto::wire::control::LoadOptions;
 use tidemark_proto::{Error, Result, SlotSet, Timestamp};
 
-use super::plan::RestoreRequest;
+use super::request::RestoreRequest;
 
 /// Engine whose records are in databases and expire.
 const REDIS_ENGINE: &str = "redis";

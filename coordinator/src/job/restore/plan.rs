@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use futures::FutureExt;
-use tidemark_common::expiry::ExpiryMode;
 use tidemark_common::glob::KeyFilter;
 use tidemark_common::select::Selection;
 use tidemark_proto::id::JobId;
@@ -13,6 +12,7 @@ use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
 
 use super::kept::Takes;
 use super::options::selection;
+use super::request::{LATEST, RestoreRequest, source};
 use super::share::Share;
 use super::shares::{Shares, shares};
 use super::types::{Taker, Types};
@@ -21,67 +21,13 @@ use crate::context::Context;
 use crate::job::backup::tiling;
 use crate::job::damage::{Damage, PartSet};
 use crate::job::inspect::{Depth, Packs, Scope, inspect};
-use crate::log::{self, LogParts, Point};
-use crate::repository::{BackupRecord, Ledger, Manifest, Repository};
+use crate::log::LogParts;
+use crate::repository::{Ledger, Manifest, Repository};
 
 /// Throughput assumed for the time estimate until a fleet's own is known, bytes a second and node.
 const ASSUMED_RATE: u64 = 100 << 20;
 /// Role of a node that follows another one.
 const REPLICA: &str = "replica";
-
-/// The word for the newest backup.
-const LATEST: &str = "latest";
-
-fn latest() -> String {
-    LATEST.into()
-}
-
-/// A restore as it is asked for.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RestoreRequest {
-    /// Cluster whose backup is restored.
-    #[schema(value_type = String)]
-    pub cluster: ClusterName,
-    /// The backup, by id or a unique beginning of it; `latest` is the newest.
-    #[serde(default = "latest")]
-    pub backup: String,
-    /// A time instead of a backup, a raw timestamp: the newest restore point at or before it, by the log over the nearest
-    /// backup. A backup named beside it is the one that the log is laid over.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub at: Option<u64>,
-    /// Cluster to restore onto; the same where absent.
-    #[schema(value_type = Option<String>)]
-    #[serde(default)]
-    pub target: Option<ClusterName>,
-    /// Present data may be replaced.
-    #[serde(default)]
-    pub in_place: bool,
-    /// Key globs; `!` in front excludes; empty takes all.
-    #[serde(default)]
-    pub keys: Vec<String>,
-    /// Slots whose keys are restored, e.g. `0-5460,10000`; all where absent.
-    #[schema(value_type = Option<String>)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slots: Option<SlotSet>,
-    /// Databases whose keys are restored (Redis and Valkey); empty takes all.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub dbs: Vec<u64>,
-    /// When keys expire (Redis and Valkey): `absolute`, when they did; `shift`, as long after the restore as they would have
-    /// after the cut; `drop`, never.
-    #[schema(value_type = String, example = "absolute")]
-    #[serde(default)]
-    pub expiry: ExpiryMode,
-    /// Do not back up the present state before it is replaced in place.
-    #[serde(default)]
-    pub no_safety_backup: bool,
-    /// Restore what is healthy of a damaged backup; without it a damaged backup is refused.
-    #[serde(default)]
-    pub salvage: bool,
-    /// Set the users of the backup as well, when everything else is done. The agents' own user stays as it is.
-    #[serde(default)]
-    pub with_users: bool,
-}
 
 /// What a node takes.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -218,20 +164,6 @@ pub struct Candidate {
     pub records: u64,
 }
 
-/// Finds a backup by `latest`, its id, or a unique beginning of it.
-pub fn find_backup(ledger: &Ledger, wanted: &str) -> Result<BackupRecord> {
-    let mut backups = ledger.backups();
-    if wanted == LATEST {
-        return backups.pop().ok_or_else(|| Error::not_found("the cluster has no backup"));
-    }
-    backups.retain(|b| !wanted.is_empty() && b.backup.job.to_string().starts_with(wanted));
-    match backups.len() {
-        0 => Err(Error::not_found(format!("no backup `{wanted}`: see `tidemark backup list`"))),
-        1 => Ok(backups.remove(0)),
-        n => Err(Error::request(format!("`{wanted}` fits {n} backups: give more of the id"))),
-    }
-}
-
 /// Opens the manifest of a backup. `Damaged` when it cannot be read: then nothing can be restored from that backup.
 pub async fn open_manifest(repository: &Repository, cluster: &ClusterName, backup: &Backup) -> Result<Manifest> {
     let named = |e: Error| e.context(format_args!("backup {}", backup.job));
@@ -295,21 +227,6 @@ async fn plan_as(context: &Context, request: RestoreRequest, begun: bool) -> Res
         }
     }
     Ok(plan)
-}
-
-/// The backup that a request means, and the point of time after its cut.
-async fn source(
-    repository: &Repository,
-    ledger: &Ledger,
-    request: &RestoreRequest,
-) -> Result<(BackupRecord, Option<Point>)> {
-    let Some(at) = request.at else { return Ok((find_backup(ledger, &request.backup)?, None)) };
-    let named = match request.backup.as_str() {
-        "" | LATEST => None,
-        wanted => Some(find_backup(ledger, wanted)?.backup.job),
-    };
-    let point = log::point(repository, ledger, Timestamp(at), named).boxed().await?;
-    Ok((point.base.clone(), Some(point).filter(Point::is_logged)))
 }
 
 /// Plans a restore of `manifest` onto these nodes. The manifest is read page by page.

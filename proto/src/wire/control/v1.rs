@@ -2,6 +2,7 @@
 
 mod clones;
 mod kept;
+mod log;
 mod options;
 mod secret;
 
@@ -14,6 +15,7 @@ use crate::time::Timestamp;
 
 pub use clones::*;
 pub use kept::*;
+pub use log::{LogStart, LogStop};
 pub use options::{LoadOptions, PartBounds, RestoreBeginAs, RestoreCount, RestoreCounted, RestorePartsLogged};
 pub use secret::*;
 
@@ -357,20 +359,6 @@ pub struct RestoreFinished {
 /// Drop the staging area and open the store as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct RestoreAbort {}
-
-/// Open a stream for the log to the ingest process, and answer its pulls there until it ends. A stream that stands already is
-/// ended. Answered with [`Done`] when the stream is open; a store that has no log answers `Unsupported`.
-#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
-pub struct LogStart {
-    /// Names the session.
-    pub session: JobId,
-    /// Address of the ingest process (`host:port`).
-    pub ingest: String,
-}
-
-/// No log is kept any more: drop what is kept for it, and end its stream. Answered with [`Done`].
-#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
-pub struct LogStop {}
 
 /// How far a command has come; counts since its start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
