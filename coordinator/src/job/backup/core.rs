@@ -81,6 +81,8 @@ pub struct Core {
     calm: u32,
     /// Whether the nodes were asked before what they are.
     described: bool,
+    /// The first look found slots without an owner, or with two.
+    in_doubt: bool,
     back: Back,
     /// When the nodes were asked what the present phase asks: an answer's clock was read after that.
     asked: Timestamp,
@@ -104,6 +106,7 @@ impl Core {
             attempt: settings.used.attempts,
             spent: settings.used.pause,
             described: settings.used.rounds > 0,
+            in_doubt: false,
             settings,
             phase: Phase::Idle,
             nodes,

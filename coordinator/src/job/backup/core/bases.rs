@@ -80,8 +80,17 @@ impl Core {
         }
         self.moving_since = None;
         match self.check_owners(|n| n.description.as_ref().map(|d| &d.ownership)) {
-            Ok(()) => self.prepare(now),
-            Err(e) if first => self.finish(Err(e)),
+            Ok(()) => {
+                self.in_doubt = false;
+                self.prepare(now)
+            }
+            // The nodes answer one after the other: a slot that was handed over meanwhile is nobody's, or of two. Who is
+            // missing is missing still when they are asked again.
+            Err(e) if first && self.needs_base() => {
+                self.in_doubt = true;
+                self.wait_for_slots(e, now)
+            }
+            Err(e) if first || self.in_doubt => self.finish(Err(e)),
             Err(e) => self.again_or_fail(e),
         }
     }
