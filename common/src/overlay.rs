@@ -367,7 +367,7 @@ mod tests {
             for (slot, key, at, put) in &entries {
                 let mut raw = Vec::new();
                 let value = at.to_le_bytes();
-                LogEntry { slot: *slot, at: Timestamp(*at), key, put: put.then_some((&b"m"[..], &value[..])) }.encode(&mut raw);
+                LogEntry { slot: *slot, at: Timestamp(*at), key, put: put.then_some((&b"m"[..], &value[..])), kind: Default::default() }.encode(&mut raw);
                 sorter.push_chunk(&raw).unwrap();
             }
             let model = model(&entries, &wanted);

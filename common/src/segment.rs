@@ -3,7 +3,9 @@
 //!
 //! CPU work: call it from threads that may block.
 
-use tidemark_proto::stored::log::{CHUNK_TARGET, LogEntry, MAX_CHUNK, SEAL_CHUNK, take_entry};
+use tidemark_proto::stored::log::{
+    ALL_REGIONS, ALL_SLOTS, CHUNK_TARGET, LogEntry, MAX_CHUNK, SEAL_CHUNK, take_entry,
+};
 use tidemark_proto::wire::bulk::LogChunk;
 use tidemark_proto::{Error, Result, Timestamp};
 
@@ -41,7 +43,7 @@ impl<'s> ChunkWriter<'s> {
 
     /// Adds an entry. One that does not fit a chunk at all is refused.
     pub fn push(&mut self, entry: &LogEntry<'_>) -> Result<()> {
-        let region = entry.slot / self.slots_per_region;
+        let region = if entry.slot == ALL_SLOTS { ALL_REGIONS } else { entry.slot / self.slots_per_region };
         if self.open.as_ref().is_some_and(|c| c.region != region) || self.raw.len() >= CHUNK_TARGET {
             self.close()?;
         }
@@ -120,7 +122,7 @@ mod tests {
             let mut writer = ChunkWriter::new(&sealer, per_region).unwrap();
             let value = vec![9; 90_000];
             let entry = |e: &(u16, u64, usize, bool)| LogEntry {
-                slot: e.0, at: Timestamp(e.1), key: b"key", put: e.3.then_some((&b"m"[..], &value[..e.2])),
+                slot: e.0, at: Timestamp(e.1), key: b"key", put: e.3.then_some((&b"m"[..], &value[..e.2])), kind: Default::default(),
             }.encode_to_vec();
             for e in &entries {
                 let bytes = entry(e);

@@ -223,7 +223,7 @@ mod tests {
             "events --cluster orders --job 3f -n 50 -o json",
             "pitr enable --cluster orders --interval-ms 500",
             "pitr status -o json",
-            "query --cluster orders get key --at -5m",
+            "query get key --at -5m --cluster orders",
             "query -C orders --db 3 scan user: --limit 5",
             "query diff -o json --from -10m --to -5m --keys a*",
             "query history key",

@@ -329,9 +329,7 @@ impl KvStore for Embedded {
     }
 
     fn get(&self, key: &[u8], at: Option<Timestamp>) -> Result<Option<Versioned>> {
-        let view = self.view(at)?;
-        let _ = kv::check_slot(key, &view.generation.slots)?;
-        view.get(key)
+        self.view(at)?.get_own(key)
     }
 
     fn scan(

@@ -1,7 +1,7 @@
 //! `tidemark query`: looking into the past without a restore.
 
 use clap::{Args, Subcommand};
-use tidemark_proto::{Error, Result, Timestamp};
+use tidemark_proto::{ClusterName, Error, Result, Timestamp};
 
 use super::connect::{ClusterArg, GlobalArgs};
 use super::output::fields;
@@ -15,8 +15,9 @@ use crate::query::{
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct QueryArgs {
-    #[command(flatten)]
-    cluster: ClusterArg,
+    /// The cluster; not needed where the coordinator knows one alone
+    #[arg(short = 'C', long, env = "TIDEMARK_CLUSTER", global = true)]
+    cluster: Option<ClusterName>,
     /// Database of the keys (Redis and Valkey)
     #[arg(long, value_name = "N", default_value_t = 0, global = true)]
     db: u64,
@@ -28,10 +29,10 @@ pub(crate) struct QueryArgs {
 }
 
 const EXAMPLES: &str = "Examples:
-  tidemark query --cluster orders get user:4711 --at -5m
-  tidemark query --cluster orders scan user: --at 2026-10-04T09:30:00Z --limit 20
-  tidemark query --cluster orders diff --from -10m --to -5m --keys 'user:*'
-  tidemark query --cluster orders history user:4711 -o json
+  tidemark query get user:4711 --cluster orders --at -5m
+  tidemark query scan user: --cluster orders --at 2026-10-04T09:30:00Z --limit 20
+  tidemark query diff --cluster orders --from -10m --to -5m --keys 'user:*'
+  tidemark query history user:4711 --cluster orders -o json
 A time means the newest restore point at or before it; the answer says which. Redis and Valkey: the cuts of backups.";
 
 /// What is asked.
@@ -93,7 +94,8 @@ impl QueryArgs {
     /// Asks.
     pub(crate) async fn run(self, global: &GlobalArgs) -> Result<()> {
         let client = global.client()?;
-        let place = Where { cluster: self.cluster.resolve(&client).await?, db: self.db };
+        let cluster = ClusterArg { cluster: self.cluster }.resolve(&client).await?;
+        let place = Where { cluster, db: self.db };
         let (output, base64) = (global.output, self.base64);
         match self.verb {
             QueryCommand::Get { key, at } => {

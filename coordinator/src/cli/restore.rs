@@ -75,13 +75,13 @@ impl From<Expiry> for ExpiryMode {
 
 /// What is restored, and where to.
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["backup", "at"])))]
 pub(crate) struct What {
     /// The backup: id, a unique beginning of it, or `latest`
-    #[arg(required_unless_present = "at")]
     backup: Option<String>,
     /// A time instead of a backup, where a log is kept (`tidemark pitr`): the newest restore point at or before it. As
     /// 2026-10-04T09:30:00Z, -5m, -2h30m, `now`, or a raw timestamp
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with = "backup")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     at: Option<TimeArg>,
     #[command(flatten)]
     cluster: ClusterArg,

@@ -195,6 +195,11 @@ impl LogIndex {
         &self.entries
     }
 
+    /// Number of the objects that can be read, and their bytes.
+    pub fn extent(&self) -> (u64, u64) {
+        self.segments().fold((0, 0), |(count, bytes), segment| (count + 1, bytes + segment.size))
+    }
+
     /// The segments that can be read.
     pub fn segments(&self) -> impl DoubleEndedIterator<Item = &SegmentInfo> {
         self.entries.iter().filter_map(|found| match found {

@@ -7,6 +7,7 @@ use tidemark_proto::wire::bulk::{LogBatch, LogPull};
 use tidemark_proto::wire::control::{Done, LogStart};
 use tidemark_proto::{Error, ErrorKind, Incarnation, NodeName, Result, Timestamp};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::node::{Ask, Batch};
 use super::state::NodeLag;
@@ -28,6 +29,7 @@ const START_UNSUPPORTED: Duration = Duration::from_secs(60);
 pub(super) struct Tail {
     /// Whether its agent is connected.
     pub(super) connected: bool,
+    opening: Option<JoinHandle<Result<mpsc::Sender<Ask>>>>,
     asks: Option<mpsc::Sender<Ask>>,
     waiting: Option<oneshot::Receiver<Result<Batch>>>,
     /// What was received and is in no segment yet.
@@ -38,6 +40,8 @@ pub(super) struct Tail {
     received: u64,
     durable: u64,
     closed: Timestamp,
+    /// Nothing was written up to here since `closed`: no segment tells of it.
+    quiet: Timestamp,
     behind: u64,
     error: Option<String>,
 }
@@ -61,25 +65,22 @@ impl Tail {
 
     /// Whether it is time to open its stream.
     pub(super) fn wants_stream(&self) -> bool {
-        self.asks.is_none() && self.not_before.is_none_or(|at| at <= Instant::now())
+        self.asks.is_none() && self.opening.is_none() && self.not_before.is_none_or(|at| at <= Instant::now())
     }
 
-    /// Tells the agent to open its stream.
-    pub(super) async fn open_stream(&mut self, context: &Shared, member: &Member) {
-        let session = JobId(rand::random());
-        let (asks, open) = context.logs.expect_stream(session, member.clone());
-        let command = LogStart { session, ingest: context.bulk_address.clone() };
-        let head = context.head(JobId::default(), 1);
-        let told = context.fleet.command::<_, Done>(member, head, &command, START_DEADLINE, |_| ()).await;
-        // It may have been opened on a connection that is dead and does not know it yet.
-        let arrived = match told {
-            Ok(Done {}) => tokio::time::timeout(ARRIVAL_DEADLINE, open).await.ok().and_then(|open| open.ok()),
-            Err(_) => None,
-        };
-        match told.and_then(|_| arrived.ok_or_else(|| Error::retry("its stream of the log did not arrive"))) {
-            Ok(()) => (self.asks, self.error) = (Some(asks), None),
+    /// Tells the agent to open its stream, in the background: a node that hangs holds nobody up.
+    pub(super) fn open_stream(&mut self, context: &Shared, member: Member) {
+        self.opening = Some(tokio::spawn(open(context.clone(), member)));
+    }
+
+    /// Waits for the stream, if one is being opened. Good to be given up and called again.
+    pub(super) async fn opened(&mut self) {
+        let Some(opening) = &mut self.opening else { return };
+        let opened = opening.await.unwrap_or_else(|e| Err(Error::bug("opening a stream panicked").with_source(e)));
+        self.opening = None;
+        match opened {
+            Ok(asks) => (self.asks, self.error) = (Some(asks), None),
             Err(e) => {
-                context.logs.forget_stream(&session);
                 let wait = if e.kind() == ErrorKind::Unsupported { START_UNSUPPORTED } else { START_AGAIN };
                 self.broken(e.report(), wait);
             }
@@ -147,15 +148,45 @@ impl Tail {
         (self.durable, self.closed) = (to, closed);
     }
 
+    /// A batch without news is in no segment: the next one begins where it did. All that is lost with the node lies behind it.
+    pub(super) fn dropped(&mut self) {
+        if let Some(batch) = self.batch.take().filter(|_| self.received == self.durable) {
+            self.quiet = batch.header.closed;
+        }
+    }
+
     /// How far it is behind.
     pub(super) fn lag(&self, name: &NodeName, now_millis: u64) -> NodeLag {
         NodeLag {
             node: name.to_string(),
             streaming: self.asks.is_some() && self.error.is_none(),
             closed: self.closed.0,
-            lag_millis: now_millis.saturating_sub(self.closed.millis()),
+            safe: self.closed.max(self.quiet).0,
+            lag_millis: now_millis.saturating_sub(self.closed.max(self.quiet).millis()),
             behind_bytes: self.behind,
             error: self.error.clone().unwrap_or_default(),
         }
     }
+}
+
+/// Tells an agent to open its stream, and waits until it is there.
+async fn open(context: Shared, member: Member) -> Result<mpsc::Sender<Ask>> {
+    let session = JobId(rand::random());
+    let (asks, open) = context.logs.expect_stream(session, member.clone());
+    let command = LogStart { session, ingest: context.bulk_address.clone() };
+    let opened = async {
+        let head = context.head(JobId::default(), 1);
+        let Done {} = context.fleet.command(&member, head, &command, START_DEADLINE, |_| ()).await?;
+        // It may have been opened on a connection that is dead and does not know it yet.
+        let arrived = tokio::time::timeout(ARRIVAL_DEADLINE, open).await;
+        arrived
+            .ok()
+            .and_then(std::result::Result::ok)
+            .ok_or_else(|| Error::retry("its stream of the log did not arrive"))
+    };
+    let opened = opened.await;
+    if opened.is_err() {
+        context.logs.forget_stream(&session);
+    }
+    opened.map(|()| asks)
 }

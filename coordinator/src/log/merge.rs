@@ -14,6 +14,7 @@ use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
 use tokio::runtime::Handle;
 
 use super::index::{Found, LogIndex, SegmentInfo};
+use super::session::placed;
 use crate::repository::Repository;
 
 /// Segments that are merged at a time.
@@ -93,7 +94,7 @@ pub(super) fn merge(
         nodes: nodes.into_values().collect(),
         chunks,
     };
-    let built = repository.build_segment(cluster, &mut merged, &sealed)?;
+    let built = repository.build_segment(cluster, &mut merged, None, &sealed)?;
     let path = merged.range().path(cluster);
     match io.block_on(repository.store().create(&path, built.bytes.clone())) {
         Ok(()) => Ok(SegmentInfo::of(&merged, built.hash, built.bytes.len() as u64)),
@@ -162,18 +163,7 @@ fn rewrite(
             entries.iter().try_for_each(|entry| writer.push(entry))?;
         }
         for (number, (c, sealed)) in writer.finish()?.into_iter().enumerate() {
-            let chunk = SegmentChunk {
-                node: place as u16,
-                region: c.region,
-                number: number as u32,
-                offset: 0,
-                len: 0,
-                raw_len: c.raw_len,
-                entries: c.entries,
-                first: c.first,
-                last: c.last,
-            };
-            all.push((chunk, Bytes::from(sealed)));
+            all.push((placed(place as u16, number as u32, c), Bytes::from(sealed)));
         }
     }
     all.sort_by_key(|(c, _)| (c.region, c.node, c.number));

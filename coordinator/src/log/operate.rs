@@ -5,10 +5,13 @@ use tidemark_proto::stored::ledger::{Body, LOG_OFF, LOG_ON, LOG_PAUSED, LogPolic
 use tidemark_proto::{ClusterName, Error, Result, Timestamp};
 
 use super::index::LogIndex;
-use super::state::NodeLag;
+use super::state::{NodeLag, SessionState};
 use super::window::{Chains, Window, Windows};
 use crate::context::{Context, Shared};
 use crate::repository::{Ledger, Repository};
+
+/// Engines whose agents stream changes.
+const ENGINES_WITH_LOG: &[&str] = &["embedded"];
 
 /// How a cluster's log is kept; what is left out stays as it is, or is as the configuration says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -104,6 +107,9 @@ pub async fn change(context: &Shared, cluster: &ClusterName, change: &PitrChange
         _ => context.ledger(cluster).await?,
     };
     let now = ledger.log_policy().cloned();
+    if matches!(change, PitrChange::Enable(_)) {
+        refuse_without_log(context, cluster, ledger.policy().map(|p| p.engine.clone())).await?;
+    }
     if let Some(wanted) = wanted(context, now.as_ref(), change)? {
         let (epoch, at, body) = (context.epoch, context.now_millis(), Body::LogPolicy(wanted));
         let written = ledger.append(epoch, at, &body, |_| Ok(())).await;
@@ -111,6 +117,26 @@ pub async fn change(context: &Shared, cluster: &ClusterName, change: &PitrChange
     }
     context.logs.apply(context, cluster, &context.shutdown).await?;
     status(context, cluster).await
+}
+
+/// `Unsupported` for a cluster whose nodes have no log.
+async fn refuse_without_log(context: &Context, cluster: &ClusterName, known: Option<String>) -> Result<()> {
+    let mut engines: Vec<String> = known.into_iter().collect();
+    for (member, agent) in context.fleet.members(Some(cluster)) {
+        engines.push(match agent.description {
+            Some(description) => description.engine,
+            None => context.fleet.describe(&member, context.head(JobId::default(), 0)).await?.engine,
+        });
+    }
+    for engine in engines {
+        if !ENGINES_WITH_LOG.contains(&engine.as_str()) {
+            return Err(Error::unsupported(format!(
+                "stores of engine `{engine}` have no log yet: protect cluster {cluster} by backups (`tidemark backup create`), \
+                 whose cuts are its restore points"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The policy after a change; `None` where it is so already.
@@ -171,11 +197,12 @@ pub async fn status(context: &Context, cluster: &ClusterName) -> Result<PitrStat
         _ => "off",
     };
     let running = context.logs.state(cluster, context.now_millis());
-    let (session, trouble) = running.unwrap_or_default();
-    let windows = match state {
-        "on" => session.windows.clone(),
-        _ => windows(&context.repository, &ledger).await?.0,
+    let (session, trouble) = match running.filter(|_| state == "on") {
+        Some(running) => running,
+        // Nothing runs: what lies in the repository is all there is to tell.
+        None => (at_rest(&LogIndex::load(&context.repository, &ledger).await?), None),
     };
+    let windows = session.windows;
     let restorable = windows.restorable(&cuts(&ledger));
     let goes_on = restorable.last().is_some_and(|w| w.interval.ended.is_none());
     let last_end = restorable.last().map_or(0, |w| w.latest.0);
@@ -195,6 +222,12 @@ pub async fn status(context: &Context, cluster: &ClusterName) -> Result<PitrStat
         segment_bytes: policy.map_or(0, |p| p.segment_bytes),
         idle_millis: policy.map_or(0, |p| p.idle_millis),
     })
+}
+
+/// What a log holds that nobody writes.
+fn at_rest(index: &LogIndex) -> SessionState {
+    let (segments, bytes) = index.extent();
+    SessionState { windows: Chains::of(index).windows(), segments, bytes, ..SessionState::default() }
 }
 
 /// Why nothing can be restored yet from the log as it goes on.

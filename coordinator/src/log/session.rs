@@ -11,6 +11,7 @@ use tidemark_proto::hash::Hash;
 use tidemark_proto::stored::ledger::LogPolicy;
 use tidemark_proto::stored::log::{Segment, SegmentChunk, SegmentNode};
 use tidemark_proto::stored::paths;
+use tidemark_proto::wire::bulk::LogChunk;
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
 use tokio_util::sync::CancellationToken;
 
@@ -100,7 +101,7 @@ impl Session {
                 _ => {}
             }
             let mut fence = self.segment(Vec::new(), Vec::new());
-            let built = self.context.repository.build_segment(&self.cluster, &mut fence, &[])?;
+            let built = self.context.repository.build_segment(&self.cluster, &mut fence, None, &[])?;
             let path = paths::log(&self.cluster, fence.number);
             match self.context.repository.store().create(&path, built.bytes.clone()).await {
                 Ok(()) => self.durable(SegmentInfo::of(&fence, built.hash, built.bytes.len() as u64)),
@@ -154,12 +155,14 @@ impl Session {
             tail.connected = true;
         }
         let context = &self.context;
-        let starts = self.nodes.iter_mut().filter_map(|(name, tail)| {
+        let starts = self.nodes.iter_mut().map(|(name, tail)| {
             let member = Member { cluster: self.cluster.clone(), node: name.clone() };
             tail.connected = context.fleet.is_connected(&member);
-            (tail.connected && tail.wants_stream()).then_some((member, tail))
+            if tail.connected && tail.wants_stream() {
+                tail.open_stream(context, member);
+            }
+            tokio::time::timeout(ROUND_PATIENCE, tail.opened())
         });
-        let starts = starts.map(|(member, tail)| async move { tail.open_stream(context, &member).await });
         let _ = futures::future::join_all(starts).await;
     }
 
@@ -192,11 +195,13 @@ impl Session {
             busy |= batch.header.behind_bytes > 0;
         }
         let idle = Duration::from_millis(self.policy.idle_millis);
-        let due =
-            self.last_put.is_none_or(|at| at.elapsed() >= idle) && self.nodes.values().any(|t| t.batch.is_some());
+        // A backup whose cut lies behind the window's end is no base before that is passed.
+        let waits = self.chains.open().is_some_and(|open| self.published.newest_cut() > open.end);
+        let due = (waits || self.last_put.is_none_or(|at| at.elapsed() >= idle))
+            && self.nodes.values().any(|t| t.batch.is_some());
         if !any && !due {
             // What is closed without a change costs nothing: the next question begins where this one did.
-            self.nodes.values_mut().for_each(|tail| tail.batch = None);
+            self.nodes.values_mut().for_each(Tail::dropped);
             if self.put.as_ref().is_some_and(|p| p.task.is_finished()) {
                 self.finish_put().await?;
             }
@@ -233,7 +238,7 @@ impl Session {
         let (places, sealed): (Vec<_>, Vec<_>) = chunks.into_iter().unzip();
         let mut segment = self.segment(nodes, places);
         let BuiltSegment { bytes, hash } =
-            self.context.repository.build_segment(&self.cluster, &mut segment, &sealed)?;
+            self.context.repository.build_segment(&self.cluster, &mut segment, None, &sealed)?;
         let info = SegmentInfo::of(&segment, hash, bytes.len() as u64);
         let (repository, published) = (self.context.repository.clone(), self.published.clone());
         let (path, cancel) = (paths::log(&self.cluster, segment.number), self.cancel.clone());
@@ -307,12 +312,13 @@ impl Session {
 
     fn publish(&self) {
         let nodes = self.nodes.iter().map(|(name, tail)| tail.lag(name, self.context.now_millis()));
+        let (segments, bytes) = self.index.extent();
         let state = SessionState {
             windows: self.chains.windows(),
             open: self.chains.open().cloned(),
             nodes: nodes.collect::<Vec<NodeLag>>(),
-            segments: self.index.segments().count() as u64,
-            bytes: self.index.segments().map(|s| s.size).sum(),
+            segments,
+            bytes,
         };
         self.published.publish(&self.cluster, state);
     }
@@ -332,6 +338,12 @@ async fn told_when_slow(put: impl Future<Output = Result<()>>, path: &str, publi
     }
 }
 
+/// A chunk's entry in a footer; its place comes when the segment is built.
+pub(super) fn placed(node: u16, number: u32, c: LogChunk) -> SegmentChunk {
+    let LogChunk { region, raw_len, entries, first, last } = c;
+    SegmentChunk { node, region, number, offset: 0, len: 0, raw_len, entries, first, last }
+}
+
 /// Adds a node's batch to a segment.
 fn gather(name: &NodeName, batch: Batch, nodes: &mut Vec<SegmentNode>, chunks: &mut Vec<(SegmentChunk, Bytes)>) {
     let Batch { header, key, chunks: sealed } = batch;
@@ -348,19 +360,6 @@ fn gather(name: &NodeName, batch: Batch, nodes: &mut Vec<SegmentNode>, chunks: &
         begins: header.begins,
     });
     for (number, (c, sealed)) in header.chunks.into_iter().zip(sealed).enumerate() {
-        let (raw_len, entries, first, last) = (c.raw_len, c.entries, c.first, c.last);
-        let place = (0, 0);
-        let entry = SegmentChunk {
-            node,
-            region: c.region,
-            number: number as u32,
-            offset: place.0,
-            len: place.1,
-            raw_len,
-            entries,
-            first,
-            last,
-        };
-        chunks.push((entry, sealed));
+        chunks.push((placed(node, number as u32, c), sealed));
     }
 }

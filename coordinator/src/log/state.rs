@@ -1,6 +1,7 @@
 //! What a session tells of itself to those who ask.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use metrics::{counter, gauge};
 use tidemark_proto::id::JobId;
@@ -19,6 +20,8 @@ pub struct NodeLag {
     pub streaming: bool,
     /// Everything up to here is durable, a raw timestamp; 0 for nothing.
     pub closed: u64,
+    /// With the node nothing up to here would be lost, a raw timestamp: it is durable, or there was no change since.
+    pub safe: u64,
     /// How long ago that is, in milliseconds.
     pub lag_millis: u64,
     /// Bytes that waited at the node when it was last asked, about.
@@ -49,6 +52,8 @@ pub(super) struct Published {
     cuts: Mutex<Vec<(Timestamp, JobId)>>,
     trouble: Mutex<Option<String>>,
     slots_per_region: Mutex<u16>,
+    /// Backups that were begun for a window without one, since the last that had one.
+    bases_begun: AtomicU32,
 }
 
 impl Published {
@@ -75,9 +80,30 @@ impl Published {
         self.trouble.lock().expect("trouble").clone()
     }
 
+    /// A backup was begun because the window has none.
+    pub(super) fn base_begun(&self) {
+        let _ = self.bases_begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were begun in vain so far; from none on again where `found`.
+    pub(super) fn bases_in_vain(&self, found: bool) -> u32 {
+        match found {
+            true => {
+                self.bases_begun.store(0, Ordering::Relaxed);
+                0
+            }
+            false => self.bases_begun.load(Ordering::Relaxed),
+        }
+    }
+
     /// Whether a backup is known whose cut is at or above `start`.
     pub(super) fn has_base(&self, start: Timestamp) -> bool {
         self.cuts.lock().expect("cuts").iter().any(|(cut, _)| *cut >= start)
+    }
+
+    /// Cut of the newest backup that is known.
+    pub(super) fn newest_cut(&self) -> Timestamp {
+        self.cuts.lock().expect("cuts").last().map_or(Timestamp::ZERO, |(cut, _)| *cut)
     }
 
     /// The backups that stand.
@@ -104,7 +130,7 @@ impl Published {
     pub(super) fn state(&self, now_millis: u64) -> SessionState {
         let mut state = self.state.lock().expect("state").clone();
         for node in &mut state.nodes {
-            node.lag_millis = now_millis.saturating_sub(Timestamp(node.closed).millis());
+            node.lag_millis = now_millis.saturating_sub(Timestamp(node.safe).millis());
         }
         state
     }

@@ -15,6 +15,8 @@ use crate::repository::Ledger;
 const BASE_EVERY: Duration = Duration::from_secs(5);
 /// One that has a base, too: its backup may be deleted.
 const BASE_CHECK: Duration = Duration::from_secs(60);
+/// So often that time doubles, with each backup that was begun and did not become a base.
+const MOST_DOUBLINGS: u32 = 7;
 /// Looks for segments to merge.
 const MERGE_EVERY: Duration = Duration::from_secs(2);
 /// Wait after a merge that failed.
@@ -27,7 +29,9 @@ impl Session {
         let (context, cluster, published) = (self.context.clone(), self.cluster.clone(), self.published.clone());
         let start = interval.start;
         let known = published.has_base(start);
-        self.base_at = Instant::now() + if known { BASE_CHECK } else { BASE_EVERY };
+        // One that fails again and again is begun ever more seldom: each leaves an entry in the ledger.
+        let in_vain = published.bases_in_vain(known).min(MOST_DOUBLINGS);
+        self.base_at = Instant::now() + if known { BASE_CHECK } else { BASE_EVERY * 2u32.pow(in_vain) };
         drop(tokio::spawn(async move {
             if let Err(e) = base(&context, &cluster, start, &published).await {
                 tracing::warn!(%cluster, error = %e.report(), "the window has no base, and none can be taken now");
@@ -78,6 +82,7 @@ async fn base(context: &Shared, cluster: &ClusterName, start: Timestamp, publish
     let run = context.clone();
     match crate::job::start(context, JobKind::Backup, cluster, true, move |job| backup::run(run, job, request)) {
         Ok(info) => {
+            published.base_begun();
             tracing::info!(%cluster, job = %info.id, "the window has no base: taking a backup");
             Ok(())
         }

@@ -30,7 +30,7 @@ const AHEAD: usize = 256;
 /// Two times as they are asked for.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct DiffQuery {
-    /// Where; the database does not count here.
+    /// Where.
     #[serde(flatten)]
     pub place: Where,
     /// The earlier time, a raw timestamp.
@@ -81,6 +81,8 @@ pub async fn diff(repository: &Repository, ledger: &Ledger, query: &DiffQuery) -
     if after.at < before.at {
         return Err(Error::request("--from is the earlier time, --to the later one"));
     }
+    // Stores without databases refuse to be asked for one.
+    let _ = after.key(query.place.db, &[])?;
     let (from, to) = (before.at, after.at);
     let (windows, _) = log::windows(repository, ledger).boxed().await?;
     let logged = windows.intervals.iter().any(|i| i.start <= from && to <= i.end);
@@ -91,7 +93,7 @@ pub async fn diff(repository: &Repository, ledger: &Ledger, query: &DiffQuery) -
         let work = move || by_log(&before, &news, (from, to), &filter, most);
         tokio::task::spawn_blocking(work).await.map_err(|e| Error::bug("comparing two times").with_source(e))??
     } else if before.base() == from && after.base() == to {
-        side_by_side(&before, &after, filter, most).await?
+        side_by_side(&before, &after, (filter, query.place.db), most).await?
     } else {
         return Err(Error::unsupported(
             "the log does not lead from one time to the other: name two times of one window (`tidemark pitr status`), \
@@ -182,12 +184,18 @@ impl Output for Sender {
 }
 
 /// Two backups, record by record.
-async fn side_by_side(before: &Past, after: &Past, filter: KeyFilter, most: usize) -> Result<Vec<DiffItem>> {
+async fn side_by_side(
+    before: &Past,
+    after: &Past,
+    (filter, db): (KeyFilter, u64),
+    most: usize,
+) -> Result<Vec<DiffItem>> {
     let cancel = CancellationToken::new();
     let open = |past: &Past| {
         let (send, receive) = sync_channel(AHEAD);
         let (manifest, cancel) = (past.manifest.clone(), cancel.clone());
-        let selection = Selection { keys: filter.clone(), slots: SlotSet::all(), dbs: Vec::new() };
+        let dbs = if past.has_databases() { vec![db] } else { Vec::new() };
+        let selection = Selection { keys: filter.clone(), slots: SlotSet::all(), dbs };
         let read = async move { extract::extract(&manifest, selection, Sender(send), &cancel).await.map(drop) };
         (tokio::spawn(read), receive)
     };

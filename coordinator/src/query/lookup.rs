@@ -92,7 +92,8 @@ impl Past {
     /// The newest entry of the key in the log, segment by segment from the newest on.
     fn in_log(&self, part: &PartEntry, slot: u16, key: &[u8]) -> Result<Option<Version>> {
         let pieces = self.log.pieces(part.region);
-        for segment in pieces.rchunk_by_segment() {
+        let segments: Vec<&[Piece]> = pieces.chunk_by(|a, b| a.segment == b.segment).collect();
+        for segment in segments.into_iter().rev() {
             let mut found: Option<Version> = None;
             self.each_chunk(segment, |raw| {
                 each_entry(raw, |e| {
@@ -163,16 +164,4 @@ fn block_of(index: &Index, sort: &[u8]) -> Option<u32> {
         found = Some(number as u32);
     }
     found
-}
-
-/// Pieces of one segment together, the newest segment first.
-trait BySegment {
-    fn rchunk_by_segment(&self) -> impl Iterator<Item = &[Piece]>;
-}
-
-impl BySegment for [Piece] {
-    fn rchunk_by_segment(&self) -> impl Iterator<Item = &[Piece]> {
-        let groups: Vec<&[Piece]> = self.chunk_by(|a, b| a.segment == b.segment).collect();
-        groups.into_iter().rev()
-    }
 }

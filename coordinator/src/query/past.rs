@@ -62,17 +62,25 @@ impl Past {
         self.manifest.root().job.to_string()
     }
 
+    /// Whether its keys are in databases.
+    pub(super) fn has_databases(&self) -> bool {
+        self.manifest.root().engine == REDIS
+    }
+
     /// The key of a record, as records of this engine have it, and its slot.
     pub(super) fn key(&self, db: u64, key: &[u8]) -> Result<(u16, Vec<u8>)> {
         let slot = slot_of(key);
-        match self.manifest.root().engine.as_str() {
-            REDIS => {
-                let mut own = Vec::new();
-                redis_key(db, key, &mut own);
-                Ok((slot, own))
+        if self.has_databases() {
+            let mut own = Vec::new();
+            redis_key(db, key, &mut own);
+            return Ok((slot, own));
+        }
+        match db {
+            0 => Ok((slot, key.to_vec())),
+            _ => {
+                let engine = &self.manifest.root().engine;
+                Err(Error::request(format!("stores of engine `{engine}` have no databases; leave --db out")))
             }
-            _ if db == 0 => Ok((slot, key.to_vec())),
-            other => Err(Error::request(format!("stores of engine `{other}` have no databases; leave --db out"))),
         }
     }
 

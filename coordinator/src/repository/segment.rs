@@ -9,10 +9,11 @@ use tidemark_proto::frame;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::stored::envelope::{self, CHECKSUM_LEN, FLAG_SEALED, HEADER_LEN, ObjectKind};
 use tidemark_proto::stored::log::{
-    MAX_FOOTER, Segment, SegmentChunk, SegmentNode, SegmentRange, TRAILER_LEN, Trailer, VERSION,
+    FOOTER_VERSION, MAX_FOOTER, POINTED_FOOTER_VERSION, PointedSegment, Segment, SegmentChunk, SegmentNode,
+    SegmentRange, TRAILER_LEN, Trailer, VERSION,
 };
 use tidemark_proto::stored::run::SEAL_OBJECT;
-use tidemark_proto::{ClusterName, Error, NodeName, Result};
+use tidemark_proto::{ClusterName, Error, NodeName, Result, Timestamp};
 
 use super::Repository;
 
@@ -37,6 +38,8 @@ pub struct BuiltSegment {
 pub struct ReadSegment {
     /// The footer.
     pub segment: Segment,
+    /// Restore points that it makes whole, of a log whose states are consistent at some times only; `None` where all are.
+    pub points: Option<Vec<Timestamp>>,
     /// Hash of its sealed bytes.
     pub hash: Hash,
     /// Bytes of the whole object.
@@ -79,11 +82,13 @@ impl Repository {
         Ok(Sealer::new(&self.keys().subkey(node.key_id, &node.salt)?, tag, node.key_id != 0))
     }
 
-    /// Puts a segment together: `chunks` are the sealed chunks in the order of `segment.chunks`, whose places are filled in.
+    /// Puts a segment together: `chunks` are the sealed chunks in the order of `segment.chunks`, whose places are filled in; `points`
+    /// as in [`ReadSegment`].
     pub fn build_segment(
         &self,
         cluster: &ClusterName,
         segment: &mut Segment,
+        points: Option<&[Timestamp]>,
         chunks: &[Bytes],
     ) -> Result<BuiltSegment> {
         let bulk: usize = chunks.iter().map(Bytes::len).sum();
@@ -95,8 +100,15 @@ impl Repository {
         }
         let (key_id, salt) = (self.keys().current(), rand::random::<[u8; 16]>());
         let sealer = self.keys().object_sealer(cluster, &segment.range().path(cluster), key_id, &salt)?;
-        let footer = seal_bytes(&sealer, SEAL_OBJECT, ObjectKind::Segment as u32, &frame::to_archive(segment))?;
-        let trailer = Trailer { key_id, salt, offset: out.len() as u64, len: footer.len() as u32 };
+        let (version, archive) = match points {
+            None => (FOOTER_VERSION, frame::to_archive(segment)),
+            Some(points) => {
+                let pointed = PointedSegment { segment: segment.clone(), points: points.to_vec() };
+                (POINTED_FOOTER_VERSION, frame::to_archive(&pointed))
+            }
+        };
+        let footer = seal_bytes(&sealer, SEAL_OBJECT, ObjectKind::Segment as u32, &archive)?;
+        let trailer = Trailer { key_id, salt, offset: out.len() as u64, len: footer.len() as u32, version };
         let hash = Hash::of(&footer);
         out.extend_from_slice(&footer);
         out.extend_from_slice(&trailer.encode());
@@ -164,7 +176,13 @@ impl Repository {
         let sealer = self.keys().object_sealer(cluster, &path, trailer.key_id, &trailer.salt)?;
         let hash = Hash::of(footer);
         let raw = open_bytes(&sealer, SEAL_OBJECT, ObjectKind::Segment as u32, &mut footer.to_vec(), MAX_FOOTER)?;
-        let segment: Segment = frame::from_archive(&raw)?;
+        let (segment, points) = match trailer.version {
+            POINTED_FOOTER_VERSION => {
+                let PointedSegment { segment, points } = frame::from_archive(&raw)?;
+                (segment, Some(points))
+            }
+            _ => (frame::from_archive::<Segment>(&raw)?, None),
+        };
         let inside = |c: &SegmentChunk| c.offset + u64::from(c.len) <= trailer.offset;
         if segment.range() != range || !segment.chunks.iter().all(inside) {
             return Err(Error::damaged("log segment: its footer is of another segment"));
@@ -172,7 +190,7 @@ impl Repository {
         if !segment.nodes.iter().all(|n| n.slots.is_canonical()) {
             return Err(Error::damaged("log segment: a slot set is not in order"));
         }
-        Ok(ReadSegment { segment, hash, size })
+        Ok(ReadSegment { segment, points, hash, size })
     }
 }
 
@@ -198,7 +216,7 @@ mod tests {
     use tidemark_common::segment::{ChunkWriter, each_entry};
     use tidemark_proto::stored::log::LogEntry;
     use tidemark_proto::stored::paths;
-    use tidemark_proto::{Incarnation, SlotSet, Timestamp};
+    use tidemark_proto::{Incarnation, SlotSet};
 
     use super::super::{MasterKey, Store, StoreConfig};
     use super::*;
@@ -209,7 +227,12 @@ mod tests {
         Repository::init(store, master.as_ref(), 1).await.unwrap()
     }
 
-    fn built(repository: &Repository, cluster: &ClusterName, entries: &[(u16, u64)]) -> (Segment, BuiltSegment) {
+    fn built(
+        repository: &Repository,
+        cluster: &ClusterName,
+        entries: &[(u16, u64)],
+        points: Option<&[Timestamp]>,
+    ) -> (Segment, BuiltSegment) {
         let name = NodeName::new("n1").unwrap();
         let key = repository.draw_batch(cluster, &name);
         let node = SegmentNode {
@@ -226,7 +249,15 @@ mod tests {
         let sealer = repository.batch_sealer(cluster, &node).unwrap();
         let mut writer = ChunkWriter::new(&sealer, 64).unwrap();
         for (slot, at) in entries {
-            writer.push(&LogEntry { slot: *slot, at: Timestamp(*at), key: b"k", put: Some((b"", b"v")) }).unwrap();
+            writer
+                .push(&LogEntry {
+                    slot: *slot,
+                    at: Timestamp(*at),
+                    key: b"k",
+                    put: Some((b"", b"v")),
+                    kind: Default::default(),
+                })
+                .unwrap();
         }
         let (chunks, sealed): (Vec<_>, Vec<_>) = writer.finish().unwrap().into_iter().unzip();
         let place = |(i, c): (usize, tidemark_proto::wire::bulk::LogChunk)| SegmentChunk {
@@ -253,21 +284,22 @@ mod tests {
             chunks: chunks.into_iter().enumerate().map(place).collect(),
         };
         let sealed: Vec<Bytes> = sealed.into_iter().map(Bytes::from).collect();
-        let built = repository.build_segment(cluster, &mut segment, &sealed).unwrap();
+        let built = repository.build_segment(cluster, &mut segment, points, &sealed).unwrap();
         (segment, built)
     }
 
     #[tokio::test]
     async fn segments_come_back_by_ranges_and_every_flipped_bit_is_found() {
         let cluster = ClusterName::new("c").unwrap();
-        for encrypted in [true, false] {
+        for (encrypted, points) in [(true, None), (false, None), (true, Some(vec![Timestamp(7), Timestamp(8)]))] {
             let repository = repository(encrypted).await;
-            let (segment, built) = built(&repository, &cluster, &[(1, 5), (2, 6), (100, 7), (9000, 8)]);
+            let entries = [(1, 5), (2, 6), (100, 7), (9000, 8)];
+            let (segment, built) = built(&repository, &cluster, &entries, points.as_deref());
             let path = paths::log(&cluster, 3);
             repository.store().create(&path, built.bytes.clone()).await.unwrap();
             let read =
                 repository.read_segment(&cluster, SegmentRange::one(3), built.bytes.len() as u64).await.unwrap();
-            assert_eq!((&read.segment, read.hash), (&segment, built.hash));
+            assert_eq!((&read.segment, read.hash, read.points), (&segment, built.hash, points.clone()));
             let mut seen = Vec::new();
             for chunk in &segment.chunks {
                 let sealed = repository.store().get_range(&path, chunk.offset, u64::from(chunk.len)).await.unwrap();

@@ -17,8 +17,17 @@
 //! **Entry** (before compression): `tag (u8) | slot (u16 LE) | timestamp (u64 LE) | key length (varint) | key | rest`:
 //! - tag 0, put: `meta length (varint) | meta | value length (varint) | value`
 //! - tag 1, delete: nothing more
+//! - tag 2, command: as a put, where `key` is the first key that the command names, `meta` is its database (varint) and `value` the
+//!   command as a request of the Redis protocol (`*2\r\n$4\r\n…`)
+//! - tag 3, command that goes on: the same, and the next entry of the node, with the same slot and timestamp, has the bytes behind it
 //!
-//! Entries of one node and key are ascending by timestamp; entries of one atomic batch share its timestamp.
+//! Entries of one node and key are ascending by timestamp; entries of one atomic batch share its timestamp. A log of commands gives
+//! each command of a node a timestamp of its own, in the order in which the node ran them. A command whose keys lie in one slot
+//! stands under that slot; one whose keys lie in several, or in none (`FLUSHALL`), under [`ALL_SLOTS`] and in region
+//! [`ALL_REGIONS`]. `SELECT`, `MULTI`, `EXEC` and what changes no data are left out.
+//!
+//! Not every time of a log of commands is a consistent state of the cluster: its footers are of version 2, the archive of
+//! [`PointedSegment`], which lists those that are.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -32,8 +41,16 @@ use crate::time::Timestamp;
 
 /// Version of the object.
 pub const VERSION: u8 = 1;
-/// Version of [`Segment`], in the trailer.
+/// Version of a footer that is a [`Segment`], in the trailer.
 pub const FOOTER_VERSION: u32 = 1;
+/// Version of a footer that is a [`PointedSegment`].
+pub const POINTED_FOOTER_VERSION: u32 = 2;
+/// Slot of a command whose keys lie in several slots, or in none.
+pub const ALL_SLOTS: u16 = u16::MAX;
+/// Region of such commands.
+pub const ALL_REGIONS: u16 = u16::MAX;
+/// Longest piece of a command in one entry, in bytes.
+pub const MAX_PIECE: usize = 8 << 20;
 /// Kind of seal: a chunk.
 pub const SEAL_CHUNK: u8 = 4;
 /// A chunk is closed when it reaches this many raw bytes.
@@ -48,6 +65,10 @@ pub const MAX_FOOTER: usize = 64 << 20;
 const TRAILER_MAGIC: [u8; 4] = *b"LOGF";
 const TAG_PUT: u8 = 0;
 const TAG_DELETE: u8 = 1;
+const TAG_COMMAND: u8 = 2;
+const TAG_COMMAND_PART: u8 = 3;
+/// [`SegmentNode::begins`] of a log that goes on in another history, or on another node: only `from` connects it.
+pub const BEGINS_BRANCH: u8 = 2;
 
 /// What one node gave to a segment.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
@@ -69,7 +90,8 @@ pub struct SegmentNode {
     pub key_id: u32,
     /// Salt of the batch.
     pub salt: [u8; 16],
-    /// 1: nothing connects it with what came before: a log begins, or what lay between is lost.
+    /// 1: nothing connects it with what came before: a log begins, or what lay between is lost. [`BEGINS_BRANCH`]: it goes on from
+    /// `from`, which was counted in another history (the incarnation of before), maybe by another node.
     pub begins: u8,
 }
 
@@ -121,6 +143,16 @@ pub struct Segment {
     pub chunks: Vec<SegmentChunk>,
 }
 
+/// The footer of a segment of a log whose states are consistent at some times only.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct PointedSegment {
+    /// As of any log.
+    pub segment: Segment,
+    /// The restore points that are whole with this segment and were not before, ascending: all changes of all nodes at or below
+    /// each are in it or in earlier ones, and the nodes stood still together there.
+    pub points: Vec<Timestamp>,
+}
+
 /// Numbers that an object stands for: one of a segment, several of a merged one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct SegmentRange {
@@ -168,6 +200,8 @@ pub struct Trailer {
     pub offset: u64,
     /// Bytes of the footer.
     pub len: u32,
+    /// Version of the footer.
+    pub version: u32,
 }
 
 impl Trailer {
@@ -179,7 +213,7 @@ impl Trailer {
         out[20..28].copy_from_slice(&self.offset.to_le_bytes());
         out[28..32].copy_from_slice(&self.len.to_le_bytes());
         out[32..36].copy_from_slice(&TRAILER_MAGIC);
-        out[36..].copy_from_slice(&FOOTER_VERSION.to_le_bytes());
+        out[36..].copy_from_slice(&self.version.to_le_bytes());
         out
     }
 
@@ -189,7 +223,7 @@ impl Trailer {
         if bytes[32..36] != TRAILER_MAGIC {
             return Err(Error::damaged("log segment: its trailer is not where it must be"));
         }
-        if word(36) != FOOTER_VERSION {
+        if !matches!(word(36), FOOTER_VERSION | POINTED_FOOTER_VERSION) {
             return Err(Error::unsupported(format!(
                 "log segment: a footer of version {} is newer than this build knows",
                 word(36)
@@ -198,8 +232,20 @@ impl Trailer {
         let mut salt = [0; 16];
         salt.copy_from_slice(&bytes[4..20]);
         let offset = u64::from(word(20)) | u64::from(word(24)) << 32;
-        Ok(Self { key_id: word(0), salt, offset, len: word(28) })
+        Ok(Self { key_id: word(0), salt, offset, len: word(28), version: word(36) })
     }
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EntryKind {
+    /// The record of a key, or that it is gone.
+    #[default]
+    Record,
+    /// A command, or the last piece of one.
+    Command,
+    /// A piece of a command; the next entry goes on.
+    CommandPart,
 }
 
 /// One change by reference.
@@ -209,16 +255,23 @@ pub struct LogEntry<'a> {
     pub slot: u16,
     /// When it was committed.
     pub at: Timestamp,
-    /// Key.
+    /// Key; of a command the first that it names.
     pub key: &'a [u8],
-    /// Meta and value; `None` for a delete.
+    /// Meta and value; `None` for a delete. Of a command its database (see [`database`]) and its bytes.
     pub put: Option<(&'a [u8], &'a [u8])>,
+    /// What it is.
+    pub kind: EntryKind,
 }
 
 impl LogEntry<'_> {
     /// Appends its bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(if self.put.is_some() { TAG_PUT } else { TAG_DELETE });
+        out.push(match (self.kind, self.put) {
+            (EntryKind::Record, Some(_)) => TAG_PUT,
+            (EntryKind::Record, None) => TAG_DELETE,
+            (EntryKind::Command, _) => TAG_COMMAND,
+            (EntryKind::CommandPart, _) => TAG_COMMAND_PART,
+        });
         out.extend_from_slice(&self.slot.to_le_bytes());
         out.extend_from_slice(&self.at.0.to_le_bytes());
         put_varint(out, self.key.len() as u64);
@@ -243,7 +296,7 @@ pub fn take_entry<'a>(bytes: &mut &'a [u8]) -> Result<Option<LogEntry<'a>>> {
     let key = take(bytes, len)?;
     let put = match tag {
         TAG_DELETE => None,
-        TAG_PUT => {
+        TAG_PUT | TAG_COMMAND | TAG_COMMAND_PART => {
             let len = take_varint(bytes)?;
             let meta = take(bytes, len)?;
             let len = take_varint(bytes)?;
@@ -251,7 +304,17 @@ pub fn take_entry<'a>(bytes: &mut &'a [u8]) -> Result<Option<LogEntry<'a>>> {
         }
         other => return Err(Error::unsupported(format!("log entry of kind {other} is newer than this build"))),
     };
-    Ok(Some(LogEntry { slot, at: Timestamp(u64::from_le_bytes(at)), key, put }))
+    let kind = match tag {
+        TAG_COMMAND => EntryKind::Command,
+        TAG_COMMAND_PART => EntryKind::CommandPart,
+        _ => EntryKind::Record,
+    };
+    Ok(Some(LogEntry { slot, at: Timestamp(u64::from_le_bytes(at)), key, put, kind }))
+}
+
+/// The database of a command, from the meta of its entry.
+pub fn database(mut meta: &[u8]) -> Result<u64> {
+    take_varint(&mut meta).map(|db| db as u64)
 }
 
 #[cfg(test)]
@@ -272,7 +335,7 @@ mod tests {
         let mut out = Vec::new();
         for (slot, at, key, put) in entries {
             let put = put.as_ref().map(|(m, v)| (&m[..], &v[..]));
-            LogEntry { slot: *slot, at: Timestamp(*at), key, put }.encode(&mut out);
+            LogEntry { slot: *slot, at: Timestamp(*at), key, put, kind: EntryKind::Record }.encode(&mut out);
         }
         out
     }
@@ -307,8 +370,8 @@ mod tests {
         }
 
         #[test]
-        fn trailers_come_back(key_id in any::<u32>(), salt in any::<[u8; 16]>(), offset in any::<u64>(), len in any::<u32>()) {
-            let trailer = Trailer { key_id, salt, offset, len };
+        fn trailers_come_back(key_id in any::<u32>(), salt in any::<[u8; 16]>(), offset in any::<u64>(), len in any::<u32>(), version in 1u32..3) {
+            let trailer = Trailer { key_id, salt, offset, len, version };
             prop_assert_eq!(Trailer::decode(&trailer.encode()).unwrap(), trailer);
             let mut bad = trailer.encode();
             bad[33] ^= 1;

@@ -181,43 +181,6 @@ fn log_policy() -> ledger::LogPolicy {
     ledger::LogPolicy { state: ledger::LOG_ON, interval_millis: 2000, segment_bytes: 16 << 20, idle_millis: 30_000 }
 }
 
-fn segment() -> log::Segment {
-    let node = log::SegmentNode {
-        node: NodeName::new("n1").unwrap(),
-        incarnation: Incarnation::from_u128(6),
-        slots: SlotSet::from_ranges([(0, 99), (200, 300)]),
-        from: 1 << 50,
-        to: 2 << 50,
-        closed: Timestamp(2 << 50),
-        key_id: 1,
-        salt: [2; 16],
-        begins: 1,
-    };
-    let chunk = log::SegmentChunk {
-        node: 0,
-        region: 3,
-        number: 1,
-        offset: 8,
-        len: 900,
-        raw_len: 1000,
-        entries: 10,
-        first: Timestamp(5 << 48),
-        last: Timestamp(6 << 48),
-    };
-    log::Segment {
-        number: 12,
-        first: 9,
-        stands_for: Hash::of(b"last"),
-        previous: Hash::of(b"before"),
-        epoch: 9,
-        put_id: [4; 16],
-        at_millis: 1_700_000_000_000,
-        slots_per_region: 64,
-        nodes: vec![node],
-        chunks: vec![chunk],
-    }
-}
-
 fn entry(kind: u16, body: Vec<u8>) -> ledger::Entry {
     let previous = Hash::of(b"previous");
     ledger::Entry { number: 12, previous, epoch: 9, put_id: [4; 16], at_millis: 1_700_000_000_000, kind, body }
@@ -298,23 +261,11 @@ fn golden_bytes_of_the_manifest() {
     // The name by which a later backup calls this part its parent.
     assert_eq!(part().hash(), Hash::of(&frame::to_archive(&part())));
     archive!("run-index", index());
-    archive!("log-segment", segment());
-    let entry = log::LogEntry { slot: 7, at: Timestamp(1 << 50), key: b"key", put: Some((b"m", b"value")) };
-    let mut bytes = Vec::new();
-    entry.encode(&mut bytes);
-    log::LogEntry { put: None, ..entry }.encode(&mut bytes);
-    check_stored(FILE, "log-entries", &bytes, Clone::clone, |kept| Ok(kept.to_vec()));
-    let trailer = log::Trailer { key_id: 1, salt: [7; 16], offset: 1 << 33, len: 5 };
-    check_stored(
-        FILE,
-        "log-trailer",
-        &trailer,
-        |t| t.encode().to_vec(),
-        |b| log::Trailer::decode(b.try_into().unwrap()),
-    );
     archive!("root-with-kept", root_with_kept());
     object!("kept-things", ObjectKind::Kept, kept::VERSION, kept_things());
 }
+
+mod log_format;
 
 /// Every decoder of structured bytes.
 fn decode_all(bytes: &[u8]) {

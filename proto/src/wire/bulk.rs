@@ -10,11 +10,11 @@
 //! Only runs of parts that the restore job assigned to this node are served.
 //!
 //! **Fetch of a log**, one bidirectional stream a part: agent [`v1::FetchLog`] -> serve a [`v1::LogPiece`] and a chunk frame
-//! for every chunk, then the end of the stream.
+//! for every chunk, then the end of the stream. Chunks of a log of commands come in groups, each behind a [`v1::LogGroup`].
 //!
 //! **Log**, one bidirectional stream a node, as long as the log is kept: agent [`v1::LogOpen`], then each [`v1::LogPull`] of
 //! the ingest is answered by [`v1::LogBatch`] and as many chunk frames ([`FRAME_CHUNK`]) as it names. The agent keeps what it
-//! has sent until a later pull says that it is durable.
+//! has sent until a later pull says that it is durable. A store whose log is its stream of commands is asked by [`v1::LogFollow`].
 //!
 //! Errors end a stream by its reset code, or by a `control::Failure` where words help.
 
@@ -35,6 +35,8 @@ crate::messages! {
     74 => v1::LogBatch, v 1;
     76 => v1::FetchLog, v 1;
     77 => v1::LogPiece, v 1;
+    78 => v1::LogFollow, v 1;
+    79 => v1::LogGroup, v 1;
 }
 
 /// Frame of one sealed block; the body is its bytes.
@@ -104,6 +106,8 @@ mod tests {
             encrypt: 1,
         };
         check(FILE, "log-pull", &pull);
+        check(FILE, "log-follow", &LogFollow { pull, closed: Timestamp(7 << 48), takes_over: 1 });
+        check(FILE, "log-group", &LogGroup { pieces: 3 });
         let batch = LogBatch {
             incarnation: Incarnation::from_u128(4),
             slots: SlotSet::from_ranges([(0, 100)]),

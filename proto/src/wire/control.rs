@@ -65,6 +65,9 @@ crate::messages! {
     70 => v1::LogStart, v 1;
     71 => v1::LogStop, v 1;
     72 => v1::RestorePartsLogged, v 1;
+    73 => v1::LogHold, v 1;
+    74 => v1::LogSeal, v 1;
+    75 => v1::LogRelease, v 1;
 }
 
 #[cfg(test)]

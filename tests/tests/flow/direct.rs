@@ -26,17 +26,22 @@ pub(crate) fn slots(node: &str) -> SlotSet {
     }
 }
 
-/// A fleet that took a full backup and a delta, and is gone; what each of both holds.
-async fn lost() -> (Fleet, Vec<(BackupDetail, Records)>) {
+/// A fleet with parts by key range, those of a region behind each other, and nodes whose slots lie between each other.
+pub(crate) async fn interleaved() -> Fleet {
     let sections = "[backup]\nslots_per_region = 8192".to_owned();
     let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..CoordinatorSpec::default() }).await;
     fleet
         .add_cluster_with("orders", 3, |agent| {
             agent.slots = slots(&agent.node);
-            // Parts by key range, so that those of a region follow each other.
             agent.part_bytes = 64 << 10;
         })
         .await;
+    fleet
+}
+
+/// A fleet that took a full backup and a delta, and is gone; what each of both holds.
+async fn lost() -> (Fleet, Vec<(BackupDetail, Records)>) {
+    let mut fleet = interleaved().await;
     let router = fleet.router("orders", 3).await;
     fill(&router, 1, 4000).await;
     let long: Vec<u8> = (0..LONG).map(|i| (i * i % 253) as u8).collect();

@@ -3,25 +3,12 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidemark_proto::Timestamp;
-use tidemark_tests::fleet::{CoordinatorSpec, Fleet, Records, write};
+use tidemark_tests::fleet::{Fleet, Records, write};
 
-use crate::direct::{good, records, run, slots};
+use crate::direct::{good, interleaved, records, run};
 use crate::log::{enable, restorable_to, segment_files};
 use crate::model::Model;
 use crate::steps::assert_same;
-
-/// A fleet with parts by key range, and nodes whose slots lie between each other.
-async fn fleet() -> Fleet {
-    let sections = "[backup]\nslots_per_region = 8192".to_owned();
-    let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..CoordinatorSpec::default() }).await;
-    fleet
-        .add_cluster_with("orders", 3, |agent| {
-            agent.slots = slots(&agent.node);
-            agent.part_bytes = 64 << 10;
-        })
-        .await;
-    fleet
-}
 
 fn extracted(fleet: &Fleet, at: Timestamp, args: &[&str]) -> Records {
     let at = at.to_string();
@@ -30,7 +17,7 @@ fn extracted(fleet: &Fleet, at: Timestamp, args: &[&str]) -> Records {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_moment_is_extracted_without_a_coordinator() {
-    let mut fleet = fleet().await;
+    let mut fleet = interleaved().await;
     let router = fleet.router("orders", 3).await;
     let mut rng = StdRng::seed_from_u64(78);
     let mut model = Model::default();

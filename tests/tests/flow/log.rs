@@ -6,7 +6,7 @@ use tidemark_common::segment::each_entry;
 use tidemark_coordinator::log::{Found, LogIndex, PitrStatus};
 use tidemark_coordinator::repository::{Ledger, MasterKey, Repository, Store, StoreConfig};
 use tidemark_proto::{ClusterName, Timestamp};
-use tidemark_tests::fleet::{Fleet, eventually, write};
+use tidemark_tests::fleet::{EngineKind, Fleet, eventually, write};
 
 use crate::steps::{Running, chains_have, fill};
 
@@ -110,6 +110,7 @@ async fn the_log_goes_on_over_restarts_of_everything() {
     fleet.revive_coordinator().await;
     let paused = fleet.tidemark(&["pitr", "status", "--cluster", "orders"]).await;
     assert!(paused.contains("paused"), "{paused}");
+    assert!(status(&fleet).await.segments > 0, "what is stored is told of also while nothing runs");
     let _ = fleet.tidemark(&["pitr", "resume", "--cluster", "orders"]).await;
     let router = fleet.router("orders", 3).await;
     chains_have(&router, 600).await;
@@ -194,4 +195,28 @@ async fn deleting_backups_shortens_the_window_and_collection_takes_the_log_befor
     let status = restorable_to(&fleet, last).await;
     assert_eq!((status.windows.len(), status.windows[0].earliest), (1, second.item.cut), "{status:?}");
     assert!(fleet.check_repository().await.iter().all(Result::is_ok));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_without_a_log_is_refused_and_an_idle_one_has_nothing_to_lose() {
+    let mut fleet = Fleet::start().await;
+    fleet.add_cluster_with("other", 1, |spec| spec.engine = EngineKind::Memory).await;
+    let refused = fleet.try_tidemark(&["pitr", "enable", "--cluster", "other"]).await.unwrap_err();
+    assert!(refused.contains("have no log yet") && refused.contains("backup create"), "{refused}");
+    let told = fleet.tidemark(&["pitr", "status", "--cluster", "other"]).await;
+    assert!(told.contains("off"), "nothing was entered: {told}");
+    fleet.add_cluster("orders", 2).await;
+    let out = fleet
+        .tidemark(&["pitr", "enable", "--cluster", "orders", "--interval-ms", "200", "--idle-ms", "600000"])
+        .await;
+    assert!(out.contains("on"), "{out}");
+    let before = restorable_to(&fleet, Timestamp(1)).await.windows[0].latest;
+    // No segment comes for ten minutes, and yet nothing would be lost.
+    let end = Timestamp::new(Timestamp(before).millis() + 3000, 0);
+    let status = eventually("three idle seconds", async || {
+        let status = status(&fleet).await;
+        status.nodes.iter().all(|n| n.safe > end.0).then_some(status)
+    })
+    .await;
+    assert!(status.rpo_millis < 3000 && status.nodes.iter().all(|n| n.closed < end.0), "{status:?}");
 }

@@ -14,7 +14,7 @@ use super::Shared;
 use super::generation::Generation;
 use super::overlay::{MAX_CLONES, Overlay};
 use super::read::View;
-use crate::kv::{self, KvStore, OpenedClone, ScanPage, Versioned, Write};
+use crate::kv::{KvStore, OpenedClone, ScanPage, Versioned, Write};
 
 /// Makes a clone, or finds the same one; answers whether it was made.
 pub(super) fn create(shared: &Shared, name: &CloneName, at: Timestamp) -> Result<(CloneInfo, bool)> {
@@ -130,9 +130,7 @@ impl KvStore for CloneStore {
     }
 
     fn get(&self, key: &[u8], at: Option<Timestamp>) -> Result<Option<Versioned>> {
-        let view = self.view(at)?;
-        let _ = kv::check_slot(key, &view.generation.slots)?;
-        view.get(key)
+        self.view(at)?.get_own(key)
     }
 
     fn scan(

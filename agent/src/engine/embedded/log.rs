@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use fjall::Readable;
-use tidemark_proto::stored::log::LogEntry;
+use tidemark_proto::stored::log::{EntryKind, LogEntry};
 use tidemark_proto::{ErrorKind, Result, Timestamp};
 
 use super::generation::Generation;
@@ -152,7 +152,7 @@ impl View {
             })?;
             let value = value::read(&stored)?;
             bytes += (raw.len() + stored.len()) as u64;
-            sink.entry(LogEntry { slot, at, key: raw, put: value.map(|v| (&[][..], v)) })?;
+            sink.entry(LogEntry { slot, at, key: raw, put: value.map(|v| (&[][..], v)), kind: EntryKind::Record })?;
         }
         Ok(bytes)
     }

@@ -19,7 +19,7 @@ use super::generation::Generation;
 use super::overlay::Overlay;
 use super::{fault, key, value};
 use crate::engine::{ChangeVisitor, RecordRef, RecordVisitor, ScanRange, Snapshot};
-use crate::kv::{ScanPage, Versioned};
+use crate::kv::{ScanPage, Versioned, check_slot};
 
 /// Most records that one page of a client's scan may ask for.
 pub const MAX_SCAN_LIMIT: usize = 10_000;
@@ -139,6 +139,12 @@ impl View {
             Ok(ControlFlow::Break(()))
         })?;
         Ok(found)
+    }
+
+    /// The record of `key` for a client; `Request` for a key of a slot that the node does not own.
+    pub(super) fn get_own(&self, raw: &[u8]) -> Result<Option<Versioned>> {
+        let _ = check_slot(raw, &self.generation.slots)?;
+        self.get(raw)
     }
 
     /// A page for a client; see `KvStore::scan`.

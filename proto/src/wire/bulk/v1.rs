@@ -109,6 +109,18 @@ pub struct LogPull {
     pub encrypt: u8,
 }
 
+/// As [`LogPull`], of a store whose log is its stream of commands. Answered with the same batch.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct LogFollow {
+    /// What is asked. `incarnation` is the first half of the name of the history in which `from` counts bytes, or zero.
+    pub pull: LogPull,
+    /// Time up to which the log was received: all that follows gets a later one.
+    pub closed: Timestamp,
+    /// Where the log has not come from this node: it may take it over from its server's own memory of the stream, where that
+    /// reaches back to `from`.
+    pub takes_over: u8,
+}
+
 /// One chunk of a batch; its number is its place.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct LogChunk {
@@ -137,7 +149,8 @@ pub struct LogBatch {
     pub to: u64,
     /// The node commits nothing more at or below this.
     pub closed: Timestamp,
-    /// 1: what came before `from` is not here: a log begins, or the node has lost what the pull asked for.
+    /// 1: what came before `from` is not here: a log begins, or the node has lost what the pull asked for. 2: the log goes on from
+    /// `from` in another history than the pull named, or with other slots.
     pub begins: u8,
     /// Bytes of entries that wait behind `to`, about.
     pub behind_bytes: u64,
@@ -167,4 +180,12 @@ pub struct LogPiece {
     pub encrypt: u8,
     /// Its number in the batch.
     pub number: u32,
+}
+
+/// The next chunks of a log of commands are of one node and one stretch of time: their entries are in order when they are in the
+/// order of their timestamps. What comes in a later group was run later, slot by slot.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct LogGroup {
+    /// How many chunks follow, each with its [`LogPiece`].
+    pub pieces: u32,
 }

@@ -164,6 +164,9 @@ fn golden_bytes_of_resumption() {
     check(FILE, "describe-source", &DescribeSource {});
     check(FILE, "log-start", &LogStart { session: JobId::from_u128(9), ingest: "10.0.0.1:7000".into() });
     check(FILE, "log-stop", &LogStop {});
+    check(FILE, "log-hold", &LogHold { budget_millis: 50 });
+    check(FILE, "log-seal", &LogSeal { at: Timestamp(5 << 40) });
+    check(FILE, "log-release", &LogRelease {});
     let logged = RestorePartsLogged {
         parts: RestoreParts { parts: vec![], keys: vec!["a*".into()], concurrency: 0 },
         after: Timestamp(5),

@@ -15,7 +15,7 @@ use crate::time::Timestamp;
 
 pub use clones::*;
 pub use kept::*;
-pub use log::{LogStart, LogStop};
+pub use log::{LogHold, LogRelease, LogSeal, LogStart, LogStop};
 pub use options::{LoadOptions, PartBounds, RestoreBeginAs, RestoreCount, RestoreCounted, RestorePartsLogged};
 pub use secret::*;
 
