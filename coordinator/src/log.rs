@@ -11,6 +11,7 @@ mod merge;
 mod node;
 mod operate;
 mod point;
+mod points;
 mod session;
 mod sessions;
 mod state;
@@ -20,7 +21,7 @@ mod window;
 
 pub use index::{Found, LogIndex, NodeSpan, SegmentInfo};
 pub use operate::{EnablePitr, PitrChange, PitrStatus, WindowItem, change, cuts, status, windows};
-pub use point::{LogParts, Piece, Point, between, point};
+pub use point::{LogParts, Piece, Point, between, point, point_of};
 pub use sessions::Logs;
 pub use state::{NodeLag, SessionState};
 pub use trim::{Trimmable, check_segments, enter_trim, give_up, trimmable};

@@ -27,6 +27,8 @@ mod in_place_broken;
 mod kept;
 #[path = "redis/load.rs"]
 mod load;
+#[path = "redis/log.rs"]
+mod log;
 #[path = "redis/long.rs"]
 mod long;
 #[path = "rdb/model.rs"]

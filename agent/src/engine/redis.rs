@@ -27,6 +27,7 @@ pub mod keys;
 pub mod link;
 mod lives;
 mod load;
+mod log;
 mod marker;
 pub mod merge;
 mod notes;
@@ -57,7 +58,7 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{Description, Held, Kept, Ownership, RestoreKept, RestoredKept, Sealed};
 use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
 
-use crate::engine::{Engine, Loader, Snapshot, job_of_pin, job_pin};
+use crate::engine::{Engine, Loader, LogSource, Snapshot, job_of_pin, job_pin};
 use conn::{Address, Connection, Login};
 use fence::Fences;
 use incarnation::{read_incarnation, write_incarnation};
@@ -68,6 +69,9 @@ use shard::Shard;
 
 /// Name of the engine.
 pub const ENGINE: &str = "redis";
+
+/// Folder of the log's spool.
+const LOG: &str = "spool";
 
 /// Folder of long values on their way into the server.
 const LONG: &str = "long";
@@ -100,6 +104,7 @@ pub struct Redis {
     ending: Mutex<()>,
     jobs: Mutex<HashMap<JobId, SharedJob>>,
     shard: Shard,
+    log: log::RedisLog,
 }
 
 impl Redis {
@@ -111,6 +116,7 @@ impl Redis {
         }
         std::fs::create_dir_all(&jobs).or_kind(ErrorKind::Config, format_args!("{}", jobs.display()))?;
         let incarnation = Mutex::new(read_incarnation(&options)?);
+        let log = log::RedisLog::new(options.dir.join(LOG));
         let new = |me: &Weak<Self>| {
             let me = me.clone();
             Self {
@@ -121,9 +127,12 @@ impl Redis {
                 ending: Mutex::default(),
                 jobs: Mutex::default(),
                 shard: Shard::default(),
+                log,
             }
         };
-        Ok(Arc::new_cyclic(new))
+        let this = Arc::new_cyclic(new);
+        this.resume_log();
+        Ok(this)
     }
 
     fn incarnation(&self) -> Incarnation {
@@ -264,6 +273,10 @@ impl Engine for Redis {
 
     fn spool(&self) -> Option<PathBuf> {
         Some(self.options.dir.join(LONG))
+    }
+
+    fn log(&self) -> Option<&dyn LogSource> {
+        Some(self)
     }
 
     fn restoring(&self) -> Result<Option<JobId>> {
