@@ -188,6 +188,11 @@ impl Folded {
         Ok(self.named.fate(slot, key)? == Fate::Stays)
     }
 
+    /// When a key was last named by the log; `None` where it was not.
+    pub fn written(&self, key: &[u8]) -> Option<Timestamp> {
+        self.named.written(key)
+    }
+
     /// The records of `scope` that come of the log, ascending by (slot, key); of about `budget` bytes in memory.
     pub fn overlay(&self, scope: &Scope, budget: usize, dir: &Path) -> Result<Overlay> {
         let Some(file) = &self.file else { return Ok(Overlay::empty()) };

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tidemark_proto::stored::run::sort_key;
-use tidemark_proto::{Error, ErrorKind, Result, SlotSet, error::ResultExt, slot_of};
+use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::ResultExt, slot_of};
 
 use super::keys::{Commands, Touches};
 use super::log::{Command, Ordered, Request};
@@ -80,6 +80,8 @@ struct Key {
     based: bool,
     /// It may be there: it was named after its database was last emptied.
     alive: bool,
+    /// When it was last named.
+    at: Timestamp,
 }
 
 /// What a log names, and its commands.
@@ -268,7 +270,7 @@ impl Named {
                     (true, false) => take_apart(command, &words, &inside, out)?,
                 }
                 for key in keys.into_iter().zip(inside).filter_map(|(key, inside)| inside.then_some(key)) {
-                    self.name(key)?;
+                    self.name(key, command.at)?;
                 }
             }
         }
@@ -281,13 +283,13 @@ impl Named {
         command.request.pieces(|piece| out.bytes(piece))
     }
 
-    fn name(&mut self, key: Vec<u8>) -> Result<()> {
+    fn name(&mut self, key: Vec<u8>, at: Timestamp) -> Result<()> {
         if let Some(known) = self.keys.get_mut(&key) {
-            known.alive = true;
+            (known.alive, known.at) = (true, at);
             return Ok(());
         }
         let based = !self.is_emptied(slot_of_key(&key)?, &key)?;
-        let _ = self.keys.insert(key, Key { based, alive: true });
+        let _ = self.keys.insert(key, Key { based, alive: true, at });
         Ok(())
     }
 
@@ -338,6 +340,11 @@ impl Named {
             None if self.everything => Fate::Needed,
             None => Fate::Stays,
         })
+    }
+
+    /// When a key was last named.
+    pub fn written(&self, key: &[u8]) -> Option<Timestamp> {
+        self.keys.get(key).map(|key| key.at)
     }
 
     /// Whether nothing of the base changes.
