@@ -217,7 +217,7 @@ pub(crate) fn long_entry(slot: u16, key: &[u8], meta: &[u8], (at, len): (u64, u6
     place[..8].copy_from_slice(&at.to_le_bytes());
     place[8..].copy_from_slice(&len.to_le_bytes());
     let kind = EntryKind::CommandPart;
-    LogEntry { slot, at: Timestamp(1), key, put: Some((meta, &place)), kind }.encode(out);
+    LogEntry { slot, at: Timestamp(2), key, put: Some((meta, &place)), kind }.encode(out);
 }
 
 fn decode(bytes: &[u8]) -> Result<LogEntry<'_>> {

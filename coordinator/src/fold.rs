@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
 use tidemark_common::record::REDIS as REDIS_RECORD;
-use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Folded, Scope, ScratchServer, Span};
+use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Folded, Gone, Scope, ScratchServer, Sorted, Span};
 use tidemark_common::redis::log::Ordered;
+use tidemark_common::run::Merge;
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp};
 use tokio::runtime::Handle;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blocks::READ_SPAN;
 use crate::log::LogParts;
-use crate::part::{self, LongValues};
+use crate::part::{self, Blocks, LongValues};
 use crate::repository::Manifest;
 
 mod ties;
@@ -81,7 +82,7 @@ impl CommandFold {
         let scope = scope_of(part);
         let log = self.ordered(&part.slots, cancel).await?;
         let fold = self.begin(log, scope).await?;
-        self.finish(fold, vec![part.clone()], cancel).await.map(Arc::new)
+        self.finish(fold, vec![part.clone()], None, cancel).await.map(|(folded, _)| Arc::new(folded))
     }
 
     /// What the log makes of all parts: worked off when it is asked for first.
@@ -90,14 +91,20 @@ impl CommandFold {
             let log = self.ordered(&SlotSet::all(), cancel).await?;
             let fold = self.begin(log, Scope::slots(SlotSet::all())).await?;
             let parts = if fold.is_empty() { Vec::new() } else { self.parts().await? };
-            self.finish(fold, parts, cancel).await.map(Arc::new)
+            self.finish(fold, parts, None, cancel).await.map(|(folded, _)| Arc::new(folded))
         };
         self.folded.get_or_try_init(|| work).await.cloned()
     }
 
-    /// Whether one result stands for all parts.
-    pub fn is_whole(&self) -> bool {
-        self.whole
+    /// All records that come of the log, with deletes for those of the backup that are gone: what a restore lays over its parts
+    /// where they cannot be followed one by one. With the libraries of functions, where the log changed them.
+    pub async fn records(&self, cancel: &CancellationToken) -> Result<Sorted> {
+        let log = self.ordered(&SlotSet::all(), cancel).await?;
+        let fold = self.begin(log, Scope::slots(SlotSet::all())).await?;
+        let gone = Gone::new(SORT_MEMORY, &self.dir);
+        let (folded, gone) = self.finish(fold, self.parts().await?, Some(gone), cancel).await?;
+        let (gone, dir) = (gone.ok_or_else(|| Error::bug("a fold that forgot what is gone"))?, self.dir.clone());
+        in_thread(move || folded.with_gone(gone, &dir)).await
     }
 
     async fn parts(&self) -> Result<Vec<PartEntry>> {
@@ -109,7 +116,7 @@ impl CommandFold {
     }
 
     /// The commands for `slots`, in order.
-    pub async fn ordered(&self, slots: &SlotSet, cancel: &CancellationToken) -> Result<Ordered> {
+    async fn ordered(&self, slots: &SlotSet, cancel: &CancellationToken) -> Result<Ordered> {
         let root = self.manifest.root();
         let groups = self.log.groups(slots, &root.nodes)?;
         let span = Span { after: root.cut, at: self.at, slots: slots.clone() };
@@ -133,49 +140,36 @@ impl CommandFold {
     }
 
     /// Reads what a log names.
-    pub async fn begin(&self, log: Ordered, scope: Scope) -> Result<Fold> {
+    async fn begin(&self, log: Ordered, scope: Scope) -> Result<Fold> {
         let (server, dir) = (self.server.clone(), self.dir.clone());
         in_thread(move || Fold::begin(&log, scope, &server, SORT_MEMORY, &dir).map_err(|e| explain(e, &server)))
             .await
     }
 
-    /// Gives a log those records of the base that it needs, of these parts, and works it off.
-    pub async fn finish(&self, fold: Fold, parts: Vec<PartEntry>, cancel: &CancellationToken) -> Result<Folded> {
-        let mut fold = fold;
+    /// Gives a log those records of the base that it needs, of these parts, and works it off; notes those that are `gone`.
+    async fn finish(
+        &self,
+        mut fold: Fold,
+        parts: Vec<PartEntry>,
+        mut gone: Option<Gone>,
+        cancel: &CancellationToken,
+    ) -> Result<(Folded, Option<Gone>)> {
         if fold.is_empty() {
-            return in_thread(move || fold.run()).await;
+            return in_thread(move || Ok((fold.run()?, gone))).await;
         }
         let (libraries, _) = crate::job::restore::libraries(&self.manifest).await?;
         fold.base_functions(libraries);
         for part in parts {
-            let opened =
-                part::open(self.manifest.repository(), self.manifest.cluster(), &part, LongValues::Spooled);
-            let opened = opened.await?;
+            let (repository, cluster) = (self.manifest.repository(), self.manifest.cluster());
+            let opened = part::open(repository, cluster, &part, LongValues::Spooled).await?;
             let pump = tokio::spawn(opened.pump);
-            let (mut merge, cancel) = (opened.merge, cancel.clone());
-            let walked = in_thread(move || {
-                let mut seen = 0u64;
-                while merge.advance()? {
-                    seen += 1;
-                    if seen.is_multiple_of(CANCEL_EVERY) {
-                        stop(&cancel)?;
-                    }
-                    let entry = merge.current();
-                    if entry.put.is_none_or(|(meta, _)| meta.first() != Some(&REDIS_RECORD)) {
-                        return Err(Error::damaged("a backup of Redis holds a record of another store"));
-                    }
-                    if fold.fate(entry.slot, entry.key)? == Fate::Needed {
-                        fold.base(&entry, merge.long())?;
-                    }
-                }
-                Ok(fold)
-            });
-            let walked = walked.await.map_err(|e| e.context(format_args!("region {}", part.region)));
+            let (merge, cancel) = (opened.merge, cancel.clone());
+            let walked = in_thread(move || walk(merge, &mut fold, &mut gone, &cancel).map(|()| (fold, gone))).await;
             pump.abort();
-            fold = walked?;
+            (fold, gone) = walked.map_err(|e| e.context(format_args!("region {}", part.region)))?;
         }
         stop(cancel)?;
-        in_thread(move || fold.run()).await
+        in_thread(move || Ok((fold.run()?, gone))).await
     }
 
     /// What the log makes of a few keys of records, and of those that it ties to them. `lookup` reads a record of the backup.
@@ -197,6 +191,34 @@ impl CommandFold {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// Shows a fold the records of a part.
+fn walk(
+    mut merge: Merge<Blocks>,
+    fold: &mut Fold,
+    gone: &mut Option<Gone>,
+    cancel: &CancellationToken,
+) -> Result<()> {
+    let mut seen = 0u64;
+    while merge.advance()? {
+        seen += 1;
+        if seen.is_multiple_of(CANCEL_EVERY) {
+            stop(cancel)?;
+        }
+        let entry = merge.current();
+        if entry.put.is_none_or(|(meta, _)| meta.first() != Some(&REDIS_RECORD)) {
+            return Err(Error::damaged("a backup of Redis holds a record of another store"));
+        }
+        let fate = fold.fate(entry.slot, entry.key)?;
+        if fate == Fate::Needed {
+            fold.base(&entry, merge.long())?;
+        }
+        if let Some(gone) = gone.as_mut().filter(|_| fate != Fate::Stays) {
+            gone.add(entry.slot, entry.key)?;
+        }
+    }
+    Ok(())
 }
 
 /// The keys of a part.

@@ -30,7 +30,7 @@ use crate::rdb::{self, RdbWriter, RecordHead, convert};
 use crate::record::{RedisMeta, split_redis_key};
 use crate::run::{Entry, LongValue};
 
-pub use super::folded::Folded;
+pub use super::folded::{Folded, Gone, Sorted};
 pub use super::log::{CommandLog, Span};
 pub use super::named::{Fate, Named, Scope};
 

@@ -86,8 +86,25 @@ impl Sink {
     pub(super) fn finish(self, named: Named) -> Result<Folded> {
         let long = self.long.map(|out| full(out.into_inner().map_err(std::io::IntoInnerError::into_error)));
         let long = long.transpose()?.map(Arc::new);
-        let mut overlay = self.sorter.finish()?;
-        let mut out = BufWriter::with_capacity(FILE_BUFFER, temporary(&self.dir)?);
+        let sorted = Sorted::of(self.sorter.finish()?, long, &self.dir)?;
+        let (functions, records) = (named.functions.then_some(self.functions), self.records);
+        Ok(Folded { named, sorted: Some(sorted), functions, records })
+    }
+}
+
+/// Records in a file, by slot and key: given out as often as they are asked for.
+#[derive(Debug)]
+pub struct Sorted {
+    file: Arc<File>,
+    /// Where the records of each slot begin in the file, and its end.
+    places: Vec<u64>,
+    long: Option<Arc<File>>,
+}
+
+impl Sorted {
+    /// Writes down what an overlay gives, whose long values lie in `long`.
+    fn of(mut overlay: Overlay, long: Option<Arc<File>>, dir: &Path) -> Result<Self> {
+        let mut out = BufWriter::with_capacity(FILE_BUFFER, temporary(dir)?);
         let (mut places, mut at, mut bytes) = (vec![0; usize::from(SLOT_COUNT) + 1], 0, Vec::new());
         let mut slot = 0;
         while overlay.advance()? {
@@ -104,8 +121,58 @@ impl Sink {
         }
         places[slot..].fill(at);
         let file = Arc::new(full(out.into_inner().map_err(std::io::IntoInnerError::into_error))?);
-        let (functions, records) = (named.functions.then_some(self.functions), self.records);
-        Ok(Folded { named, file: Some(file), places, long, functions, records })
+        Ok(Self { file, places, long })
+    }
+
+    /// Hands on the entries of `slots`, each as it is encoded.
+    fn each(&self, slots: &SlotSet, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut bytes = Vec::new();
+        for &(first, last) in slots.ranges() {
+            let (from, to) = (self.places[usize::from(first)], self.places[usize::from(last) + 1]);
+            let stretch = LongValue::new(self.file.clone(), from, to - from);
+            let mut reader = BufReader::with_capacity(FILE_BUFFER, stretch.reader());
+            let (mut left, read) = (to - from, "reading back records");
+            while left > 0 {
+                let mut len = [0; 4];
+                reader.read_exact(&mut len).or_kind(ErrorKind::Retry, read)?;
+                bytes.resize(u32::from_le_bytes(len) as usize, 0);
+                reader.read_exact(&mut bytes).or_kind(ErrorKind::Retry, read)?;
+                left -= 4 + bytes.len() as u64;
+                take(&bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The records of `scope`, ascending by (slot, key); of about `budget` bytes in memory. Deletes are among them where they were
+    /// asked for.
+    pub fn overlay(&self, scope: &Scope, budget: usize, dir: &Path) -> Result<Overlay> {
+        let mut sorter = LogSorter::new(everything(scope.slots.clone(), Some(scope)), budget, dir);
+        self.each(&scope.slots, |entry| sorter.push_chunk(entry))?;
+        Ok(sorter.finish()?.with_long(self.long.clone()))
+    }
+}
+
+/// Keys of the base whose records do not count any more.
+#[derive(Debug)]
+pub struct Gone {
+    sorter: LogSorter,
+    entry: Vec<u8>,
+}
+
+impl Gone {
+    /// None yet. What does not fit into `budget` bytes goes to files without a name in `dir`.
+    pub fn new(budget: usize, dir: &Path) -> Self {
+        Self { sorter: LogSorter::new(everything(SlotSet::all(), None), budget, dir), entry: Vec::new() }
+    }
+
+    /// One more.
+    pub fn add(&mut self, slot: u16, key: &[u8]) -> Result<()> {
+        self.entry.clear();
+        // Older than any record that comes of the log.
+        let (at, kind) = (Timestamp(1), Default::default());
+        LogEntry { slot, at, key, put: None, kind }.encode(&mut self.entry);
+        self.sorter.push_chunk(&self.entry)
     }
 }
 
@@ -154,7 +221,7 @@ impl RdbSink for Sink {
             Some(place) => long_entry(slot, key, &self.encoded, place, &mut self.entry),
             None => {
                 let put = Some((&self.encoded[..], &self.value[..]));
-                let (at, kind) = (Timestamp(1), Default::default());
+                let (at, kind) = (Timestamp(2), Default::default());
                 LogEntry { slot, at, key, put, kind }.encode(&mut self.entry);
             }
         }
@@ -167,10 +234,7 @@ impl RdbSink for Sink {
 #[derive(Debug)]
 pub struct Folded {
     named: Named,
-    file: Option<Arc<File>>,
-    /// Where the records of each slot begin in the file, and its end.
-    places: Vec<u64>,
-    long: Option<Arc<File>>,
+    sorted: Option<Sorted>,
     /// The libraries of functions, where the log changed them and all of it was worked off.
     pub functions: Option<Vec<Vec<u8>>>,
     /// Records that come of the log.
@@ -180,7 +244,7 @@ pub struct Folded {
 impl Folded {
     /// Of a log that leaves nothing behind.
     pub(super) fn nothing(named: Named) -> Self {
-        Self { named, file: None, places: Vec::new(), long: None, functions: None, records: 0 }
+        Self { named, sorted: None, functions: None, records: 0 }
     }
 
     /// Whether a record of the base still counts. Of all others [`Self::overlay`] says what there is instead.
@@ -195,23 +259,19 @@ impl Folded {
 
     /// The records of `scope` that come of the log, ascending by (slot, key); of about `budget` bytes in memory.
     pub fn overlay(&self, scope: &Scope, budget: usize, dir: &Path) -> Result<Overlay> {
-        let Some(file) = &self.file else { return Ok(Overlay::empty()) };
-        let mut sorter = LogSorter::new(everything(scope.slots.clone(), Some(scope)), budget, dir);
-        let mut bytes = Vec::new();
-        for &(first, last) in scope.slots.ranges() {
-            let (from, to) = (self.places[usize::from(first)], self.places[usize::from(last) + 1]);
-            let stretch = LongValue::new(file.clone(), from, to - from);
-            let mut reader = BufReader::with_capacity(FILE_BUFFER, stretch.reader());
-            let (mut left, read) = (to - from, "reading back records");
-            while left > 0 {
-                let mut len = [0; 4];
-                reader.read_exact(&mut len).or_kind(ErrorKind::Retry, read)?;
-                bytes.resize(u32::from_le_bytes(len) as usize, 0);
-                reader.read_exact(&mut bytes).or_kind(ErrorKind::Retry, read)?;
-                left -= 4 + bytes.len() as u64;
-                sorter.push_chunk(&bytes)?;
+        self.sorted.as_ref().map_or_else(|| Ok(Overlay::empty()), |sorted| sorted.overlay(scope, budget, dir))
+    }
+
+    /// The records that come of the log, and deletes for those keys of the base that are gone.
+    pub fn with_gone(self, gone: Gone, dir: &Path) -> Result<Sorted> {
+        let mut sorter = gone.sorter;
+        let long = match &self.sorted {
+            Some(sorted) => {
+                sorted.each(&SlotSet::all(), |entry| sorter.push_chunk(entry))?;
+                sorted.long.clone()
             }
-        }
-        Ok(sorter.finish()?.with_long(self.long.clone()))
+            None => None,
+        };
+        Sorted::of(sorter.finish()?, long, dir)
     }
 }
