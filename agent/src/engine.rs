@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tidemark_common::record::record_hash_of;
+use tidemark_common::redis::fold::ScratchServer;
 use tidemark_common::run::{LongValue, PackedBlock};
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
@@ -246,6 +247,11 @@ pub trait Engine: Send + Sync + 'static {
 
     /// The log of the store, where it has one.
     fn log(&self) -> Option<&dyn LogSource> {
+        None
+    }
+
+    /// The server that works the log off, of stores whose log is one of commands and not of records.
+    fn scratch_server(&self) -> Option<ScratchServer> {
         None
     }
 

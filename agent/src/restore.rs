@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use tidemark_common::crash;
 use tidemark_common::glob::KeyFilter;
-use tidemark_common::overlay::{Overlaid, Overlay, Wanted};
+use tidemark_common::overlay::{Overlay, Wanted};
 use tidemark_common::run::Merge;
 use tidemark_common::select::Selection;
 use tidemark_proto::hash::SetDigest;
@@ -33,6 +33,7 @@ use crate::engine::{Loader, LongRecord, record_hash};
 use crate::snapshot::Counters;
 use crate::telemetry::{self, PartKind};
 use feed::{Feed, record_of};
+use log::{Over, PartLog};
 
 /// Attempts at one part within a command.
 const PART_ATTEMPTS: u32 = 4;
@@ -139,8 +140,8 @@ pub(crate) async fn load_logged(
     cancel: CancellationToken,
 ) -> Result<RestorePartsDone> {
     let RestorePartsLogged { parts, after, at, bounds } = command;
-    if agent.engine.log().is_none() {
-        return Err(Error::unsupported("this kind of store takes no log yet: restore a backup"));
+    if agent.engine.log().is_none() && agent.engine.scratch_server().is_none() {
+        return Err(Error::unsupported("this kind of store takes no log: restore a backup"));
     }
     if bounds.len() != parts.parts.len() {
         return Err(Error::request("a command with other parts than bounds of parts"));
@@ -208,9 +209,9 @@ async fn load_with_retries(job: Arc<LoadJob>, part: RestorePart) -> Result<Loade
 
 async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> {
     let connection = job.agent.bulk.connection(&job.session.serve, &job.cancel).await?;
-    let overlay = match job.logs.get(&part.number) {
+    let log = match job.logs.get(&part.number) {
         Some(wanted) => log::fetch(&job, &connection, part.number, wanted.clone()).await?,
-        None => Overlay::empty(),
+        None => PartLog::Records(Overlay::empty()),
     };
     let (mut readers, mut pumps) = (Vec::new(), Vec::new());
     let quota = fetch::quota(job.concurrency, part.runs.len(), job.agent.limiter.rate());
@@ -222,7 +223,7 @@ async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> 
     let (number, slots) = (part.number, part.slots.clone());
     let loading = job.session.loading.clone().read_owned().await;
     let apply = blocking(move || {
-        let applied = apply(&job, number, &slots, Merge::new(readers), overlay);
+        let applied = apply(&job, number, &slots, Merge::new(readers), log);
         drop(loading);
         applied
     });
@@ -240,11 +241,11 @@ fn apply(
     number: u32,
     slots: &SlotSet,
     mut merge: Merge<fetch::Blocks>,
-    overlay: Overlay,
+    log: PartLog,
 ) -> Result<LoadedPart> {
     let mut feed = Feed::begin(job, number)?;
     let mut source = SetDigest::default();
-    let mut over = Overlaid::new(overlay)?;
+    let mut over = Over::new(job, log)?;
     while merge.advance()? {
         feed.tick()?;
         let entry = merge.current();
@@ -256,7 +257,7 @@ fn apply(
         let long = merge.long().map(|value| LongRecord { slot, key, meta, value });
         let hash = long.as_ref().map_or_else(|| Ok(record_hash(record)), LongRecord::hash)?;
         source.add(hash);
-        if over.before(entry, |newer| feed.give(newer, None))? {
+        if over.takes(&mut feed, entry, merge.long())? {
             continue;
         }
         match long {
@@ -264,7 +265,7 @@ fn apply(
             Some(long) => feed.give_long(&entry, long, hash)?,
         }
     }
-    over.rest(|newer| feed.give(newer, None))?;
+    over.rest(&mut feed, slots)?;
     let loaded = feed.finish(source)?;
     Ok(LoadedPart { number, source, loaded })
 }

@@ -16,6 +16,7 @@ pub mod pki;
 pub mod rate;
 pub mod rdb;
 pub mod record;
+pub mod redis;
 pub mod run;
 pub mod scrub;
 pub mod seal;

@@ -6,11 +6,12 @@
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use tidemark_proto::stored::log::{LogEntry, take_entry};
+use tidemark_proto::stored::log::{EntryKind, LogEntry, take_entry};
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::ResultExt};
 
-use crate::run::Entry;
+use crate::run::{Entry, LongValue};
 
 /// What one entry costs in memory beside its bytes.
 const OVERHEAD: usize = 24;
@@ -145,8 +146,14 @@ impl LogSorter {
             entry: Vec::new(),
             alive: true,
         });
-        let mut overlay =
-            Overlay { files: files.collect(), arena: self.arena, places: self.places, next: 0, current: None };
+        let mut overlay = Overlay {
+            files: files.collect(),
+            arena: self.arena,
+            places: self.places,
+            next: 0,
+            current: None,
+            long: None,
+        };
         for file in &mut overlay.files {
             file.step()?;
         }
@@ -196,6 +203,21 @@ pub struct Overlay {
     places: Vec<Place>,
     next: usize,
     current: Option<From>,
+    /// Where long values lie.
+    long: Option<Arc<File>>,
+}
+
+/// Bytes by which an entry names a long value.
+const PLACE_LEN: usize = 16;
+
+/// The entry of a record whose value is `len` bytes at `at` of a file: what [`Overlay::with_long`] reads. In memory and temporary
+/// files only.
+pub(crate) fn long_entry(slot: u16, key: &[u8], meta: &[u8], (at, len): (u64, u64), out: &mut Vec<u8>) {
+    let mut place = [0; PLACE_LEN];
+    place[..8].copy_from_slice(&at.to_le_bytes());
+    place[8..].copy_from_slice(&len.to_le_bytes());
+    let kind = EntryKind::CommandPart;
+    LogEntry { slot, at: Timestamp(2), key, put: Some((meta, &place)), kind }.encode(out);
 }
 
 fn decode(bytes: &[u8]) -> Result<LogEntry<'_>> {
@@ -205,7 +227,23 @@ fn decode(bytes: &[u8]) -> Result<LogEntry<'_>> {
 impl Overlay {
     /// One without entries.
     pub fn empty() -> Self {
-        Self { files: Vec::new(), arena: Vec::new(), places: Vec::new(), next: 0, current: None }
+        Self { files: Vec::new(), arena: Vec::new(), places: Vec::new(), next: 0, current: None, long: None }
+    }
+
+    /// Its long values lie in this file.
+    pub(crate) fn with_long(mut self, file: Option<Arc<File>>) -> Self {
+        self.long = file;
+        self
+    }
+
+    /// The value of the current entry, where it is too long for memory: the entry has none then.
+    pub fn long(&self) -> Result<Option<LongValue>> {
+        let Some(file) = &self.long else { return Ok(None) };
+        let entry = self.at(self.current.ok_or_else(|| Error::bug("an overlay that was not advanced"))?)?;
+        let place = entry.put.and_then(|(_, place)| <[u8; PLACE_LEN]>::try_from(place).ok());
+        let number = |b: &[u8]| b.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
+        let value = |p: [u8; PLACE_LEN]| LongValue::new(file.clone(), number(&p[..8]), number(&p[8..]));
+        Ok(place.filter(|_| entry.kind == EntryKind::CommandPart).map(value))
     }
 
     fn at(&self, from: From) -> Result<LogEntry<'_>> {
@@ -271,7 +309,11 @@ impl Overlay {
 
     /// The current entry. Only after [`Overlay::advance`] answered `true`.
     pub fn current(&self) -> Result<LogEntry<'_>> {
-        self.at(self.current.ok_or_else(|| Error::bug("an overlay that was not advanced"))?)
+        let mut entry = self.at(self.current.ok_or_else(|| Error::bug("an overlay that was not advanced"))?)?;
+        if self.long.is_some() && entry.kind == EntryKind::CommandPart {
+            entry.put = entry.put.map(|(meta, _)| (meta, &[][..]));
+        }
+        Ok(entry)
     }
 }
 
@@ -292,7 +334,11 @@ impl Overlaid {
 
     /// Gives out all records of the overlay before `entry`, then tells whether `entry` itself is replaced: then its
     /// newer record, if it is no delete, has been given out as well.
-    pub fn before(&mut self, entry: Entry<'_>, mut give: impl FnMut(Entry<'_>) -> Result<()>) -> Result<bool> {
+    pub fn before(
+        &mut self,
+        entry: Entry<'_>,
+        mut give: impl FnMut(Entry<'_>, Option<&LongValue>) -> Result<()>,
+    ) -> Result<bool> {
         while self.ahead {
             let over = self.overlay.current()?;
             let order = (over.slot, over.key).cmp(&(entry.slot, entry.key));
@@ -300,7 +346,7 @@ impl Overlaid {
                 return Ok(false);
             }
             if over.put.is_some() {
-                give(Entry { slot: over.slot, key: over.key, put: over.put })?;
+                give(Entry { slot: over.slot, key: over.key, put: over.put }, self.overlay.long()?.as_ref())?;
             }
             self.ahead = self.overlay.advance()?;
             if order.is_eq() {
@@ -311,11 +357,11 @@ impl Overlaid {
     }
 
     /// Gives out what is left behind the last record below.
-    pub fn rest(&mut self, mut give: impl FnMut(Entry<'_>) -> Result<()>) -> Result<()> {
+    pub fn rest(&mut self, mut give: impl FnMut(Entry<'_>, Option<&LongValue>) -> Result<()>) -> Result<()> {
         while self.ahead {
             let over = self.overlay.current()?;
             if over.put.is_some() {
-                give(Entry { slot: over.slot, key: over.key, put: over.put })?;
+                give(Entry { slot: over.slot, key: over.key, put: over.put }, self.overlay.long()?.as_ref())?;
             }
             self.ahead = self.overlay.advance()?;
         }
@@ -377,7 +423,7 @@ mod tests {
             }
             let mut found: Vec<(Key, u64)> = Vec::new();
             let mut over = Overlaid::new(sorter.finish().unwrap()).unwrap();
-            let mut give = |e: Entry<'_>| {
+            let mut give = |e: Entry<'_>, _: Option<&LongValue>| {
                 let value = e.put.unwrap().1;
                 found.push(((e.slot, e.key.to_vec()), u64::from_le_bytes(value.try_into().unwrap())));
                 Ok(())
@@ -386,7 +432,7 @@ mod tests {
                 let zero = 0u64.to_le_bytes();
                 let entry = Entry { slot: *slot, key, put: Some((b"", &zero)) };
                 if !over.before(entry, &mut give).unwrap() {
-                    give(entry).unwrap();
+                    give(entry, None).unwrap();
                 }
             }
             over.rest(&mut give).unwrap();

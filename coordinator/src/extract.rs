@@ -31,6 +31,7 @@ use crate::repository::Manifest;
 
 use knots::Knots;
 pub use laid::Laid;
+pub(crate) use laid::PartOver;
 use lanes::{Knot, Source};
 pub use lines::{Encoding, Lines};
 pub use rdb::RdbFile;
@@ -75,7 +76,7 @@ pub async fn extract<O: Output + 'static>(
 /// The same, with the log laid over the backup. A damaged chunk of it ends the extraction as a damaged part does.
 pub async fn extract_at<O: Output + 'static>(
     manifest: &Manifest,
-    laid: Option<Laid>,
+    laid: Option<Arc<Laid>>,
     selection: Selection,
     mut output: O,
     cancel: &CancellationToken,

@@ -17,6 +17,7 @@ pub mod diagnose;
 pub mod events;
 pub mod extract;
 pub mod fleet;
+pub mod fold;
 pub mod history;
 pub mod ingest;
 pub mod job;

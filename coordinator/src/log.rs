@@ -4,6 +4,7 @@
 //! coordinator that takes over first puts a fence at the next free number and so knows the end. A node's positions are
 //! chained from segment to segment; where a chain is broken, the window ends, whatever anybody intended.
 
+mod groups;
 mod index;
 mod listing;
 mod member;
@@ -19,6 +20,7 @@ mod trim;
 mod upkeep;
 mod window;
 
+pub use groups::Group;
 pub use index::{Found, LogIndex, NodeSpan, SegmentInfo};
 pub use operate::{EnablePitr, PitrChange, PitrStatus, WindowItem, change, cuts, status, windows};
 pub use point::{LogParts, Piece, Point, between, point, point_of};

@@ -1,6 +1,7 @@
 //! Queries of the past: what a key held at a time, without a restore and without a node. Read is only what is needed: pages of
 //! the manifest, indexes and blocks that can hold the keys asked for, chunks of the log of their regions.
 
+mod commands;
 mod diff;
 mod history;
 mod lookup;
@@ -12,6 +13,7 @@ use tidemark_proto::{ClusterName, Error, Result, Timestamp};
 
 use crate::extract::{Encoding, Lines, Output};
 
+pub use commands::CommandItem;
 pub use diff::{DiffItem, DiffQuery, Difference, diff};
 pub use history::{History, HistoryItem, HistoryQuery, history};
 pub use lookup::{Found, GetQuery, get};
@@ -48,6 +50,11 @@ pub struct Where {
     /// Database of the keys (Redis and Valkey).
     #[serde(default)]
     pub db: u64,
+}
+
+/// The slot of the key of a record of Redis.
+fn slot_of_record_key(key: &[u8]) -> Result<u16> {
+    tidemark_common::record::split_redis_key(key).map(|(_, key)| tidemark_proto::slot_of(key))
 }
 
 /// The bytes of a key that was given as text, or as base64.

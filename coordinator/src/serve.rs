@@ -1,5 +1,7 @@
 //! Serve: gives out the sealed blocks of runs to the nodes that a restore assigned them to, and to nobody else.
 
+mod log;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -9,7 +11,7 @@ use tidemark_common::transport::{FrameReader, FrameWriter};
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::wire::bulk::{
-    FRAME_BLOCK, FRAME_CHUNK, FRAME_INDEX, FRAME_VERSION, Fetch, FetchBlocks, FetchLog,
+    FRAME_BLOCK, FRAME_CHUNK, FRAME_INDEX, FRAME_VERSION, Fetch, FetchBlocks, FetchLog, LogGroup,
 };
 use tidemark_proto::{ClusterName, Error, NodeName, Result};
 use tokio::sync::Semaphore;
@@ -17,9 +19,11 @@ use tokio::sync::Semaphore;
 use crate::blocks::{READ_SPAN, RunBlocks};
 use crate::fleet::Member;
 use crate::limits::Limits;
-use crate::log::LogParts;
+use crate::log::{LogParts, Piece};
 use crate::metric_names::{PART_SECONDS, STAGE_BYTES, stage};
 use crate::repository::Repository;
+
+pub use log::{ServedLog, WorkedOff};
 
 /// The parts that one command assigned to a node, by their number in the plan.
 pub type Assigned = HashMap<u32, Arc<PartEntry>>;
@@ -29,13 +33,13 @@ pub type Assigned = HashMap<u32, Arc<PartEntry>>;
 pub struct ServeJob {
     source: ClusterName,
     target: ClusterName,
-    log: Option<Arc<LogParts>>,
+    log: Option<ServedLog>,
     assigned: Mutex<HashMap<NodeName, Assigned>>,
 }
 
 impl ServeJob {
     /// Parts of cluster `source` for nodes of cluster `target`, with the log that is laid over them; none is assigned yet.
-    pub fn new(source: ClusterName, target: ClusterName, log: Option<Arc<LogParts>>) -> Self {
+    pub fn new(source: ClusterName, target: ClusterName, log: Option<ServedLog>) -> Self {
         Self { source, target, log, assigned: Mutex::default() }
     }
 
@@ -139,16 +143,55 @@ impl Serve {
         let log = job.log.as_ref().ok_or_else(|| Error::request(format!("job {} needs no log", fetch.job)))?;
         tidemark_common::crash::point("serve.log");
         let member = Member { cluster: cluster.clone(), node: node.clone() };
-        for pieces in log.spans(part.region, READ_SPAN) {
+        match log {
+            ServedLog::Records(log) => self.send_chunks(&member, log, log.pieces(part.region), writer).await?,
+            ServedLog::Commands { log, nodes } => {
+                for group in log.groups(&part.slots, nodes)? {
+                    let pieces = group.pieces.len() as u32;
+                    writer.write_message(&LogGroup { pieces }).await?;
+                    self.send_chunks(&member, log, &group.pieces, writer).await?;
+                }
+            }
+            ServedLog::WorkedOff(records) => self.send_records(&member, records, &part, writer).await?,
+        }
+        writer.finish()
+    }
+
+    async fn send_chunks(
+        &self,
+        member: &Member,
+        log: &LogParts,
+        pieces: &[Piece],
+        writer: &mut FrameWriter,
+    ) -> Result<()> {
+        for pieces in log.spans_of(pieces, READ_SPAN) {
             let bytes = pieces.iter().map(|p| u64::from(log.chunk(*p).1.len)).sum();
-            self.pace(&member, bytes).await;
+            self.pace(member, bytes).await;
             let _permit = self.memory.acquire().await.map_err(|_| Error::cancelled("serve is closed"))?;
             for (piece, sealed) in pieces.iter().zip(log.read(&self.repository, pieces).await?) {
                 writer.write_message(&log.opener(&self.repository, *piece)?).await?;
                 writer.write_raw(FRAME_CHUNK, FRAME_VERSION, sealed).await?;
             }
         }
-        writer.finish()
+        Ok(())
+    }
+
+    /// Sends records that came of a log, each chunk under a key of its own.
+    async fn send_records(
+        &self,
+        member: &Member,
+        records: &WorkedOff,
+        part: &PartEntry,
+        writer: &mut FrameWriter,
+    ) -> Result<()> {
+        let mut chunks = records.chunks(part);
+        while let Some(chunk) = chunks.recv().await {
+            let (piece, sealed) = chunk?;
+            self.pace(member, sealed.len() as u64).await;
+            writer.write_message(&piece).await?;
+            writer.write_raw(FRAME_CHUNK, FRAME_VERSION, sealed.into()).await?;
+        }
+        Ok(())
     }
 
     /// Waits until `bytes` may go to an agent, and counts them.

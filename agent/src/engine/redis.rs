@@ -13,7 +13,6 @@ mod absolute;
 pub mod base;
 pub mod check;
 mod chunk;
-pub mod conn;
 pub mod dump;
 mod dump_read;
 mod fence;
@@ -23,7 +22,6 @@ mod hold;
 mod incarnation;
 mod jobs;
 mod kept;
-pub mod keys;
 pub mod link;
 mod lives;
 mod load;
@@ -35,9 +33,7 @@ mod part;
 mod place;
 mod readback;
 mod ready;
-pub mod resp;
 mod saved;
-pub mod scratch;
 pub mod server;
 mod settle;
 mod shard;
@@ -48,12 +44,15 @@ mod take;
 mod target;
 mod worker;
 
+pub use tidemark_common::redis::{conn, keys, resp, scratch};
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use tidemark_common::record::REDIS_MAX_VALUE;
+use tidemark_common::redis::fold::ScratchServer;
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{Description, Held, Kept, Ownership, RestoreKept, RestoredKept, Sealed};
 use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
@@ -277,6 +276,11 @@ impl Engine for Redis {
 
     fn log(&self) -> Option<&dyn LogSource> {
         Some(self)
+    }
+
+    fn scratch_server(&self) -> Option<ScratchServer> {
+        let valkey = self.view().is_ok_and(|view| view.info.version().starts_with("valkey"));
+        Some(ScratchServer { program: self.options.scratch_server.clone(), valkey })
     }
 
     fn restoring(&self) -> Result<Option<JobId>> {

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use tidemark_common::record::slot_of_record;
-use tidemark_common::run::Entry;
+use tidemark_common::run::{Entry, LongValue};
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::{Error, Result};
 
@@ -61,6 +61,14 @@ impl<'j> Feed<'j> {
             None => self.loader.put(record, hash.unwrap_or_else(|| record_hash(record))),
             Some(changed) => self.loader.put(changed, record_hash(changed)),
         }
+    }
+
+    /// The next record, whose value is `long` where that is given.
+    pub(super) fn give_any(&mut self, entry: &Entry<'_>, long: Option<&LongValue>) -> Result<()> {
+        let Some(value) = long else { return self.give(*entry, None) };
+        let RecordRef { slot, key, meta, .. } = record_of(entry)?;
+        let record = LongRecord { slot, key, meta, value };
+        self.give_long(entry, record, record.hash()?)
     }
 
     /// The next record, whose long value is read piece by piece.

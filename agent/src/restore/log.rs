@@ -1,19 +1,25 @@
-//! Fetching the log of a part, sorted to the newest version of each key.
+//! The log of a part: fetched and sorted to the newest version of each key, then laid over the part's records. A log of commands
+//! is worked off by a scratch server instead, which gets those of the records that it names.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use quinn::Connection;
-use tidemark_common::overlay::{LogSorter, Overlay, Wanted};
+use tidemark_common::overlay::{LogSorter, Overlaid, Overlay, Wanted};
+use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Scope, ScratchServer, Span};
+use tidemark_common::run::{Entry, LongValue};
 use tidemark_common::seal::Sealer;
 use tidemark_common::segment::open_chunk;
 use tidemark_common::transport::open_bi;
-use tidemark_proto::wire::bulk::{FRAME_CHUNK, FetchLog, LogPiece, MAX_CHUNK_FRAME};
-use tidemark_proto::{Error, Result};
+use tidemark_proto::frame::Message;
+use tidemark_proto::wire::bulk::{FRAME_CHUNK, FetchLog, LogGroup, LogPiece, MAX_CHUNK_FRAME};
+use tidemark_proto::{Error, Result, SlotSet};
 use tokio::sync::mpsc;
 
 use super::LoadJob;
+use super::feed::Feed;
 use crate::blocking;
 use crate::metric_names::stage;
 use crate::telemetry;
@@ -23,37 +29,115 @@ const SORT_MEMORY: usize = 96 << 20;
 /// Chunks between the stream and the thread that opens them.
 const CHUNKS_AHEAD: usize = 4;
 
+/// The log of a part: records, or commands.
+pub(super) enum PartLog {
+    /// The newest record of each key.
+    Records(Overlay),
+    /// Commands that go on from the records below.
+    Commands(Box<Fold>),
+}
+
+/// What comes on the stream.
+enum Part {
+    Group,
+    Chunk(LogPiece, Bytes),
+}
+
+/// Sorts what comes: commands, if it comes in groups.
+enum Sorter {
+    Records(LogSorter),
+    Commands(CommandLog),
+}
+
+/// Where and how a log is sorted.
+struct Place {
+    wanted: Wanted,
+    budget: usize,
+    dir: PathBuf,
+    scratch: Option<ScratchServer>,
+}
+
+impl Place {
+    fn sorter(&self) -> Sorter {
+        Sorter::Records(LogSorter::new(self.wanted.clone(), self.budget, &self.dir))
+    }
+
+    fn group(&self, sorter: &mut Sorter) -> Result<()> {
+        if let Sorter::Records(_) = sorter {
+            if self.scratch.is_none() {
+                return Err(Error::unsupported("a log of commands does not lead to a state of this kind of store"));
+            }
+            let Wanted { after, at, slots, .. } = self.wanted.clone();
+            *sorter = Sorter::Commands(CommandLog::new(Span { after, at, slots }, self.budget, &self.dir));
+        }
+        match sorter {
+            // Commands of nodes that own only some of the part's slots, and empty their databases, do not come here.
+            Sorter::Commands(log) => log.group(SlotSet::all()),
+            Sorter::Records(_) => Ok(()),
+        }
+    }
+
+    fn finish(&self, sorter: Sorter) -> Result<PartLog> {
+        let log = match sorter {
+            Sorter::Records(sorter) => return Ok(PartLog::Records(sorter.finish()?)),
+            Sorter::Commands(log) => log.finish()?,
+        };
+        let Wanted { slots, lower, upper, .. } = self.wanted.clone();
+        let scope = Scope { slots, lower, upper, only: None };
+        let server = self.scratch.clone().unwrap_or_default();
+        Ok(PartLog::Commands(Box::new(Fold::begin(&log, scope, &server, self.budget, &self.dir)?)))
+    }
+}
+
 /// Reads the whole log of part `number` before any of its runs is asked for: nothing of it waits in the connection's window.
 pub(super) async fn fetch(
     job: &Arc<LoadJob>,
     connection: &Connection,
     number: u32,
     wanted: Wanted,
-) -> Result<Overlay> {
+) -> Result<PartLog> {
     let (mut writer, mut reader) = open_bi(connection).await?;
     writer.write_message(&FetchLog { job: job.head.job, part: number }).await?;
     writer.finish()?;
-    let (send, mut receive) = mpsc::channel::<(LogPiece, Bytes)>(CHUNKS_AHEAD);
+    let (send, mut receive) = mpsc::channel::<Part>(CHUNKS_AHEAD);
     let (budget, dir) = (SORT_MEMORY / job.concurrency.max(1), job.agent.config.state_dir.clone());
+    let place = Place { wanted, budget, dir, scratch: job.agent.engine.scratch_server() };
     let counters = job.counters.clone();
     let sort = blocking(move || {
-        let mut sorter = LogSorter::new(wanted, budget, &dir);
-        while let Some((piece, sealed)) = receive.blocking_recv() {
+        let mut sorter = place.sorter();
+        while let Some(part) = receive.blocking_recv() {
+            let (piece, sealed) = match part {
+                Part::Chunk(piece, sealed) => (piece, sealed),
+                Part::Group => {
+                    place.group(&mut sorter)?;
+                    continue;
+                }
+            };
             let sealer = Sealer::new(&piece.key, piece.run_tag, piece.encrypt != 0);
             let raw = open_chunk(&sealer, piece.number, &mut Vec::from(sealed))?;
-            sorter.push_chunk(&raw)?;
+            match &mut sorter {
+                Sorter::Records(sorter) => sorter.push_chunk(&raw)?,
+                Sorter::Commands(log) => log.push_chunk(&raw)?,
+            }
             let _ = counters.bytes.fetch_add(raw.len() as u64, Ordering::Relaxed);
         }
-        sorter.finish()
+        place.finish(sorter)
     });
     let pump = async move {
         while let Some(header) = reader.read_header().await? {
+            if header.kind == LogGroup::KIND {
+                let _: LogGroup = reader.decode_reply(header).await?;
+                if send.send(Part::Group).await.is_err() {
+                    break;
+                }
+                continue;
+            }
             let piece: LogPiece = reader.decode_reply(header).await?;
             let sealed = reader.read_raw_reply(FRAME_CHUNK, MAX_CHUNK_FRAME).await?;
             telemetry::limited(&job.agent.limiter, &job.agent.limited, sealed.len() as u64).await;
             let _ = job.counters.wire_bytes.fetch_add(sealed.len() as u64, Ordering::Relaxed);
             telemetry::passed(stage::FETCHED, sealed.len() as u64);
-            if send.send((piece, sealed)).await.is_err() {
+            if send.send(Part::Chunk(piece, sealed)).await.is_err() {
                 break;
             }
         }
@@ -63,4 +147,49 @@ pub(super) async fn fetch(
     let (sorted, pumped) = tokio::join!(sort, pump);
     pumped?;
     sorted
+}
+
+/// A log that is laid over the records of a part.
+pub(super) enum Over {
+    Records(Overlaid),
+    Commands { fold: Box<Fold>, budget: usize, dir: PathBuf },
+}
+
+impl Over {
+    /// Over nothing yet.
+    pub(super) fn new(job: &LoadJob, log: PartLog) -> Result<Self> {
+        let (budget, dir) = (SORT_MEMORY / job.concurrency.max(1), job.agent.config.state_dir.clone());
+        match log {
+            PartLog::Records(overlay) => Ok(Self::Records(Overlaid::new(overlay)?)),
+            PartLog::Commands(fold) => Ok(Self::Commands { fold, budget, dir }),
+        }
+    }
+
+    /// Whether the log has something else in the place of a record; what comes before it may be given out meanwhile.
+    pub(super) fn takes(
+        &mut self,
+        feed: &mut Feed<'_>,
+        entry: Entry<'_>,
+        long: Option<&LongValue>,
+    ) -> Result<bool> {
+        match self {
+            Self::Records(over) => over.before(entry, |newer, long| feed.give_any(&newer, long)),
+            Self::Commands { fold, .. } => match fold.fate(entry.slot, entry.key)? {
+                Fate::Stays => Ok(false),
+                Fate::Void => Ok(true),
+                Fate::Needed => fold.base(&entry, long).map(|()| true),
+            },
+        }
+    }
+
+    /// Gives out what is left.
+    pub(super) fn rest(self, feed: &mut Feed<'_>, slots: &SlotSet) -> Result<()> {
+        match self {
+            Self::Records(mut over) => over.rest(|newer, long| feed.give_any(&newer, long)),
+            Self::Commands { fold, budget, dir } => {
+                let overlay = fold.run()?.overlay(&Scope::slots(slots.clone()), budget, &dir)?;
+                Overlaid::new(overlay)?.rest(|newer, long| feed.give_any(&newer, long))
+            }
+        }
+    }
 }

@@ -27,6 +27,12 @@ pub struct RdbWriter<W> {
     in_record: bool,
 }
 
+impl<W> std::fmt::Debug for RdbWriter<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RdbWriter").field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
 impl<W: Write> RdbWriter<W> {
     /// Starts a file of this version of the format; the server that is to load it has this version or a newer one.
     pub fn new(out: W, version: u16) -> Result<Self> {

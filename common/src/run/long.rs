@@ -25,6 +25,11 @@ impl LongValue {
         Self { file, at, len }
     }
 
+    /// The file that it lies in.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Its length, in bytes.
     #[allow(clippy::len_without_is_empty, reason = "a long value is never empty")]
     pub fn len(&self) -> u64 {
@@ -33,7 +38,12 @@ impl LongValue {
 
     /// Reads it from its beginning. A file that ends before it is an error of the kind `UnexpectedEof`.
     pub fn reader(&self) -> LongReader<'_> {
-        LongReader { value: self, read: 0 }
+        self.reader_at(0)
+    }
+
+    /// Reads it from its byte `at` on.
+    pub fn reader_at(&self, at: u64) -> LongReader<'_> {
+        LongReader { value: self, read: at.min(self.len) }
     }
 
     /// Hands it on piece by piece.

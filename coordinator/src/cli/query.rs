@@ -33,7 +33,9 @@ const EXAMPLES: &str = "Examples:
   tidemark query scan user: --cluster orders --at 2026-10-04T09:30:00Z --limit 20
   tidemark query diff --cluster orders --from -10m --to -5m --keys 'user:*'
   tidemark query history user:4711 --cluster orders -o json
-A time means the newest restore point at or before it; the answer says which. Redis and Valkey: the cuts of backups.";
+A time means the newest restore point at or before it; the answer says which. Of Redis and Valkey a
+time between two backups is worked off by redis-server or valkey-server on the coordinator's machine, and the history is of
+commands.";
 
 /// What is asked.
 #[derive(Debug, Subcommand)]
@@ -178,7 +180,11 @@ fn history(found: &History) -> String {
             "log" => String::new(),
             _ => format!("  (or before: as backup {} has it)", super::output::short(&version.backup)),
         };
-        let record = version.record.as_ref().map_or_else(|| "deleted, or not there".into(), ToString::to_string);
+        let record = match (&version.command, &version.record) {
+            (Some(command), _) => format!("db {}: {}", command.db, command.words.join(" ")),
+            (None, Some(record)) => record.to_string(),
+            (None, None) => "deleted, or not there".into(),
+        };
         out.push_str(&format!("{}{by}\n  {record}\n", time::exact(Timestamp(version.at))));
     }
     if found.versions.is_empty() {

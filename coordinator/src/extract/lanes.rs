@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tidemark_common::overlay::Overlay;
 use tidemark_common::record::{record_hash, record_hash_of, slot_of_record};
+use tidemark_common::redis::fold::Folded;
 use tidemark_common::run::{Entry, LongValue, Merge};
 use tidemark_common::select::Selection;
 use tidemark_proto::hash::SetDigest;
@@ -14,6 +15,7 @@ use tidemark_proto::{Error, Result};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::laid::PartOver;
 use super::{Extracted, Laid, OPEN_AHEAD, Output};
 use crate::part::{self, Blocks, LongValues};
 use crate::repository::Manifest;
@@ -24,7 +26,7 @@ const CANCEL_EVERY: u64 = 1024;
 /// What is extracted.
 pub(super) struct Source {
     pub(super) manifest: Manifest,
-    pub(super) laid: Option<Laid>,
+    pub(super) laid: Option<Arc<Laid>>,
     pub(super) cancel: CancellationToken,
 }
 
@@ -45,6 +47,10 @@ struct Open {
     part: PartEntry,
     merge: Merge<Blocks>,
     overlay: Overlay,
+    /// Says which records of the merge do not count, under a log of commands.
+    folded: Option<Arc<Folded>>,
+    /// The value of the log's record at hand, where it is long.
+    over_long: Option<LongValue>,
     /// Whether the merge stands at a record that was not written yet.
     below: bool,
     /// Whether the log does.
@@ -148,20 +154,21 @@ impl Open {
     async fn new(source: &Source, part: PartEntry, lanes: usize) -> Result<Self> {
         let named = |e: Error| e.context(format_args!("region {}", part.region));
         let manifest = &source.manifest;
-        let overlay = match &source.laid {
+        let PartOver { overlay, folded } = match &source.laid {
             // The knot that is written, and those that wait.
             Some(laid) => laid
                 .over(manifest.repository(), &part, lanes * (OPEN_AHEAD + 1), &source.cancel)
                 .await
                 .map_err(named)?,
-            None => Overlay::empty(),
+            None => PartOver::empty(),
         };
         let opened = part::open(manifest.repository(), manifest.cluster(), &part, LongValues::Spooled).await;
         let opened = opened.map_err(named)?;
         // It ends with the merge, whose end of the channel it notices.
         drop(tokio::spawn(opened.pump));
         let (merge, digest) = (opened.merge, SetDigest::default());
-        Ok(Self { part, merge, overlay, below: false, over: false, at: Side::Begin, digest })
+        let (below, over, at, over_long) = (false, false, Side::Begin, None);
+        Ok(Self { part, merge, overlay, folded, over_long, below, over, at, digest })
     }
 
     /// The current record. Only after [`Self::advance`] answered `true`.
@@ -170,7 +177,7 @@ impl Open {
             return Ok((self.merge.current(), self.merge.long()));
         }
         let over = self.overlay.current()?;
-        Ok((Entry { slot: over.slot, key: over.key, put: over.put }, None))
+        Ok((Entry { slot: over.slot, key: over.key, put: over.put }, self.over_long.as_ref()))
     }
 
     /// Goes to the next record; `false` at the end of a part that is, without the log, what the manifest says.
@@ -207,7 +214,17 @@ impl Open {
         }
     }
 
+    /// Goes to the next record below that counts.
     fn step_below(&mut self) -> Result<()> {
+        loop {
+            self.read_below()?;
+            if !self.below || PartOver::keeps(self.folded.as_deref(), &self.merge.current())? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn read_below(&mut self) -> Result<()> {
         self.below = self.merge.advance()?;
         if !self.below {
             return part::compare(&self.part, self.digest);
@@ -225,6 +242,7 @@ impl Open {
     fn step_over(&mut self) -> Result<()> {
         self.over = self.overlay.advance()?;
         if self.over {
+            self.over_long = self.overlay.long()?;
             let over = self.overlay.current()?;
             let entry = Entry { slot: over.slot, key: over.key, put: over.put };
             self.own(&entry, over.put.unwrap_or_default().0)?;

@@ -1,16 +1,17 @@
 //! Which state a time means, and what of the log leads to it from a backup.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::log::{Segment, SegmentChunk, SegmentRange};
+use tidemark_proto::stored::log::{ALL_REGIONS, Segment, SegmentChunk, SegmentRange};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::wire::bulk::LogPiece;
 use tidemark_proto::{ClusterName, Error, Result, SlotSet, Timestamp};
 
+use super::groups::Owners;
 use super::index::{LogIndex, SegmentInfo};
 use super::window::{Chains, Window};
 use crate::repository::{BackupRecord, Ledger, Repository};
@@ -117,7 +118,7 @@ fn leading(index: &LogIndex, window: &Window, from: Timestamp, at: Timestamp) ->
 }
 
 /// A chunk of the log that a region needs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
     /// Its segment, by its place among those that were read.
     pub segment: u32,
@@ -129,9 +130,12 @@ pub struct Piece {
 #[derive(Debug, Default)]
 pub struct LogParts {
     cluster: Option<ClusterName>,
-    slots_per_region: u16,
-    segments: Vec<Segment>,
+    pub(super) slots_per_region: u16,
+    pub(super) segments: Vec<Segment>,
     regions: HashMap<u16, Vec<Piece>>,
+    /// Chunks of commands on several regions.
+    all: Vec<Piece>,
+    pub(super) owners: OnceLock<Owners>,
     /// Bytes of its chunks.
     pub bytes: u64,
     /// Entries in its chunks.
@@ -196,10 +200,14 @@ impl LogParts {
         let (each, theirs) = (u32::from(self.slots_per_region.max(1)), u32::from(segment.slots_per_region.max(1)));
         let place = self.segments.len() as u32;
         for (i, chunk) in segment.chunks.iter().enumerate() {
-            let first = u32::from(chunk.region) * theirs;
-            for region in first / each..=(first + theirs - 1) / each {
-                let pieces = self.regions.entry(region as u16).or_default();
-                pieces.push(Piece { segment: place, chunk: i as u32 });
+            let (first, piece) = (u32::from(chunk.region) * theirs, Piece { segment: place, chunk: i as u32 });
+            match chunk.region {
+                ALL_REGIONS => self.all.push(piece),
+                _ => {
+                    for region in first / each..=(first + theirs - 1) / each {
+                        self.regions.entry(region as u16).or_default().push(piece);
+                    }
+                }
             }
             self.bytes += u64::from(chunk.len);
             self.entries += u64::from(chunk.entries);
@@ -217,9 +225,28 @@ impl LogParts {
         self.regions.get(&region).map_or(&[], Vec::as_slice)
     }
 
+    /// The chunks of commands on several regions, or on none, in the order of their segments.
+    pub fn everywhere(&self) -> &[Piece] {
+        &self.all
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    /// Raw bytes of all chunks.
+    pub fn raw_bytes(&self) -> u64 {
+        self.segments.iter().flat_map(|s| &s.chunks).map(|c| u64::from(c.raw_len)).sum()
+    }
+
     /// The chunks of a region in stretches of at most `bytes` (one chunk may pass it).
     pub fn spans(&self, region: u16, bytes: u64) -> Vec<&[Piece]> {
-        let pieces = self.pieces(region);
+        self.spans_of(self.pieces(region), bytes)
+    }
+
+    /// Chunks in stretches of at most `bytes` (one chunk may pass it).
+    pub fn spans_of<'p>(&self, pieces: &'p [Piece], bytes: u64) -> Vec<&'p [Piece]> {
         let (mut out, mut first, mut sum) = (Vec::new(), 0, 0);
         for (i, piece) in pieces.iter().enumerate() {
             let len = u64::from(self.chunk(*piece).1.len);
@@ -298,6 +325,11 @@ impl LogParts {
     /// Reads and opens every chunk: `Damaged` names segment and region of one that does not hold.
     pub async fn check(&self, repository: &Repository, slots: &SlotSet) -> Result<()> {
         let each = self.slots_per_region.max(1);
+        for pieces in self.all.chunks(PARALLEL_READS) {
+            for (piece, sealed) in pieces.iter().zip(self.read(repository, pieces).await?) {
+                let _ = self.open(repository, *piece, &sealed)?;
+            }
+        }
         for (region, pieces) in &self.regions {
             let first = u32::from(*region) * u32::from(each);
             let last = (first + u32::from(each) - 1).min(u32::from(tidemark_proto::slot::SLOT_COUNT - 1));

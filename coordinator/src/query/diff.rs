@@ -1,7 +1,7 @@
 //! What changed between two times.
 //!
 //! Where the log knows every change between both, it names the keys, and only those are looked up. Else both states must
-//! be cuts of backups: they are read side by side.
+//! be cuts of backups: they are read side by side. So are states of a log of commands.
 
 use std::cmp::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -86,13 +86,15 @@ pub async fn diff(repository: &Repository, ledger: &Ledger, query: &DiffQuery) -
     let (from, to) = (before.at, after.at);
     let (windows, _) = log::windows(repository, ledger).boxed().await?;
     let logged = windows.intervals.iter().any(|i| i.start <= from && to <= i.end);
-    let changes = if logged {
+    // Commands say which keys they name, but not what they make of them: both states are made, and read side by side.
+    let commands = before.laid.is_some() || after.laid.is_some();
+    let changes = if logged && !commands {
         let each = after.manifest.root().slots_per_region;
         let news = log::between(repository, ledger, (from, to), each).boxed().await?;
         let news = Past { log: news, ..after };
         let work = move || by_log(&before, &news, (from, to), &filter, most);
         tokio::task::spawn_blocking(work).await.map_err(|e| Error::bug("comparing two times").with_source(e))??
-    } else if before.base() == from && after.base() == to {
+    } else if commands || (before.base() == from && after.base() == to) {
         side_by_side(&before, &after, (filter, query.place.db), most).await?
     } else {
         return Err(Error::unsupported(
@@ -183,7 +185,7 @@ impl Output for Sender {
     }
 }
 
-/// Two backups, record by record.
+/// Two backups, or states of a log of commands, record by record.
 async fn side_by_side(
     before: &Past,
     after: &Past,
@@ -193,10 +195,11 @@ async fn side_by_side(
     let cancel = CancellationToken::new();
     let open = |past: &Past| {
         let (send, receive) = sync_channel(AHEAD);
-        let (manifest, cancel) = (past.manifest.clone(), cancel.clone());
+        let (manifest, laid, cancel) = (past.manifest.clone(), past.laid.clone(), cancel.clone());
         let dbs = if past.has_databases() { vec![db] } else { Vec::new() };
         let selection = Selection { keys: filter.clone(), slots: SlotSet::all(), dbs };
-        let read = async move { extract::extract(&manifest, selection, Sender(send), &cancel).await.map(drop) };
+        let read =
+            async move { extract::extract_at(&manifest, laid, selection, Sender(send), &cancel).await.map(drop) };
         (tokio::spawn(read), receive)
     };
     let ((old, old_records), (new, new_records)) = (open(before), open(after));

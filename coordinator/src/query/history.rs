@@ -8,7 +8,7 @@ use tidemark_common::segment::each_entry;
 use tidemark_proto::{Error, Result, Timestamp, slot_of};
 
 use super::lookup::Version;
-use super::{MAX_LIMIT, Past, Where, bytes_of};
+use super::{CommandItem, MAX_LIMIT, Past, Where, bytes_of};
 use crate::log;
 use crate::repository::{Ledger, Repository};
 
@@ -37,6 +37,10 @@ pub struct HistoryItem {
     /// The record, as `repo extract` writes it; nothing where the key was deleted or was not there.
     #[schema(value_type = Option<Object>)]
     pub record: Option<serde_json::Value>,
+    /// The command that was run then, of a log of commands (which does not tell the record): one that names the key, empties its
+    /// database or swaps databases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<CommandItem>,
 }
 
 /// What is known of a key, oldest first.
@@ -59,9 +63,17 @@ pub async fn history(repository: &Repository, ledger: &Ledger, query: &HistoryQu
     debug_assert_eq!(slot, slot_of(&user_key), "slots are those of users' keys");
     let each = newest.manifest.root().slots_per_region;
     let whole = log::between(repository, ledger, (Timestamp::ZERO, Timestamp::MAX), each).boxed().await?;
+    let of_commands = newest.has_databases();
     let reader = Past { log: whole, ..newest };
     let region = slot / each.max(1);
-    let wanted = key.clone();
+    let (wanted, db) = (key.clone(), query.place.db);
+    if of_commands {
+        let user_key = user_key.clone();
+        let read = move || reader.commands_on(slot, (db, &user_key));
+        let read = tokio::task::spawn_blocking(read).await;
+        let ran = read.map_err(|e| Error::bug("reading the log of a key").with_source(e))??;
+        return of_backups_and(repository, ledger, (slot, key), ran).await;
+    }
     let logged = tokio::task::spawn_blocking(move || {
         let mut versions = Vec::new();
         for pieces in reader.log.spans(region, crate::blocks::READ_SPAN) {
@@ -95,12 +107,42 @@ pub async fn history(repository: &Repository, ledger: &Ledger, query: &HistoryQu
     let (windows, _) = log::windows(repository, ledger).boxed().await?;
     let item = |(at, (version, backup)): (Timestamp, (Version, String))| {
         let known_by = if backup.is_empty() { "log" } else { "backup" }.to_owned();
-        Ok(HistoryItem { at: at.0, known_by, backup, record: version.shown(slot, &key)? })
+        Ok(HistoryItem { at: at.0, known_by, backup, record: version.shown(slot, &key)?, command: None })
     };
     Ok(History {
         versions: known.into_iter().map(item).collect::<Result<_>>()?,
         complete: windows.intervals.iter().map(|i| (i.start.0, i.end.0)).collect(),
     })
+}
+
+/// The versions that backups know, with the commands between them.
+async fn of_backups_and(
+    repository: &Repository,
+    ledger: &Ledger,
+    (slot, key): (u16, Vec<u8>),
+    ran: Vec<(Timestamp, CommandItem)>,
+) -> Result<History> {
+    let command = |(at, command): (Timestamp, CommandItem)| {
+        let (known_by, backup) = ("log".to_owned(), String::new());
+        HistoryItem { at: at.0, known_by, backup, record: None, command: Some(command) }
+    };
+    let mut versions: Vec<HistoryItem> = ran.into_iter().map(command).collect();
+    let mut before: Option<Option<u128>> = None;
+    for record in ledger.backups() {
+        let past = Past::open(repository, ledger, record.backup.cut).await?;
+        let version = past.lookup(slot, key.clone()).await?.unwrap_or(Version { at: None, put: None });
+        let now = content(&version, &key);
+        if before.map_or(now.is_some(), |before| before != now) {
+            let (known_by, backup) = ("backup".to_owned(), record.backup.job.to_string());
+            let (at, record) = (record.backup.cut.0, version.shown(slot, &key)?);
+            versions.push(HistoryItem { at, known_by, backup, record, command: None });
+        }
+        before = Some(now);
+    }
+    versions.sort_by_key(|version| version.at);
+    let (windows, _) = log::windows(repository, ledger).boxed().await?;
+    let complete = windows.intervals.iter().map(|i| (i.start.0, i.end.0)).collect();
+    Ok(History { versions, complete })
 }
 
 /// What a version means, to compare it with another.

@@ -75,6 +75,9 @@ pub async fn get(repository: &Repository, ledger: &Ledger, query: &GetQuery) -> 
 impl Past {
     /// The newest version of a key; `None` where nothing is known of it.
     pub(super) async fn lookup(&self, slot: u16, key: Vec<u8>) -> Result<Option<Version>> {
+        if self.laid.is_some() {
+            return self.worked_off(slot, key).await;
+        }
         let sort = sort_key(slot, &key);
         let holds = |part: &PartEntry| {
             part.slots.contains(slot) && part.lower <= sort && (part.upper.is_empty() || sort < part.upper)

@@ -4,13 +4,16 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
-use tidemark_common::overlay::{LogSorter, Overlaid, Overlay, Wanted};
+use tidemark_common::overlay::{LogSorter, Overlaid, Wanted};
 use tidemark_common::record::redis_key;
 use tidemark_common::run::{Entry, LongValue};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::{ClusterName, Error, Result, Timestamp, slot_of};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
+use crate::extract::{Laid, PartOver};
+use crate::fold::REDIS_ENGINE;
 use crate::job::restore::open_manifest;
 use crate::log::{self, LogParts, Piece};
 use crate::part::{self, LongValues};
@@ -18,8 +21,6 @@ use crate::repository::{Ledger, Manifest, Repository};
 
 /// Memory for sorting the log of one part, in bytes.
 const SORT_MEMORY: usize = 32 << 20;
-/// Engine whose keys are in databases.
-const REDIS: &str = "redis";
 
 /// Visits records; `Break` ends the walk.
 pub(super) type Visit = Box<dyn FnMut(&Entry<'_>, Option<&LongValue>) -> Result<ControlFlow<()>> + Send>;
@@ -33,6 +34,8 @@ pub struct Past {
     /// The backup under it.
     pub manifest: Manifest,
     pub(super) log: Arc<LogParts>,
+    /// What the log is, where it is one of commands.
+    pub(super) laid: Option<Arc<Laid>>,
 }
 
 impl Past {
@@ -44,7 +47,14 @@ impl Past {
             true => point.log(repository, ledger.cluster(), manifest.root().slots_per_region).boxed().await?,
             false => Arc::default(),
         };
-        Ok(Self { repository: repository.clone(), at: point.at, manifest, log })
+        let laid = match point.is_logged() && manifest.root().engine == REDIS_ENGINE {
+            true => {
+                let dir = std::env::temp_dir();
+                Some(Arc::new(Laid::of(&manifest, log.clone(), point.at, &dir, None).boxed().await?))
+            }
+            false => None,
+        };
+        Ok(Self { repository: repository.clone(), at: point.at, manifest, log, laid })
     }
 
     /// The cluster.
@@ -64,7 +74,7 @@ impl Past {
 
     /// Whether its keys are in databases.
     pub(super) fn has_databases(&self) -> bool {
-        self.manifest.root().engine == REDIS
+        self.manifest.root().engine == REDIS_ENGINE
     }
 
     /// The key of a record, as records of this engine have it, and its slot.
@@ -110,7 +120,8 @@ impl Past {
         let pump = tokio::spawn(opened.pump);
         let (past, mut merge) = (self.clone(), opened.merge);
         let walked = tokio::task::spawn_blocking(move || {
-            let mut over = Overlaid::new(past.overlay(&part)?)?;
+            let PartOver { overlay, folded } = past.overlay(&part)?;
+            let mut over = Overlaid::new(overlay)?;
             let mut give = |entry: Entry<'_>, long: Option<&LongValue>| {
                 let before =
                     (&entry.slot.to_be_bytes()[..], entry.key) < from.split_at_checked(2).unwrap_or_default();
@@ -119,17 +130,17 @@ impl Past {
             let mut stopped = false;
             while !stopped && merge.advance()? {
                 let entry = merge.current();
-                let replaced = over.before(entry, |newer| {
-                    stopped = stopped || give(newer, None)?.is_break();
+                let replaced = over.before(entry, |newer, long| {
+                    stopped = stopped || give(newer, long)?.is_break();
                     Ok(())
                 })?;
-                if !stopped && !replaced {
+                if !stopped && !replaced && PartOver::keeps(folded.as_deref(), &entry)? {
                     stopped = give(entry, merge.long())?.is_break();
                 }
             }
             if !stopped {
-                over.rest(|newer| {
-                    stopped = stopped || give(newer, None)?.is_break();
+                over.rest(|newer, long| {
+                    stopped = stopped || give(newer, long)?.is_break();
                     Ok(())
                 })?;
             }
@@ -140,7 +151,11 @@ impl Past {
         walked
     }
 
-    fn overlay(&self, part: &PartEntry) -> Result<Overlay> {
+    fn overlay(&self, part: &PartEntry) -> Result<PartOver> {
+        if let Some(laid) = &self.laid {
+            let never = CancellationToken::new();
+            return Handle::current().block_on(laid.over(&self.repository, part, 1, &never));
+        }
         let wanted = Wanted {
             after: self.base(),
             at: self.at,
@@ -152,6 +167,6 @@ impl Past {
         for pieces in self.log.spans(part.region, crate::blocks::READ_SPAN) {
             self.each_chunk(pieces, |raw| sorter.push_chunk(raw))?;
         }
-        sorter.finish()
+        Ok(PartOver { overlay: sorter.finish()?, folded: None })
     }
 }

@@ -1,12 +1,13 @@
 //! What direct verbs write: a backup, or a time.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_proto::stored::ledger::Backup;
-use tidemark_proto::{ClusterName, Error, Result};
+use tidemark_proto::{ClusterName, Result};
 
-use super::direct::{Chosen, REDIS_ENGINE};
+use super::direct::Chosen;
 use crate::catalog;
 use crate::cli::output::size;
 use crate::cli::time::{self, TimeArg};
@@ -39,11 +40,6 @@ impl Opened {
             }
         };
         let manifest = open_manifest(&repository, &cluster, &record.backup).await?;
-        if manifest.root().engine == REDIS_ENGINE && point.as_ref().is_some_and(Point::is_logged) {
-            return Err(Error::unsupported(
-                "the log of Redis and Valkey cannot be laid over a backup yet: name one by --backup",
-            ));
-        }
         Ok(Self { cluster, backup: record.backup, manifest, point })
     }
 
@@ -54,7 +50,7 @@ impl Opened {
 
     /// The log to lay over the backup, if any. A time that was asked for is told on standard error. What does not fit into
     /// memory goes beside `out`, or to the system's folder for such where that is standard output.
-    pub(super) async fn laid(&self, out: Option<&Path>) -> Result<Option<Laid>> {
+    pub(super) async fn laid(&self, out: Option<&Path>) -> Result<Option<Arc<Laid>>> {
         let Some(point) = &self.point else { return Ok(None) };
         let (at, backup) = (time::exact(point.at), self.backup.job);
         if !point.is_logged() {
@@ -62,9 +58,9 @@ impl Opened {
             return Ok(None);
         }
         let dir = out.map_or_else(std::env::temp_dir, beside);
-        let laid = Box::pin(Laid::new(&self.manifest, point, &dir)).await?;
+        let laid = Box::pin(Laid::new(&self.manifest, point, &dir, None)).await?;
         eprintln!("restore point {at}: backup {backup} and {} of the log after it", size(laid.bytes()));
-        Ok(Some(laid))
+        Ok(Some(Arc::new(laid)))
     }
 }
 

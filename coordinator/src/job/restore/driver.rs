@@ -115,7 +115,7 @@ async fn carry_out(
     let warnings = Mutex::new(plan.warnings.clone());
     let driver =
         Driver { context, job, id, plan, options, sources, missing, sums, source, target, recorder, warnings };
-    let serve = ServeJob::new(driver.source.clone(), driver.target.clone(), driver.sources.log.clone());
+    let serve = ServeJob::new(driver.source.clone(), driver.target.clone(), driver.sources.served.clone());
     driver.context.serve.open(id, serve);
     let result = Box::pin(driver.guarded_restore()).await;
     driver.context.serve.close(&id);

@@ -23,6 +23,7 @@ use crate::job::damage::{Damage, PartSet};
 use crate::job::inspect::{Depth, Packs, Scope, inspect};
 use crate::log::LogParts;
 use crate::repository::{Ledger, Manifest, Repository};
+use crate::serve::ServedLog;
 
 /// Throughput assumed for the time estimate until a fleet's own is known, bytes a second and node.
 const ASSUMED_RATE: u64 = 100 << 20;
@@ -129,6 +130,8 @@ pub(super) struct Sources {
     pub(super) takes: Arc<Takes>,
     /// The log that is laid over it.
     pub(super) log: Option<Arc<LogParts>>,
+    /// How it is given out: known when the job has looked at it.
+    pub(super) served: Option<ServedLog>,
 }
 
 impl Sources {
@@ -309,6 +312,7 @@ pub async fn plan_onto(
             types,
             takes: Arc::new(takes),
             log: None,
+            served: None,
         }),
     })
 }

@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use tidemark_proto::{Error, Result};
+use tokio_util::sync::CancellationToken;
 
 use super::plan::{RestorePlan, Sources, note_lost, refused};
+use crate::fold::{CommandFold, REDIS_ENGINE, ties};
 use crate::job::Job;
 use crate::job::damage::Damage;
 use crate::job::inspect::{Depth, Packs, RecordCheck, Scope, inspect};
+use crate::serve::{ServedLog, WorkedOff};
 
 /// Inspects the backup: every block where present data is replaced, damage is to be left out, or the targets' versions
 /// leave it in doubt whether they load every value; else every object and every index, because a block that does not open
@@ -44,8 +47,41 @@ pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sour
         })?;
     }
     sources.types.verdict()?;
+    sources.served = tokio::select! {
+        served = served(job, plan, sources).boxed() => served?,
+        () = job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
+    };
     sources.bad = Arc::new(found.bad);
     let mut missing = found.damage;
     note_lost(&mut missing, &sources.takes);
     Ok(missing)
+}
+
+/// How the log is given out: as it is, or, where its commands tie keys of several parts together, as the records that come of it. They
+/// are worked off here, before any node is touched.
+async fn served(job: &Arc<Job>, plan: &RestorePlan, sources: &Sources) -> Result<Option<ServedLog>> {
+    let Some(log) = sources.log.clone() else { return Ok(None) };
+    let (manifest, at) = (&sources.manifest, plan.state());
+    if manifest.root().engine != REDIS_ENGINE {
+        return Ok(Some(ServedLog::Records(log)));
+    }
+    job.phase("looking through the log");
+    let Some(tie) = ties(manifest, &log, at).await? else {
+        let nodes = Arc::new(manifest.root().nodes.clone());
+        return Ok(Some(ServedLog::Commands { log, nodes }));
+    };
+    let told = format!("`{}` at {} ties keys of several parts together", tie.command, crate::cli::exact(tie.at));
+    tracing::info!("{told}: the log is worked off here");
+    job.log.note("log", "", format!("{told}: the log is worked off by the coordinator"));
+    job.phase("working the log off");
+    let dir = std::env::temp_dir();
+    let work = async {
+        let fold = CommandFold::new(manifest, log, at, &dir, None).await?;
+        let records = WorkedOff::new(fold.records(&CancellationToken::new()).await?, at, &dir);
+        let check = tokio::task::spawn_blocking(move || records.check().map(|()| records)).await;
+        check.map_err(|e| Error::bug("looking at the records of a log").with_source(e))?
+    };
+    let records =
+        work.await.map_err(|e| e.context(format_args!("{told}, and the log cannot be worked off here")))?;
+    Ok(Some(ServedLog::WorkedOff(Arc::new(records))))
 }

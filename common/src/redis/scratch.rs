@@ -14,6 +14,7 @@ use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 use super::conn::{Address, Connection, Login};
 use super::keys::Commands;
 use super::resp::{Reply, put_request, read_reply};
+use crate::rdb::version_of_server;
 
 /// Programs that are looked for, for a source that is Redis and for one that is Valkey.
 const PROGRAMS: [[&str; 2]; 2] = [["redis-server", "valkey-server"], ["valkey-server", "redis-server"]];
@@ -81,8 +82,8 @@ pub fn find(program: &str) -> Option<String> {
 pub fn not_there(program: &str) -> Error {
     let wanted = if program.is_empty() { "redis-server or valkey-server" } else { program };
     Error::config(format!(
-        "what was written while the base was taken is applied by a scratch server, and {wanted} is not there: install the \
-         server's package on this machine, or name its program in engine.scratch_server"
+        "commands that were written after a base are applied by a scratch server, and {wanted} is not there: install the \
+         server's package on this machine, or name its program (agents: engine.scratch_server)"
     ))
 }
 
@@ -124,6 +125,19 @@ impl Scratch {
     /// The commands that it knows.
     pub fn commands(&self) -> Result<Commands> {
         Commands::parse(self.connect()?.call(&[b"COMMAND"])?)
+    }
+
+    /// The version of the RDB format that it loads.
+    pub fn rdb_version(&self) -> Result<u16> {
+        let info = self.connect()?.call(&[b"INFO", b"server"])?.text("INFO")?;
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let server = match (field("valkey_version:"), field("redis_version:")) {
+            (Some(version), _) => format!("valkey {version}"),
+            (None, version) => format!("redis {}", version.unwrap_or_default()),
+        };
+        version_of_server(&server).ok_or_else(|| {
+            Error::unsupported(format!("the version of the scratch server is not understood: {server}"))
+        })
     }
 
     /// Waits for its link as a replica. Whoever else finds the port does not know the token.

@@ -2,7 +2,7 @@
 //!
 //! The server itself says where the keys of most commands stand (`COMMAND`: first, last, step). Those whose keys move with
 //! their arguments are listed here (source: the command tables in Redis' `src/commands`). A command of which neither is known
-//! is an error that names it: to leave out a key would lose it.
+//! is an error that names it: to leave out a key would lose it. Who has no server to ask has [`Commands::known`].
 
 use std::collections::HashMap;
 
@@ -38,6 +38,26 @@ pub enum Touches<'a> {
     Nothing,
 }
 
+/// Commands that write, with their first key, their last, and the step between them: those of Redis 7.0 and Valkey 8 whose keys do
+/// not move.
+const KNOWN: [(i64, i64, i64, &str); 6] = [
+    (1, -2, 1, "blpop brpop bzpopmax bzpopmin"),
+    (1, -1, 1, "del pfcount pfmerge sdiffstore sinterstore sunionstore unlink touch"),
+    (1, -1, 2, "mset msetnx"),
+    (
+        1,
+        1,
+        1,
+        "append bitfield decr decrby expire expireat geoadd getdel getex getset hdel hexpire hexpireat hgetdel hgetex hincrby \
+         hincrbyfloat hmset hpersist hpexpire hpexpireat hset hsetex hsetnx incr incrby incrbyfloat linsert lpop lpush lpushx lrem \
+         lset ltrim persist pexpire pexpireat pfadd psetex restore restore-asking rpop rpush rpushx sadd set setbit setex setnx \
+         setrange spop srem xack xackdel xadd xautoclaim xclaim xdel xdelex xsetid xtrim zadd zincrby zpopmax zpopmin zrem \
+         zremrangebylex zremrangebyrank zremrangebyscore",
+    ),
+    (1, 2, 1, "blmove brpoplpush copy geosearchstore lmove rename renamenx rpoplpush smove zrangestore"),
+    (2, -1, 1, "bitop"),
+];
+
 /// The commands that a server knows.
 #[derive(Debug, Clone, Default)]
 pub struct Commands(HashMap<String, Spec>);
@@ -57,6 +77,15 @@ impl Commands {
             let _ = specs.insert(name, Spec { first, last, step, movable });
         }
         Ok(Self(specs))
+    }
+
+    /// Those that this build knows, for who need not follow every command of every server.
+    pub fn known() -> Self {
+        let named = |(first, last, step, names): (i64, i64, i64, &str)| {
+            let spec = Spec { first, last, step, movable: false };
+            names.split_whitespace().map(move |name| (name.to_owned(), spec)).collect::<Vec<_>>()
+        };
+        Self(KNOWN.into_iter().flat_map(named).collect())
     }
 
     /// What a command touches; `args` begin with its name.
@@ -86,6 +115,7 @@ impl Commands {
             "eval" | "evalsha" | "fcall" => Touches::Keys(numbered(args, 2, count(2)?).ok_or_else(missing)?),
             "lmpop" | "zmpop" => Touches::Keys(numbered(args, 1, count(1)?).ok_or_else(missing)?),
             "georadius" | "georadiusbymember" => georadius(args)?,
+            "xgroup" => Touches::Keys(vec![at(2)?]),
             "xreadgroup" => Touches::Unknown,
             _ => Touches::Keys(self.by_spec(&name, args)?),
         })

@@ -76,9 +76,12 @@ impl std::fmt::Debug for Login {
 }
 
 /// What carries the connection.
-pub(super) enum Stream {
+pub enum Stream {
+    /// TCP.
     Tcp(TcpStream),
+    /// A unix socket.
     Unix(UnixStream),
+    /// TLS over TCP.
     Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
@@ -230,7 +233,7 @@ impl Connection {
     }
 
     /// What arrives, for protocols other than request and reply.
-    pub(super) fn reader(&mut self) -> &mut BufReader<Stream> {
+    pub fn reader(&mut self) -> &mut BufReader<Stream> {
         &mut self.stream
     }
 

@@ -1,0 +1,10 @@
+//! Speaking with servers of Redis and Valkey, and working a log of their commands off.
+
+pub mod conn;
+pub mod fold;
+mod folded;
+pub mod keys;
+pub mod log;
+pub mod named;
+pub mod resp;
+pub mod scratch;

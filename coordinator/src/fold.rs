@@ -1,0 +1,245 @@
+//! The log of commands of Redis and Valkey, worked off on this machine by a throw-away server: what extractions, queries, clones
+//! and restores get instead of the records that it touches.
+//!
+//! As a rule this is done part by part. A log is worked off whole, once for all parts, where it is small, and where commands tie
+//! keys of several parts together (`RENAME` over slots on a server without Cluster): then it must be.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::{FutureExt, StreamExt};
+use tidemark_common::record::REDIS as REDIS_RECORD;
+use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Folded, Gone, Scope, ScratchServer, Sorted, Span};
+use tidemark_common::redis::log::Ordered;
+use tidemark_common::run::Merge;
+use tidemark_proto::stored::manifest::PartEntry;
+use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp};
+use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+
+use crate::blocks::READ_SPAN;
+use crate::log::LogParts;
+use crate::part::{self, Blocks, LongValues};
+use crate::repository::Manifest;
+
+mod ties;
+
+pub use ties::{Tie, ties};
+
+/// Engine of Redis and Valkey, as manifests name it.
+pub const REDIS_ENGINE: &str = "redis";
+/// Environment variable that names the program of the throw-away server.
+pub const PROGRAM_VARIABLE: &str = "TIDEMARK_SCRATCH_SERVER";
+/// Memory for sorting, in bytes.
+const SORT_MEMORY: usize = 64 << 20;
+/// Logs up to this many raw bytes are worked off whole.
+const SMALL_LOG: u64 = 16 << 20;
+/// Records between two looks at the cancellation token.
+const CANCEL_EVERY: u64 = 1024;
+
+/// A log of commands, and the backup that it goes on from.
+#[derive(Debug)]
+pub struct CommandFold {
+    manifest: Manifest,
+    log: Arc<LogParts>,
+    at: Timestamp,
+    server: ScratchServer,
+    dir: PathBuf,
+    /// Whether it is worked off whole.
+    whole: bool,
+    folded: OnceCell<Arc<Folded>>,
+}
+
+/// The server for what was backed up: its program by [`PROGRAM_VARIABLE`], or the one of the source's kind that is installed.
+fn server(manifest: &Manifest, program: Option<String>) -> ScratchServer {
+    let program = program.or_else(|| std::env::var(PROGRAM_VARIABLE).ok()).unwrap_or_default();
+    let valkey = manifest.root().nodes.iter().any(|n| n.engine_version.starts_with("valkey"));
+    ScratchServer { program, valkey }
+}
+
+impl CommandFold {
+    /// The log that leads from the backup to `at`. What is temporary lies in `dir`; `program` is that of the server, where it is
+    /// not to be looked for.
+    pub async fn new(
+        manifest: &Manifest,
+        log: Arc<LogParts>,
+        at: Timestamp,
+        dir: &Path,
+        program: Option<String>,
+    ) -> Result<Self> {
+        let whole = log.raw_bytes() <= SMALL_LOG || ties(manifest, &log, at).boxed().await?.is_some();
+        let (server, dir) = (server(manifest, program), dir.to_owned());
+        Ok(Self { manifest: manifest.clone(), log, at, server, dir, whole, folded: OnceCell::new() })
+    }
+
+    /// What the log makes of a part.
+    pub async fn part(&self, part: &PartEntry, cancel: &CancellationToken) -> Result<Arc<Folded>> {
+        if self.whole {
+            return self.whole(cancel).await;
+        }
+        let scope = scope_of(part);
+        let log = self.ordered(&part.slots, cancel).await?;
+        let fold = self.begin(log, scope).await?;
+        self.finish(fold, vec![part.clone()], None, cancel).await.map(|(folded, _)| Arc::new(folded))
+    }
+
+    /// What the log makes of all parts: worked off when it is asked for first.
+    pub async fn whole(&self, cancel: &CancellationToken) -> Result<Arc<Folded>> {
+        let work = async {
+            let log = self.ordered(&SlotSet::all(), cancel).await?;
+            let fold = self.begin(log, Scope::slots(SlotSet::all())).await?;
+            let parts = if fold.is_empty() { Vec::new() } else { self.parts().await? };
+            self.finish(fold, parts, None, cancel).await.map(|(folded, _)| Arc::new(folded))
+        };
+        self.folded.get_or_try_init(|| work).await.cloned()
+    }
+
+    /// All records that come of the log, with deletes for those of the backup that are gone: what a restore lays over its parts
+    /// where they cannot be followed one by one. With the libraries of functions, where the log changed them.
+    pub async fn records(&self, cancel: &CancellationToken) -> Result<Sorted> {
+        let log = self.ordered(&SlotSet::all(), cancel).await?;
+        let fold = self.begin(log, Scope::slots(SlotSet::all())).await?;
+        let gone = Gone::new(SORT_MEMORY, &self.dir);
+        let (folded, gone) = self.finish(fold, self.parts().await?, Some(gone), cancel).await?;
+        let (gone, dir) = (gone.ok_or_else(|| Error::bug("a fold that forgot what is gone"))?, self.dir.clone());
+        in_thread(move || folded.with_gone(gone, &dir)).await
+    }
+
+    async fn parts(&self) -> Result<Vec<PartEntry>> {
+        let (mut pages, mut parts) = (self.manifest.pages(), Vec::new());
+        while let Some(page) = pages.next().await {
+            parts.extend(page.page?.parts);
+        }
+        Ok(parts)
+    }
+
+    /// The commands for `slots`, in order.
+    async fn ordered(&self, slots: &SlotSet, cancel: &CancellationToken) -> Result<Ordered> {
+        let root = self.manifest.root();
+        let groups = self.log.groups(slots, &root.nodes)?;
+        let span = Span { after: root.cut, at: self.at, slots: slots.clone() };
+        let (repository, log, dir) = (self.manifest.repository().clone(), self.log.clone(), self.dir.clone());
+        let cancel = cancel.clone();
+        in_thread(move || {
+            let mut sorter = CommandLog::new(span, SORT_MEMORY, &dir);
+            for group in groups {
+                sorter.group(group.slots)?;
+                for pieces in log.spans_of(&group.pieces, READ_SPAN) {
+                    stop(&cancel)?;
+                    let sealed = Handle::current().block_on(log.read(&repository, pieces))?;
+                    for (piece, sealed) in pieces.iter().zip(&sealed) {
+                        sorter.push_chunk(&log.open(&repository, *piece, sealed)?)?;
+                    }
+                }
+            }
+            sorter.finish()
+        })
+        .await
+    }
+
+    /// Reads what a log names.
+    async fn begin(&self, log: Ordered, scope: Scope) -> Result<Fold> {
+        let (server, dir) = (self.server.clone(), self.dir.clone());
+        in_thread(move || Fold::begin(&log, scope, &server, SORT_MEMORY, &dir).map_err(|e| explain(e, &server)))
+            .await
+    }
+
+    /// Gives a log those records of the base that it needs, of these parts, and works it off; notes those that are `gone`.
+    async fn finish(
+        &self,
+        mut fold: Fold,
+        parts: Vec<PartEntry>,
+        mut gone: Option<Gone>,
+        cancel: &CancellationToken,
+    ) -> Result<(Folded, Option<Gone>)> {
+        if fold.is_empty() {
+            return in_thread(move || Ok((fold.run()?, gone))).await;
+        }
+        let (libraries, _) = crate::job::restore::libraries(&self.manifest).await?;
+        fold.base_functions(libraries);
+        for part in parts {
+            let (repository, cluster) = (self.manifest.repository(), self.manifest.cluster());
+            let opened = part::open(repository, cluster, &part, LongValues::Spooled).await?;
+            let pump = tokio::spawn(opened.pump);
+            let (merge, cancel) = (opened.merge, cancel.clone());
+            let walked = in_thread(move || walk(merge, &mut fold, &mut gone, &cancel).map(|()| (fold, gone))).await;
+            pump.abort();
+            (fold, gone) = walked.map_err(|e| e.context(format_args!("region {}", part.region)))?;
+        }
+        stop(cancel)?;
+        in_thread(move || Ok((fold.run()?, gone))).await
+    }
+
+    /// What the log makes of a few keys of records, and of those that it ties to them. `lookup` reads a record of the backup.
+    pub async fn keys<F>(&self, keys: HashSet<Vec<u8>>, slots: SlotSet, lookup: F) -> Result<Option<Folded>>
+    where
+        F: Fn(&[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>> + Send + 'static,
+    {
+        let log = self.ordered(&slots, &CancellationToken::new()).await?;
+        let (server, dir) = (self.server.clone(), self.dir.clone());
+        let whole = slots == SlotSet::all();
+        in_thread(move || {
+            ties::fold_keys(&log, keys, whole, (&server, SORT_MEMORY, &dir), lookup)
+                .map_err(|e| explain(e, &server))
+        })
+        .await
+    }
+
+    /// Where temporary files lie.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Shows a fold the records of a part.
+fn walk(
+    mut merge: Merge<Blocks>,
+    fold: &mut Fold,
+    gone: &mut Option<Gone>,
+    cancel: &CancellationToken,
+) -> Result<()> {
+    let mut seen = 0u64;
+    while merge.advance()? {
+        seen += 1;
+        if seen.is_multiple_of(CANCEL_EVERY) {
+            stop(cancel)?;
+        }
+        let entry = merge.current();
+        if entry.put.is_none_or(|(meta, _)| meta.first() != Some(&REDIS_RECORD)) {
+            return Err(Error::damaged("a backup of Redis holds a record of another store"));
+        }
+        let fate = fold.fate(entry.slot, entry.key)?;
+        if fate == Fate::Needed {
+            fold.base(&entry, merge.long())?;
+        }
+        if let Some(gone) = gone.as_mut().filter(|_| fate != Fate::Stays) {
+            gone.add(entry.slot, entry.key)?;
+        }
+    }
+    Ok(())
+}
+
+/// The keys of a part.
+pub fn scope_of(part: &PartEntry) -> Scope {
+    Scope { slots: part.slots.clone(), lower: part.lower.clone(), upper: part.upper.clone(), only: None }
+}
+
+fn explain(e: Error, server: &ScratchServer) -> Error {
+    match e.kind() {
+        ErrorKind::Config if server.program.is_empty() => e.context(format_args!(
+            "the log cannot be worked off on this machine ({PROGRAM_VARIABLE} names a program)"
+        )),
+        _ => e,
+    }
+}
+
+fn stop(cancel: &CancellationToken) -> Result<()> {
+    if cancel.is_cancelled() { Err(Error::cancelled("working the log off was ended")) } else { Ok(()) }
+}
+
+async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Error::bug("working a log off").with_source(e))?
+}

@@ -1,0 +1,164 @@
+//! The chunks of a log of commands in the order in which they are worked off.
+//!
+//! Within a segment the chunks of one node make a group, whose commands are in order when they are in the order of their times: those
+//! of its regions together with those of no single region. Of several nodes those come first that owned the slots before the
+//! segment, because a slot that moved is written by its old node first and begins anew on the other.
+
+use std::collections::HashMap;
+
+use tidemark_proto::stored::log::{ALL_REGIONS, Segment};
+use tidemark_proto::stored::manifest::NodeEntry;
+use tidemark_proto::{Error, NodeName, Result, SlotSet};
+
+use super::point::{LogParts, Piece};
+
+/// Chunks of one node and one stretch of time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its chunks.
+    pub pieces: Vec<Piece>,
+    /// The slots that the node owned before, or owns since: those that its `FLUSHALL` empties.
+    pub slots: SlotSet,
+}
+
+/// What a node of a segment owned before it, and what it owned before or owns since.
+#[derive(Debug, Clone)]
+struct Owned {
+    before: SlotSet,
+    ever: SlotSet,
+}
+
+/// Slots of the nodes of each segment.
+#[derive(Debug)]
+pub(super) struct Owners(Vec<Vec<Owned>>);
+
+impl Owners {
+    /// Follows who owns which slots, from the nodes of the backup on.
+    pub(super) fn new(segments: &[Segment], base: &[NodeEntry]) -> Self {
+        let mut owned: HashMap<NodeName, SlotSet> =
+            base.iter().map(|n| (n.node.clone(), n.slots.clone())).collect();
+        let of_segment = |segment: &Segment| {
+            let of_node = |owned: &HashMap<NodeName, SlotSet>, node: &NodeName, now: &SlotSet| {
+                let before = owned.get(node).cloned().unwrap_or(SlotSet::EMPTY);
+                Owned { ever: before.union(now), before }
+            };
+            let nodes = segment.nodes.iter().map(|n| of_node(&owned, &n.node, &n.slots)).collect();
+            for node in &segment.nodes {
+                owned.values_mut().for_each(|slots| *slots = slots.minus(&node.slots));
+                let _ = owned.insert(node.node.clone(), node.slots.clone());
+            }
+            nodes
+        };
+        Self(segments.iter().map(of_segment).collect())
+    }
+}
+
+/// What is chosen of one segment: chunks by node, with their regions.
+type Chosen = Vec<Vec<(u16, Piece)>>;
+
+impl LogParts {
+    /// The groups with commands for some of `slots`, in order; `base` are the nodes of the backup under the log. `Unsupported` where
+    /// slots went to and fro between nodes within one segment while these emptied their databases.
+    pub fn groups(&self, slots: &SlotSet, base: &[NodeEntry]) -> Result<Vec<Group>> {
+        let owners = self.owners.get_or_init(|| Owners::new(&self.segments, base));
+        let (candidates, mut out) = (self.candidates(slots), Vec::new());
+        for pieces in candidates.chunk_by(|a, b| a.segment == b.segment) {
+            let place = pieces[0].segment as usize;
+            let (segment, owned) = (&self.segments[place], &owners.0[place]);
+            let each = segment.slots_per_region.max(1);
+            let mut chosen: Chosen = vec![Vec::new(); segment.nodes.len()];
+            for piece in pieces {
+                let chunk = self.chunk(*piece).1;
+                let node = usize::from(chunk.node);
+                let of_node = owned.get(node).ok_or_else(|| {
+                    Error::damaged(format!("log segment {}: a chunk of a node that is not in it", segment.number))
+                })?;
+                let wanted = match chunk.region {
+                    ALL_REGIONS => !of_node.ever.intersect(slots).is_empty(),
+                    region => !region_slots(region, each).intersect(slots).is_empty(),
+                };
+                if wanted {
+                    chosen[node].push((chunk.region, *piece));
+                }
+            }
+            order(segment, owned, chosen, &mut out)?;
+        }
+        Ok(out)
+    }
+
+    /// Chunks that may hold commands for some of `slots`, by segment.
+    fn candidates(&self, slots: &SlotSet) -> Vec<Piece> {
+        let mut pieces = self.everywhere().to_vec();
+        for region in self.regions() {
+            if !region_slots(region, self.slots_per_region.max(1)).intersect(slots).is_empty() {
+                pieces.extend(self.pieces(region));
+            }
+        }
+        pieces.sort_unstable_by_key(|p| (p.segment, p.chunk));
+        pieces.dedup();
+        pieces
+    }
+
+    /// The slots that the node of a chunk owned before its segment, or owns since.
+    pub fn owner(&self, piece: Piece, base: &[NodeEntry]) -> SlotSet {
+        let owners = self.owners.get_or_init(|| Owners::new(&self.segments, base));
+        let node = usize::from(self.chunk(piece).1.node);
+        let of_segment = owners.0.get(piece.segment as usize);
+        of_segment.and_then(|nodes| nodes.get(node)).map_or(SlotSet::EMPTY, |owned| owned.ever.clone())
+    }
+}
+
+fn region_slots(region: u16, each: u16) -> SlotSet {
+    let first = u32::from(region) * u32::from(each);
+    let last = (first + u32::from(each) - 1).min(u32::from(tidemark_proto::slot::SLOT_COUNT - 1));
+    if first > last { SlotSet::EMPTY } else { SlotSet::range(first as u16, last as u16) }
+}
+
+/// Orders the nodes of one segment and appends a group for each, or one for each of its regions where no order fits all regions.
+fn order(segment: &Segment, owned: &[Owned], chosen: Chosen, out: &mut Vec<Group>) -> Result<()> {
+    let mut left: Vec<usize> = (0..chosen.len()).filter(|n| !chosen[*n].is_empty()).collect();
+    let mut sorted = Vec::new();
+    while !left.is_empty() {
+        // Whose slots came from none of the others that are left.
+        let free = left.iter().position(|&n| {
+            let came = segment.nodes[n].slots.minus(&owned[n].before);
+            left.iter().all(|&other| other == n || came.intersect(&owned[other].before).is_empty())
+        });
+        match free {
+            Some(i) => sorted.push(left.remove(i)),
+            None => return by_region(segment, owned, &chosen, out),
+        }
+    }
+    for node in sorted {
+        let pieces = chosen[node].iter().map(|(_, piece)| *piece).collect();
+        out.push(Group { pieces, slots: owned[node].ever.clone() });
+    }
+    Ok(())
+}
+
+/// Nodes gave slots to each other: region by region.
+fn by_region(segment: &Segment, owned: &[Owned], chosen: &Chosen, out: &mut Vec<Group>) -> Result<()> {
+    let mut regions: Vec<u16> = chosen.iter().flatten().map(|(region, _)| *region).collect();
+    regions.sort_unstable();
+    regions.dedup();
+    if regions.len() > 1 && regions.contains(&ALL_REGIONS) {
+        return Err(Error::unsupported(format!(
+            "log segment {}: nodes gave slots to each other while they ran commands on several slots: choose a time before {}",
+            segment.number,
+            segment.chunks.iter().map(|c| c.first).min().unwrap_or_default(),
+        )));
+    }
+    for region in regions {
+        let slots = region_slots(region, segment.slots_per_region.max(1));
+        let mut nodes: Vec<usize> = (0..chosen.len()).collect();
+        nodes.sort_by_key(|&n| owned[n].before.intersect(&slots).is_empty());
+        for node in nodes {
+            let pieces: Vec<Piece> =
+                chosen[node].iter().filter(|(r, _)| *r == region).map(|(_, piece)| *piece).collect();
+            if !pieces.is_empty() {
+                out.push(Group { pieces, slots: owned[node].ever.clone() });
+            }
+        }
+    }
+    Ok(())
+}
