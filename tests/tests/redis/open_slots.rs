@@ -2,13 +2,18 @@
 
 use std::process::{Command, Stdio};
 
+use tidemark_agent::engine::Engine;
+use tidemark_agent::engine::redis::conn::Login;
+use tidemark_agent::engine::redis::{Options, Redis};
 use tidemark_common::record::split_redis_key;
 use tidemark_coordinator::job::restore::RestoreRequest;
-use tidemark_proto::slot_of;
+use tidemark_proto::id::JobId;
+use tidemark_proto::{SlotSet, slot_of};
 use tidemark_tests::fleet::{EngineKind, Fleet, restore_of};
 use tidemark_tests::redis::{Cluster, Flavor, Reply, Server, eventually};
 
 use super::contents::{Contents, compare, held_by, held_by_all};
+use super::cut::options;
 use super::fenced::{KEYS, fill, fleet, good, in_place, is_refused_by_default, spec, start, users};
 use super::flow::spread;
 
@@ -256,4 +261,30 @@ async fn a_slot_that_leaves_its_node_for_none_is_named_and_nothing_is_touched() 
     compare("the owner has them", &held_by_all(&open.cluster), &wanted);
     let held = open.cluster.nodes[from].1.client().run(&format!("CLUSTER COUNTKEYSINSLOT {slot}")).integer();
     assert_eq!(held, 600);
+}
+
+#[test]
+fn a_restore_goes_on_with_the_slots_that_it_began_with_and_names_the_right_that_open_slots_need() {
+    let open = Open::of(Flavor::Redis);
+    open.open();
+    let (arriving, leaving, server) = (open.slots[0].0, open.slots[1].0, &open.cluster.nodes[open.slots[0].2].1);
+    let rights = "~* +ping +info +time +client|setname +cluster|nodes +acl|dryrun +restore +select +flushall";
+    let _ = server.client().run(&format!("ACL SETUSER agent on >secret-word -@all {rights}"));
+    let dir = tempfile::tempdir().expect("folder");
+    let login = Login { user: "agent".into(), password: "secret-word".into(), tls: None };
+    let engine = Redis::open(Options { login, ..options(server, dir.path()) }).expect("engine");
+    let begin = |job: u128, slot: u16| engine.restore(JobId::from_u128(job), SlotSet::range(slot, slot), false);
+    let refused = |job: u128, slot: u16, words: &[&str]| {
+        let told = begin(job, slot).err().expect("refused").report();
+        words.iter().for_each(|word| assert!(told.contains(word), "{word}: {told}"));
+    };
+    refused(1, arriving, &["ACL SETUSER agent ~* +asking"]);
+    refused(1, leaving, &[&format!("slots {leaving} are moving from the server"), "restore again"]);
+    // What is not on its way needs no such right.
+    drop(begin(1, leaving + 1).expect("begun"));
+    let _ = server.client().run("ACL SETUSER agent +asking");
+    refused(1, arriving, &[&format!("with slots {}", leaving + 1), &format!("with {arriving}"), "moved meanwhile"]);
+    drop(begin(1, leaving + 1).expect("taken up again"));
+    engine.abort_restore(JobId::from_u128(1), SlotSet::EMPTY).expect("called off");
+    drop(begin(1, arriving).expect("begun anew with others"));
 }
