@@ -38,6 +38,8 @@ mod model;
 mod moving;
 #[path = "redis/native.rs"]
 mod native;
+#[path = "redis/open_slots.rs"]
+mod open_slots;
 #[path = "redis/options.rs"]
 mod options;
 #[path = "redis/phases.rs"]
