@@ -42,6 +42,8 @@ mod native;
 mod open_slots;
 #[path = "redis/options.rs"]
 mod options;
+#[path = "redis/past.rs"]
+mod past;
 #[path = "redis/phases.rs"]
 mod phases;
 #[path = "redis/pretend.rs"]

@@ -154,7 +154,9 @@ impl Session {
             return Err(Error::conflict("the nodes do not own all slots"));
         }
         let told = held.iter().map(|h| h.max_timestamp).max().unwrap_or_default();
-        let last = self.points.as_ref().map_or(Timestamp::ZERO, |p| p.last);
+        // Above everything that was received, too: an agent that was started anew may not know what it gave out.
+        let reached = self.nodes.values().map(Tail::reaches).max().unwrap_or_default();
+        let last = self.points.as_ref().map_or(Timestamp::ZERO, |p| p.last).max(reached);
         let at = self.context.clock.now().max(told).max(last).next();
         let sealed: Vec<Result<Sealed>> = all(lanes, |node| self.ask(node, LogSeal { at }, CUT_DEADLINE)).await;
         for (held, sealed) in held.iter().zip(sealed) {

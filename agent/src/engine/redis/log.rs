@@ -65,7 +65,11 @@ pub(super) fn history_id(history: &str) -> Incarnation {
 
 impl RedisLog {
     pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir, tail: Mutex::default(), cuts: Mutex::default() }
+        let log = Self { dir, tail: Mutex::default(), cuts: Mutex::default() };
+        if let Some(issued) = std::fs::read(log.issued()).ok().and_then(|bytes| bytes.try_into().ok()) {
+            log.cuts().issued = Timestamp(u64::from_le_bytes(issued));
+        }
+        log
     }
 
     fn cuts(&self) -> std::sync::MutexGuard<'_, Cuts> {
@@ -83,6 +87,18 @@ impl RedisLog {
         let most = position.offset.saturating_sub(cuts.read) / LEAST_COMMAND + 1;
         let now = cuts.issued.max(Timestamp::new(SystemClock.millis(), 0));
         Timestamp(now.0 + 2 * most)
+    }
+
+    /// Timestamps up to `closed`, of the stream up to an offset, were given out. That is remembered over restarts, as clocks step back.
+    fn issue(&self, closed: Timestamp, offset: u64) {
+        let mut cuts = self.cuts();
+        (cuts.issued, cuts.read) = (cuts.issued.max(closed), cuts.read.max(offset));
+        // One that is lost is made good by the next read.
+        let _ = std::fs::write(self.issued(), cuts.issued.0.to_le_bytes());
+    }
+
+    fn issued(&self) -> PathBuf {
+        self.dir.with_extension("issued")
     }
 
     /// The cut of a hold is at `at`.
@@ -109,7 +125,8 @@ impl RedisLog {
     /// Ends the link, and drops what is kept.
     fn stop(&self) {
         *self.tail.lock().expect("tail") = None;
-        *self.cuts() = Cuts::default();
+        let issued = self.cuts().issued;
+        *self.cuts() = Cuts { issued, ..Cuts::default() };
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
@@ -250,8 +267,7 @@ impl RedisLog {
             None if ended.to == span.border && !span.held && tail.has_come_to(position) => ended.last.max(now),
             None => ended.last,
         };
-        let mut cuts = self.cuts();
-        (cuts.issued, cuts.read) = (cuts.issued.max(closed), cuts.read.max(ended.to));
+        self.issue(closed, ended.to);
         Ok(Batch { ended, closed })
     }
 }
@@ -274,15 +290,14 @@ impl LogSource for Redis {
             let span = match self.log.begins(tail, wanted)? {
                 Begins::There(span) => span,
                 Begins::Anew { border, history } => {
-                    let mut cuts = self.log.cuts();
-                    cuts.issued = cuts.issued.max(now).max(wanted.closed.next()).max(wanted.now);
-                    cuts.read = border;
+                    let closed = self.log.cuts().issued.max(now).max(wanted.closed.next()).max(wanted.now);
+                    self.log.issue(closed, border);
                     return Ok(LogReached {
                         incarnation: history,
                         slots,
                         from: border + POSITION,
                         to: border + POSITION,
-                        closed: cuts.issued,
+                        closed,
                         begins: true,
                         branches: false,
                         behind: 0,
