@@ -7,6 +7,7 @@ mod answer;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -107,6 +108,17 @@ impl S3 {
     /// From now on `decide` says what goes wrong.
     pub fn misbehave(&self, decide: impl Fn(&Asked) -> Option<Fault> + Send + Sync + 'static) {
         *self.server.decide.lock().expect("decide") = Arc::new(decide);
+    }
+
+    /// From now on it takes no segment of a log, until what is answered says `false`.
+    pub fn take_no_segment(&self) -> Arc<AtomicBool> {
+        let away = Arc::new(AtomicBool::new(true));
+        let now = away.clone();
+        self.misbehave(move |asked| {
+            let segment = asked.key.contains("/log/") && asked.method == Method::PUT;
+            (segment && now.load(Ordering::Relaxed)).then_some(Fault::Refused(500))
+        });
+        away
     }
 
     /// From now on nothing goes wrong.

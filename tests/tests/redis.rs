@@ -29,6 +29,8 @@ mod kept;
 mod load;
 #[path = "redis/log.rs"]
 mod log;
+#[path = "redis/log_broken.rs"]
+mod log_broken;
 #[path = "redis/long.rs"]
 mod long;
 #[path = "rdb/model.rs"]

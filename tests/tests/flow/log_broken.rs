@@ -1,15 +1,14 @@
 //! The log when things break: the bucket is away, the spool is full, clocks do not agree, everything is killed. No change
 //! is missing from a window, and what is lost is said.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidemark_coordinator::job::restore::RestoreRequest;
 use tidemark_proto::Timestamp;
 use tidemark_tests::fleet::{CoordinatorSpec, Fleet, eventually, records_at};
-use tidemark_tests::s3::{Conditions, Fault, S3};
+use tidemark_tests::s3::{Conditions, S3};
 
 use crate::log::{enable, restorable_to, status};
 use crate::model::{Model, at};
@@ -32,17 +31,6 @@ async fn assert_restores(fleet: &mut Fleet, target: &str, model: &Model, wanted:
     assert_same(&records_at(&fleet.router(target, 1).await, None).await, &model.at(wanted));
 }
 
-/// From now on the bucket takes no segment, until it is told to.
-fn take_no_segment(s3: &S3) -> Arc<AtomicBool> {
-    let away = Arc::new(AtomicBool::new(true));
-    let now = away.clone();
-    s3.misbehave(move |asked| {
-        let segment = asked.key.contains("/log/") && asked.method == axum::http::Method::PUT;
-        (segment && now.load(Ordering::Relaxed)).then_some(Fault::Refused(500))
-    });
-    away
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bucket_that_is_away_for_a_while_leaves_no_gap() {
     let s3 = S3::start(Conditions::Honoured).await;
@@ -54,7 +42,7 @@ async fn a_bucket_that_is_away_for_a_while_leaves_no_gap() {
     let mut model = Model::default();
     let before = model.write(&router, "before".into(), Some(vec![1])).await;
     let _ = restorable_to(&fleet, before).await;
-    let away = take_no_segment(&s3);
+    let away = s3.take_no_segment();
     let mut last = before;
     for n in 0..200u32 {
         last = model.write(&router, format!("key:{}", n % 30), Some(vec![2; 300])).await;
@@ -80,7 +68,7 @@ async fn a_full_spool_breaks_the_log_honestly_and_a_new_window_begins() {
     let mut model = Model::default();
     let before = model.write(&router, "before".into(), Some(vec![1])).await;
     let _ = restorable_to(&fleet, before).await;
-    let away = take_no_segment(&s3);
+    let away = s3.take_no_segment();
     for n in 0..12u32 {
         let _ = model.write(&router, format!("key:{n}"), Some(vec![2; 500_000])).await;
     }

@@ -18,7 +18,7 @@ use super::load::{Load, Wildness};
 use super::log::{enable, fleet, now, point_after, status};
 
 /// Keys and what they hold, as text.
-type State = BTreeMap<String, String>;
+pub(crate) type State = BTreeMap<String, String>;
 
 /// Every state that one client has made, one after the other, each write acknowledged before the next was sent.
 struct Model {
@@ -112,7 +112,7 @@ fn shown(value: &Value) -> String {
 }
 
 /// What an extraction at a time gives.
-fn extracted(fleet: &Fleet, at: u64) -> State {
+pub(crate) fn extracted(fleet: &Fleet, at: u64) -> State {
     let lines = good(fleet, &["repo", "extract", "--at", &at.to_string()]);
     let records = lines.lines().map(|l| serde_json::from_str::<Value>(l).expect("JSON"));
     records.map(|r| (r["key"].as_str().expect("key").to_owned(), shown(&r["value"]))).collect()

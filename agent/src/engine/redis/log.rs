@@ -5,6 +5,7 @@
 //! restore point) leaves a mark in the spool: what lies before it gets a timestamp at or below the cut's, what lies behind it a
 //! later one; and nothing is read while writes are held. So "up to T" means the same at all nodes for every cut T.
 
+mod frames;
 mod read;
 mod spool;
 mod tail;

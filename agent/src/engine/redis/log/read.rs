@@ -11,7 +11,8 @@ use super::super::absolute::relative;
 use super::super::keys::{Commands, Touches};
 use super::super::resp::put_request;
 use super::LEAST_COMMAND;
-use super::spool::{FILE_HEAD, Frame, SpoolFile, next_frame};
+use super::frames::{FILE_HEAD, Frame, next_frame};
+use super::spool::SpoolFile;
 use crate::engine::LogSink;
 
 /// Longest command that a log takes, in bytes: one batch holds it.
@@ -63,6 +64,12 @@ impl Stretch {
 
     fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
+    }
+
+    /// The bytes from an offset on.
+    #[cfg(test)]
+    pub(super) fn behind(&self, from: u64) -> &[u8] {
+        &self.bytes[(from - self.start) as usize..]
     }
 }
 

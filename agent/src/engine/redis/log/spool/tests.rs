@@ -1,0 +1,104 @@
+//! Spools over restarts, torn ends and full disks of their own.
+
+use super::super::super::resp::put_request;
+use super::super::read::Stretch;
+use super::*;
+
+const DATA: Incarnation = Incarnation::from_u128(7);
+const OLD: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const NEW: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+fn command(words: &[&str]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_request(&mut out, &words.iter().map(|w| w.as_bytes()).collect::<Vec<_>>());
+    out
+}
+
+fn begin(dir: &Path) -> Spool {
+    Spool::begin(dir, DATA, (OLD, 100), 0).unwrap()
+}
+
+fn whole(spool: &Spool, from: u64) -> Vec<u8> {
+    let stretch = Stretch::read(&spool.files_from(from), (from, spool.border()), u64::MAX).unwrap();
+    stretch.behind(from).to_vec()
+}
+
+#[test]
+fn what_was_appended_is_read_back_also_by_another_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spool");
+    let mut spool = begin(&path);
+    let commands = [command(&["SELECT", "3"]), command(&["SET", "a", "1"]), command(&["PING"])].concat();
+    let (one, two) = commands.split_at(40);
+    let first = spool.append(one, 5).unwrap();
+    assert!(first.moved.is_some() && !first.asked);
+    let _ = spool.append(two, 6).unwrap();
+    let border = 100 + commands.len() as u64;
+    spool.mark(border, Timestamp(77)).unwrap();
+    spool.renamed(NEW).unwrap();
+    let _ = spool.append(b"*1\r\n$4\r\nPI", 7).unwrap();
+    assert_eq!((spool.border(), spool.position()), (border, border + 10), "a command that is not whole");
+    drop(spool);
+    assert!(Spool::reopen(&path, Incarnation::from_u128(8)).unwrap().is_none(), "of other data");
+    let mut again = Spool::reopen(&path, DATA).unwrap().expect("a spool");
+    assert_eq!((again.start(), again.border(), again.position()), (100, border, border));
+    assert_eq!((again.history(), again.next_mark(100, Timestamp(5))), (NEW, Some((border, Timestamp(77)))));
+    assert_eq!(again.next_mark(100, Timestamp(77)), None);
+    assert!(again.holds(|name| name == OLD, 100) && again.holds(|name| name == NEW, border));
+    assert!(!again.holds(|name| name == OLD, 99) && !again.holds(|name| name == "c", 100));
+    let more = command(&["SET", "b", "2"]);
+    let _ = again.append(&more, 9).unwrap();
+    assert_eq!(whole(&again, 100), [commands, more].concat());
+    // The database is known at the begin of every file.
+    assert_eq!(again.files_from(border).first().map(|f| (f.start, f.db)), Some((border, 3)));
+}
+
+#[test]
+fn a_torn_end_is_asked_for_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spool");
+    let mut spool = begin(&path);
+    let (one, two) = (command(&["SET", "a", "1"]), command(&["SET", "b", "2"]));
+    let _ = spool.append(&one, 5).unwrap();
+    let kept = std::fs::metadata(&spool.files[0].path).unwrap().len();
+    let _ = spool.append(&two, 6).unwrap();
+    let file = spool.files[0].path.clone();
+    drop(spool);
+    let whole_len = std::fs::metadata(&file).unwrap().len();
+    let bytes = std::fs::read(&file).unwrap();
+    for len in kept..whole_len {
+        let copy = dir.path().join(format!("copy-{len}"));
+        std::fs::create_dir(&copy).unwrap();
+        std::fs::write(copy.join(file.file_name().unwrap()), &bytes[..len as usize]).unwrap();
+        let again = Spool::reopen(&copy, DATA).unwrap().expect("a spool");
+        assert_eq!((again.border(), whole(&again, 100)), (100 + one.len() as u64, one.clone()), "cut at {len}");
+    }
+}
+
+#[test]
+fn files_are_ended_and_dropped_and_a_full_spool_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spool");
+    let mut spool = begin(&path);
+    let large = command(&["SET", "a", &"x".repeat(3 << 20)]);
+    let mut all = Vec::new();
+    for n in 0..16 {
+        // In pieces that end in the middle of commands.
+        all.extend_from_slice(&large);
+        let from = if n == 0 { 0 } else { all.len() - large.len() - 1000 };
+        let _ = spool.append(&all[from..all.len() - 1000], n).unwrap();
+    }
+    let _ = spool.append(&all[all.len() - 1000..], 99).unwrap();
+    assert_eq!(spool.border(), 100 + all.len() as u64);
+    assert!(spool.files.len() >= 3 && spool.bytes() == all.len() as u64, "{} files", spool.files.len());
+    let middle = spool.files[1].start;
+    assert_eq!(whole(&spool, 100).len(), all.len());
+    assert!(whole(&spool, 100) == all, "the same bytes");
+    spool.drop_below(middle);
+    assert_eq!((spool.start(), spool.bytes()), (middle, spool.border() - middle));
+    assert!(whole(&spool, middle) == all[(middle - 100) as usize..], "the rest is there");
+    let there = std::fs::read_dir(&path).unwrap().count();
+    assert_eq!(there, spool.files.len());
+    spool.forget().unwrap();
+    assert_eq!((spool.start(), spool.bytes(), std::fs::read_dir(&path).unwrap().count()), (spool.border(), 0, 1));
+}
