@@ -74,6 +74,11 @@ impl CommandFold {
         Ok(Self { manifest: manifest.clone(), log, at, server, dir, whole, folded: OnceCell::new() })
     }
 
+    /// Works each part off by itself, however small the log is.
+    pub fn part_by_part(self) -> Self {
+        Self { whole: false, ..self }
+    }
+
     /// What the log makes of a part.
     pub async fn part(&self, part: &PartEntry, cancel: &CancellationToken) -> Result<Arc<Folded>> {
         if self.whole {

@@ -1,0 +1,365 @@
+//! A log of commands behind a backup: exports, queries and restores get the state at any time of it. The log is made by hand here, of
+//! commands that a real server runs at the same time: what that one holds is what must come out.
+
+use std::process::Stdio;
+
+use bytes::Bytes;
+use tidemark_common::redis::fold::Scope;
+use tidemark_common::redis::keys::Commands;
+use tidemark_common::redis::named::{About, about};
+use tidemark_common::redis::resp::put_request;
+use tidemark_common::segment::ChunkWriter;
+use tidemark_coordinator::fold::{CommandFold, scope_of, ties};
+use tidemark_coordinator::job::restore::open_manifest;
+use tidemark_coordinator::log::point;
+use tidemark_coordinator::repository::{Ledger, MasterKey, Repository, Store, StoreConfig};
+use tidemark_proto::hash::Hash;
+use tidemark_proto::stored::log::{ALL_SLOTS, EntryKind, LogEntry, Segment, SegmentChunk, SegmentNode};
+use tidemark_proto::stored::paths;
+use tidemark_proto::stored::run::put_varint;
+use tidemark_proto::{ClusterName, Incarnation, SlotSet, Timestamp, slot_of};
+use tidemark_tests::fleet::{Fleet, binary, restore_of};
+use tidemark_tests::redis::{Flavor, Server};
+use tokio_util::sync::CancellationToken;
+
+use super::contents::{Contents, compare, held_by};
+use super::flow::{backup, protect_one, spec};
+
+/// Slots of one region in a fleet's configuration.
+const PER_REGION: u16 = 64;
+const CLUSTER: &str = "orders";
+
+async fn repository(fleet: &Fleet) -> Repository {
+    let url = format!("file://{}", fleet.repository().display());
+    let store = Store::open(&StoreConfig { url, ..StoreConfig::default() }).expect("store");
+    let key = MasterKey::load(Some(&fleet.dir().join("master.key"))).expect("key");
+    Repository::open(store, key.as_ref()).await.expect("repository")
+}
+
+/// Writes segments as a session does.
+struct Writer {
+    repository: Repository,
+    cluster: ClusterName,
+    number: u64,
+    previous: Hash,
+    /// Up to where the log goes.
+    at: u64,
+    entries: Vec<(u16, Vec<u8>)>,
+    first: u64,
+}
+
+impl Writer {
+    /// A log that begins with the cut of a backup.
+    async fn begin(fleet: &Fleet, cut: u64) -> Self {
+        let (repository, cluster) = (repository(fleet).await, ClusterName::new(CLUSTER).unwrap());
+        let (previous, entries) = (Hash::default(), Vec::new());
+        let mut writer = Self { repository, cluster, number: 0, previous, at: cut, entries, first: cut };
+        writer.put(1).await;
+        writer
+    }
+
+    /// Notes a command of a database.
+    fn note(&mut self, db: u64, words: &[&str]) {
+        let args: Vec<Vec<u8>> = words.iter().map(|w| w.as_bytes().to_vec()).collect();
+        let keys = match about(&Commands::known(), db, &args).unwrap() {
+            About::Keys(keys) => keys,
+            _ => Vec::new(),
+        };
+        let slots: Vec<u16> = keys.iter().map(|key| slot_of(&key[1..])).collect();
+        let one = slots.first().filter(|first| slots.iter().all(|s| s == *first));
+        let (slot, key) = (one.copied().unwrap_or(ALL_SLOTS), keys.first().map_or(&[][..], |key| &key[1..]));
+        let (mut meta, mut request, mut raw) = (Vec::new(), Vec::new(), Vec::new());
+        put_varint(&mut meta, db);
+        put_request(&mut request, &args.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        self.at += 1;
+        let kind = EntryKind::Command;
+        LogEntry { slot, at: Timestamp(self.at), key, put: Some((&meta, &request)), kind }.encode(&mut raw);
+        self.entries.push((slot, raw));
+    }
+
+    /// Puts what was noted as the next segment; its end is a restore point.
+    async fn put(&mut self, begins: u8) {
+        let node = "n0".parse().unwrap();
+        let batch = self.repository.draw_batch(&self.cluster, &node);
+        let node = SegmentNode {
+            node,
+            incarnation: Incarnation::from_u128(7),
+            slots: SlotSet::all(),
+            from: self.first,
+            to: self.at,
+            closed: Timestamp(self.at),
+            key_id: batch.key_id,
+            salt: batch.salt,
+            begins,
+        };
+        let sealer = self.repository.batch_sealer(&self.cluster, &node).unwrap();
+        let mut writer = ChunkWriter::new(&sealer, PER_REGION).unwrap();
+        // By region; stable, so that commands of one region stay in their order.
+        self.entries.sort_by_key(|(slot, _)| if *slot == ALL_SLOTS { ALL_SLOTS } else { slot / PER_REGION });
+        for (_, raw) in self.entries.drain(..) {
+            writer.push(&tidemark_proto::stored::log::take_entry(&mut &raw[..]).unwrap().unwrap()).unwrap();
+        }
+        let (mut chunks, mut sealed) = (Vec::new(), Vec::new());
+        for (number, (chunk, bytes)) in writer.finish().unwrap().into_iter().enumerate() {
+            chunks.push(SegmentChunk {
+                node: 0,
+                region: chunk.region,
+                number: number as u32,
+                offset: 0,
+                len: 0,
+                raw_len: chunk.raw_len,
+                entries: chunk.entries,
+                first: chunk.first,
+                last: chunk.last,
+            });
+            sealed.push(Bytes::from(bytes));
+        }
+        self.number += 1;
+        let mut segment = Segment {
+            number: self.number,
+            first: self.number,
+            stands_for: Hash::default(),
+            previous: self.previous,
+            epoch: 1,
+            put_id: rand::random(),
+            at_millis: 0,
+            slots_per_region: PER_REGION,
+            nodes: vec![node],
+            chunks,
+        };
+        let points = [Timestamp(self.at)];
+        let built = self.repository.build_segment(&self.cluster, &mut segment, Some(&points), &sealed).unwrap();
+        let path = paths::log(&self.cluster, self.number);
+        self.repository.store().create(&path, built.bytes).await.unwrap();
+        (self.previous, self.first) = (built.hash, self.at);
+    }
+}
+
+/// Runs commands on a server and notes them, as it would send them to a replica.
+struct Both<'s> {
+    server: &'s Server,
+    log: Writer,
+}
+
+impl Both<'_> {
+    /// `3 SET a 1` is one of database 3.
+    fn run(&mut self, line: &str) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let mut client = self.server.client();
+        let _ = client.call(&["SELECT", words[0]]);
+        let reply = client.call(&words[1..]);
+        assert!(!matches!(reply, tidemark_tests::redis::Reply::Error(_)), "{line}: {reply:?}");
+        self.log.note(words[0].parse().unwrap(), &words[1..]);
+    }
+
+    /// Ends a segment; the time, and what the server holds then.
+    async fn point(&mut self) -> (u64, Contents) {
+        self.log.put(0).await;
+        (self.log.at, held_by(self.server))
+    }
+}
+
+fn far(seconds: u64) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    (now.as_secs() + 100_000 + seconds) * 1000
+}
+
+/// Fills a server with what is there before the backup.
+fn fill(server: &Server) {
+    let mut client = server.client();
+    for i in 0..400 {
+        let _ = client.run(&format!("SET s:{i} value-{i}"));
+        let _ = client.run(&format!("RPUSH l:{i} a b"));
+        let _ = client.run(&format!("HSET h:{i} f {i}"));
+        let text: String = (0..60).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
+        let _ = client.run(&format!("SET {{tag}}:{i} {text}"));
+    }
+    let long = "0123456789abcdef".repeat(200_000);
+    let _ = client.call(&["RPUSH", "long", &long, "x"]);
+    let _ = client.run("SELECT 3");
+    let _ = client.run("SET three x");
+}
+
+/// Commands that each part can follow alone.
+fn apart(both: &mut Both<'_>) {
+    for i in 0..60 {
+        both.run(&format!("0 APPEND s:{i} more"));
+        both.run(&format!("0 RPUSH l:{} c", i * 2));
+        both.run(&format!("0 PEXPIREAT h:{i} {}", far(i)));
+        both.run(&format!("0 SET new:{i} n"));
+        both.run(&format!("0 DEL s:{} l:{}", 100 + i, 101 + i));
+    }
+    both.run("0 PERSIST h:5");
+    both.run("0 MSET s:200 a s:201 b new:9 c");
+    both.run("0 RPUSH long y");
+    both.run("3 APPEND three y");
+    both.run("0 MOVE s:202 5");
+    both.run("3 FLUSHDB");
+    both.run("3 SET after z");
+}
+
+async fn export(fleet: &Fleet, at: u64, env: &[(&str, &str)], args: &[&str]) -> std::process::Output {
+    let url = format!("file://{}", fleet.repository().display());
+    let key = fleet.dir().join("master.key");
+    let mut command = std::process::Command::new(binary("tidemark"));
+    let at = at.to_string();
+    let _ =
+        command.args(["export", "--repository", &url, "--key-file", key.to_str().unwrap(), "--cluster", CLUSTER]);
+    let _ = command.args(["--at", &at]).args(args).envs(env.iter().copied()).stdin(Stdio::null());
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+/// What an export at a time gives to a server that loads it.
+async fn exported(fleet: &Fleet, at: u64) -> Contents {
+    let out = export(fleet, at, &[], &["--format", "rdb"]).await;
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    held_by(&Server::load(Flavor::Redis, &[], Some(&out.stdout)))
+}
+
+async fn restored(fleet: &mut Fleet, name: &str, at: u64) -> (Contents, Vec<String>) {
+    let target = Server::start(Flavor::Redis, &[]);
+    protect_one(fleet, name, &target).await;
+    let request = tidemark_coordinator::job::restore::RestoreRequest { at: Some(at), ..restore_of(CLUSTER, name) };
+    let done = fleet.restore(&request).await.unwrap_or_else(|e| panic!("{}", e.report()));
+    assert_eq!(done["at"].as_u64(), Some(at), "{done}");
+    let phases = fleet.tidemark(&["events", "--cluster", name]).await;
+    (held_by(&target), phases.lines().map(str::to_owned).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_point_of_a_log_of_commands_is_exported_queried_and_restored() {
+    let source = Server::start(Flavor::Redis, &[]);
+    fill(&source);
+    let mut fleet = Fleet::start().await;
+    let mut agent = spec(CLUSTER, "n0", format!("unix:{}", source.socket().display()));
+    // Regions are divided into several parts.
+    agent.part_bytes = 64 << 10;
+    fleet.start_agent(agent);
+    let _ = fleet.ready(CLUSTER, 1).await;
+    let first = backup(&fleet, CLUSTER).await;
+    let log = Writer::begin(&fleet, first.item.cut).await;
+    let mut both = Both { server: &source, log };
+
+    apart(&mut both);
+    let (early, then) = both.point().await;
+    compare("exported", &exported(&fleet, early).await, &then);
+    let (given, told) = restored(&mut fleet, "early", early).await;
+    compare("restored", &given, &then);
+    assert!(!told.iter().any(|line| line.contains("worked off")), "by the agent: {told:?}");
+    parts_alone_are_the_whole(&fleet, early).await;
+
+    // Commands that tie keys of several slots, and of several parts of one slot.
+    for line in [
+        "0 RENAME s:0 renamed",
+        "0 COPY l:1 copied",
+        "0 COPY {tag}:0 {tag}:399 REPLACE",
+        "0 LMOVE l:3 l:4 LEFT LEFT",
+    ] {
+        both.run(line);
+    }
+    both.run("0 SWAPDB 0 5");
+    both.run("5 APPEND renamed !");
+    both.run("0 FLUSHDB");
+    both.run("0 SET last 1");
+    let (late, now) = both.point().await;
+    compare("exported early", &exported(&fleet, early).await, &then);
+    compare("exported late", &exported(&fleet, late).await, &now);
+    let (given, told) = restored(&mut fleet, "late", late).await;
+    compare("restored", &given, &now);
+    assert!(told.iter().any(|line| line.contains("worked off by the coordinator")), "{told:?}");
+
+    queries(&fleet, (early, late)).await;
+    let out = export(&fleet, late, &[("TIDEMARK_SCRATCH_SERVER", "/nowhere/server")], &["--format", "jsonl"]).await;
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && told.contains("install") && told.contains("/nowhere/server"), "{told}");
+}
+
+/// What the log makes of each part by itself is what it makes of all of them.
+async fn parts_alone_are_the_whole(fleet: &Fleet, at: u64) {
+    use futures::StreamExt;
+    let (repository, cluster) = (repository(fleet).await, ClusterName::new(CLUSTER).unwrap());
+    let ledger = Ledger::load(&repository, &cluster).await.unwrap();
+    let point = point(&repository, &ledger, Timestamp(at), None).await.unwrap();
+    let manifest = open_manifest(&repository, &cluster, &point.base.backup).await.unwrap();
+    let log = point.log(&repository, &cluster, manifest.root().slots_per_region).await.unwrap();
+    assert_eq!(ties(&manifest, &log, point.at).await.unwrap(), None);
+    let dir = tempfile::tempdir().unwrap();
+    let fold = || CommandFold::new(&manifest, log.clone(), point.at, dir.path(), None);
+    let (whole, alone) = (fold().await.unwrap(), fold().await.unwrap().part_by_part());
+    let cancel = CancellationToken::new();
+    let (whole, mut pages, mut records, mut divided) =
+        (whole.whole(&cancel).await.unwrap(), manifest.pages(), 0, 0);
+    let mut some = 0;
+    while let Some(page) = pages.next().await {
+        for part in page.page.unwrap().parts {
+            divided += usize::from(!part.lower.is_empty());
+            some += 1;
+            // A few dozen servers are enough.
+            if some % 8 != 0 && !part.slots.contains(slot_of(b"{tag}")) && !part.slots.contains(slot_of(b"three")) {
+                continue;
+            }
+            let scope: Scope = scope_of(&part);
+            let own = alone.part(&part, &cancel).await.unwrap();
+            let (mut a, mut b) = (
+                own.overlay(&scope, 1 << 20, dir.path()).unwrap(),
+                whole.overlay(&scope, 1 << 20, dir.path()).unwrap(),
+            );
+            loop {
+                let (more, as_well) = (a.advance().unwrap(), b.advance().unwrap());
+                assert_eq!(more, as_well);
+                if !more {
+                    break;
+                }
+                let (a, b) = (a.current().unwrap(), b.current().unwrap());
+                assert_eq!((a.slot, a.key, a.put), (b.slot, b.key, b.put));
+                records += 1;
+            }
+        }
+    }
+    assert!(records > 10 && divided > 1, "{records} {divided}");
+}
+
+async fn queries(fleet: &Fleet, (early, late): (u64, u64)) {
+    let (early, late) = (early.to_string(), late.to_string());
+    let get = async |key: &str, at: &str, db: &str| {
+        let args = ["query", "get", key, "--cluster", CLUSTER, "--at", at, "--db", db, "-o", "json"];
+        fleet.try_tidemark(&args).await.map(|text| serde_json::from_str::<serde_json::Value>(&text).unwrap())
+    };
+    let value = |found: serde_json::Value| found["record"]["value"].clone();
+    assert_eq!(value(get("s:1", &early, "0").await.unwrap()), "value-1more");
+    assert_eq!(value(get("s:300", &early, "0").await.unwrap()), "value-300", "untouched");
+    assert_eq!(value(get("s:202", &early, "5").await.unwrap()), "value-202", "moved");
+    assert_eq!(value(get("after", &early, "3").await.unwrap()), "z");
+    assert!(get("three", &early, "3").await.is_err() && get("s:202", &early, "0").await.is_err());
+    // Behind a swap of databases.
+    assert_eq!(value(get("renamed", &late, "5").await.unwrap()), "value-0more!");
+    assert!(get("renamed", &late, "0").await.is_err());
+    let shown = fleet.tidemark(&["query", "history", "s:0", "--cluster", CLUSTER]).await;
+    for word in ["db 0: APPEND s:0 more", "db 0: RENAME s:0 renamed", "db 0: SWAPDB 0 5", "db 0: FLUSHDB"] {
+        assert!(shown.contains(word), "{shown}");
+    }
+    assert!(!shown.contains("s:1 ") && !shown.contains("db 3"), "{shown}");
+    let scan = ["query", "scan", "new:", "--cluster", CLUSTER, "--at", &early, "--limit", "1000", "-o", "json"];
+    let page: serde_json::Value = serde_json::from_str(&fleet.tidemark(&scan).await).unwrap();
+    assert_eq!(page["records"].as_array().unwrap().len(), 60);
+    let diff = [
+        "query",
+        "diff",
+        "--cluster",
+        CLUSTER,
+        "--from",
+        &early,
+        "--to",
+        &late,
+        "--db",
+        "0",
+        "--limit",
+        "9999",
+        "-o",
+        "json",
+    ];
+    let diff: serde_json::Value = serde_json::from_str(&fleet.tidemark(&diff).await).unwrap();
+    let changes = diff["changes"].as_array().unwrap();
+    assert!(changes.iter().any(|c| c["change"] == "added" && c["after"]["key"] == "last"), "{diff}");
+    assert!(changes.len() > 1000 && changes.iter().filter(|c| c["change"] == "added").count() == 1);
+}
