@@ -39,12 +39,19 @@ pub struct Scope {
     pub upper: Vec<u8>,
     /// Of them only these keys of records, where given.
     pub only: Option<Arc<HashSet<Vec<u8>>>>,
+    /// Not keys count, but the functions alone.
+    pub functions: bool,
 }
 
 impl Scope {
     /// All keys of these slots.
     pub fn slots(slots: SlotSet) -> Self {
-        Self { slots, lower: Vec::new(), upper: Vec::new(), only: None }
+        Self { slots, lower: Vec::new(), upper: Vec::new(), only: None, functions: false }
+    }
+
+    /// No keys, but the functions.
+    pub fn functions() -> Self {
+        Self { functions: true, ..Self::slots(SlotSet::EMPTY) }
     }
 
     /// Whether every key counts.
@@ -238,15 +245,12 @@ impl Named {
     fn take(&mut self, command: &Command<'_>, scope: &Scope, commands: &Commands, out: &mut Out) -> Result<()> {
         let words = command.request.words(MOST_OF_WORD)?;
         match about(commands, command.db, &words)? {
-            About::Nothing => return Ok(()),
-            About::Functions => {
+            About::Functions if scope.functions => {
                 self.functions = true;
-                if !scope.is_all() {
-                    return Ok(());
-                }
-                out.select(command.db)?;
-                command.request.pieces(|piece| out.bytes(piece))?;
+                self.pass(command, out)?;
             }
+            About::Nothing | About::Functions => return Ok(()),
+            _ if scope.functions => return Ok(()),
             About::Emptied(db) => self.empty(db, command, scope, out)?,
             About::Everything => {
                 // What is swapped or looked up by it lies in other slots than those that count, unless it is a swap.

@@ -112,7 +112,7 @@ async fn carry_out(
         missing => missing?,
     };
     let (sums, recorder) = (Mutex::default(), tokio::sync::Mutex::new(recorder));
-    let warnings = Mutex::new(plan.warnings.clone());
+    let warnings = Mutex::new([&plan.warnings[..], &sources.told].concat());
     let driver =
         Driver { context, job, id, plan, options, sources, missing, sums, source, target, recorder, warnings };
     let serve = ServeJob::new(driver.source.clone(), driver.target.clone(), driver.sources.served.clone());
