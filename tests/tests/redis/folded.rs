@@ -19,7 +19,7 @@ use tidemark_proto::stored::paths;
 use tidemark_proto::stored::run::put_varint;
 use tidemark_proto::{ClusterName, Incarnation, SlotSet, Timestamp, slot_of};
 use tidemark_tests::fleet::{Fleet, binary, restore_of};
-use tidemark_tests::redis::{Flavor, Server};
+use tidemark_tests::redis::{Client, Flavor, Reply, Server};
 use tokio_util::sync::CancellationToken;
 
 use super::contents::{Contents, compare, held_by};
@@ -148,7 +148,7 @@ impl Both<'_> {
         let mut client = self.server.client();
         let _ = client.call(&["SELECT", words[0]]);
         let reply = client.call(&words[1..]);
-        assert!(!matches!(reply, tidemark_tests::redis::Reply::Error(_)), "{line}: {reply:?}");
+        assert!(!matches!(reply, Reply::Error(_)), "{line}: {reply:?}");
         self.log.note(words[0].parse().unwrap(), &words[1..]);
     }
 
@@ -196,6 +196,10 @@ fn apart(both: &mut Both<'_>) {
     both.run("0 MOVE s:202 5");
     both.run("3 FLUSHDB");
     both.run("3 SET after z");
+    let library = "#!lua name=later\nredis.register_function('f', function() return 7 end)";
+    let loaded = both.server.client().call(&["FUNCTION", "LOAD", library]);
+    assert!(!matches!(loaded, Reply::Error(_)), "{loaded:?}");
+    both.log.note(0, &["FUNCTION", "LOAD", library]);
 }
 
 async fn export(fleet: &Fleet, at: u64, env: &[(&str, &str)], args: &[&str]) -> std::process::Output {
@@ -213,7 +217,9 @@ async fn export(fleet: &Fleet, at: u64, env: &[(&str, &str)], args: &[&str]) -> 
 async fn exported(fleet: &Fleet, at: u64) -> Contents {
     let out = export(fleet, at, &[], &["--format", "rdb"]).await;
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    held_by(&Server::load(Flavor::Redis, &[], Some(&out.stdout)))
+    let server = Server::load(Flavor::Redis, &[], Some(&out.stdout));
+    assert_eq!(server.client().run("FCALL f 0"), Reply::Integer(7), "functions of the log");
+    held_by(&server)
 }
 
 async fn restored(fleet: &mut Fleet, name: &str, at: u64) -> (Contents, Vec<String>) {
@@ -223,6 +229,7 @@ async fn restored(fleet: &mut Fleet, name: &str, at: u64) -> (Contents, Vec<Stri
     let done = fleet.restore(&request).await.unwrap_or_else(|e| panic!("{}", e.report()));
     assert_eq!(done["at"].as_u64(), Some(at), "{done}");
     let phases = fleet.tidemark(&["events", "--cluster", name]).await;
+    assert_eq!(target.client().run("FCALL f 0"), Reply::Integer(7), "functions of the log");
     (held_by(&target), phases.lines().map(str::to_owned).collect())
 }
 
@@ -269,6 +276,7 @@ async fn every_point_of_a_log_of_commands_is_exported_queried_and_restored() {
     assert!(told.iter().any(|line| line.contains("worked off by the coordinator")), "{told:?}");
 
     queries(&fleet, (early, late)).await;
+    clone_runs(&fleet, late, &now).await;
     let out = export(&fleet, late, &[("TIDEMARK_SCRATCH_SERVER", "/nowhere/server")], &["--format", "jsonl"]).await;
     let told = String::from_utf8_lossy(&out.stderr);
     assert!(!out.status.success() && told.contains("install") && told.contains("/nowhere/server"), "{told}");
@@ -317,6 +325,70 @@ async fn parts_alone_are_the_whole(fleet: &Fleet, at: u64) {
         }
     }
     assert!(records > 10 && divided > 1, "{records} {divided}");
+}
+
+/// A process that ends with the test.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(self.0.id() as i32),
+                nix::sys::signal::Signal::SIGTERM,
+            );
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// A throw-away server holds the state, takes the password, and is gone with its command.
+async fn clone_runs(fleet: &Fleet, at: u64, wanted: &Contents) {
+    let dir = tempfile::tempdir().unwrap();
+    let (url, key) = (format!("file://{}", fleet.repository().display()), fleet.dir().join("master.key"));
+    let mut command = std::process::Command::new(binary("tidemark"));
+    let _ = command.args([
+        "clone",
+        "run",
+        "--repository",
+        &url,
+        "--key-file",
+        key.to_str().unwrap(),
+        "--cluster",
+        CLUSTER,
+    ]);
+    let _ = command
+        .args(["--at", &at.to_string(), "--password-env", "CLONE_PASSWORD", "-o", "json", "--dir"])
+        .arg(dir.path());
+    let _ = command.env("CLONE_PASSWORD", "not for args").stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut running = Running(command.spawn().unwrap());
+    let mut out = running.0.stdout.take().unwrap();
+    let (standing, wanted, pid) = tokio::task::spawn_blocking(move || {
+        serde_json::Deserializer::from_reader(&mut out).into_iter::<serde_json::Value>().next().unwrap().unwrap()
+    })
+    .await
+    .map(|standing| (standing, wanted.clone(), running.0.id()))
+    .unwrap();
+    let port: u16 = standing["address"].as_str().unwrap().rsplit_once(':').unwrap().1.parse().unwrap();
+    assert_eq!((standing["at"].as_u64(), standing["records"].as_u64()), (Some(at), Some(wanted.len() as u64)));
+    let mut client = Client::tcp(port).unwrap();
+    assert!(matches!(client.ask(&["GET", "renamed"]).unwrap(), Reply::Error(e) if e.starts_with("NOAUTH")));
+    let _ = client.call(&["AUTH", "not for args"]);
+    let _ = client.run("SELECT 5");
+    assert_eq!(client.run("GET renamed").text(), "value-0more!");
+    assert_eq!(client.run("SET written x"), Reply::Status("OK".into()));
+    let sizes = client.run("INFO keyspace").text();
+    let keys: usize =
+        sizes.split("keys=").skip(1).map(|s| s.split(',').next().unwrap().parse::<usize>().unwrap()).sum();
+    assert_eq!(keys, wanted.len() + 1);
+    let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(!arguments.contains("not for args"));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+    let ended = tokio::task::spawn_blocking(move || running.0.wait().unwrap()).await.unwrap();
+    assert!(ended.success(), "{ended}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "its folder is gone");
+    assert!(Client::tcp(port).is_err(), "so is the server");
 }
 
 async fn queries(fleet: &Fleet, (early, late): (u64, u64)) {
