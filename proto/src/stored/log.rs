@@ -314,7 +314,7 @@ pub fn take_entry<'a>(bytes: &mut &'a [u8]) -> Result<Option<LogEntry<'a>>> {
 
 /// The database of a command, from the meta of its entry.
 pub fn database(mut meta: &[u8]) -> Result<u64> {
-    take_varint(&mut meta).map(|db| db as u64)
+    take_varint(&mut meta)
 }
 
 #[cfg(test)]
