@@ -9,9 +9,9 @@ use tidemark_common::log::LogRing;
 use tidemark_common::rate::Limiter;
 use tidemark_common::select::Selection;
 use tidemark_common::telemetry::Metrics;
-use tidemark_proto::Timestamp;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
+use tidemark_proto::{SlotSet, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use crate::bulk::BulkDialer;
@@ -63,6 +63,8 @@ pub struct Agent {
 pub struct RestoreSession {
     /// The staging area.
     pub loader: Arc<dyn Loader>,
+    /// Slots that it was opened for.
+    pub slots: SlotSet,
     /// Timestamp of the restored state.
     pub at: Timestamp,
     /// Address of the serve process.

@@ -8,14 +8,17 @@ use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::seal::Sealer;
 use tidemark_common::segment::ChunkWriter;
 use tidemark_common::transport::{FrameReader, FrameWriter, open_bi};
-use tidemark_proto::stored::log::LogEntry;
-use tidemark_proto::wire::bulk::{FRAME_CHUNK, FRAME_VERSION, LogBatch, LogChunk, LogOpen, LogPull, MAX_PULL};
+use tidemark_proto::frame::{Header, Message};
+use tidemark_proto::stored::log::{BEGINS_BRANCH, LogEntry};
+use tidemark_proto::wire::bulk::{
+    FRAME_CHUNK, FRAME_VERSION, LogBatch, LogChunk, LogFollow, LogOpen, LogPull, MAX_PULL,
+};
 use tidemark_proto::wire::control::{Done, Failure, LogStart};
-use tidemark_proto::{Error, Result};
+use tidemark_proto::{Error, Result, Timestamp};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::agent::Agent;
-use crate::engine::{Engine, LogReached, LogSink, LogWanted};
+use crate::engine::{Engine, LogReached, LogSink, LogSource, LogWanted};
 use crate::metric_names::stage;
 use crate::{blocking, telemetry};
 
@@ -51,6 +54,11 @@ fn unsupported() -> Error {
     Error::unsupported("this kind of store has no log yet: protect it by backups alone, and leave pitr off")
 }
 
+/// The log of a store; `Unsupported` where it has none.
+pub(crate) fn of(engine: &dyn Engine) -> Result<&dyn LogSource> {
+    engine.log().ok_or_else(unsupported)
+}
+
 /// Opens the stream and serves it in the background.
 pub(crate) async fn start(agent: Arc<Agent>, command: LogStart) -> Result<Done> {
     let _ = agent.engine.log().ok_or_else(unsupported)?;
@@ -80,8 +88,8 @@ async fn serve(agent: Arc<Agent>, mut writer: FrameWriter, mut reader: FrameRead
     loop {
         let done = match reader.read_header().await {
             Ok(None) => Ok(false),
-            Ok(Some(header)) => match reader.decode::<LogPull>(header).await {
-                Ok(pull) => answer(&agent, pull, &mut writer).await.map(|()| true),
+            Ok(Some(header)) => match question(&mut reader, header).await {
+                Ok(follow) => answer(&agent, follow, &mut writer).await.map(|()| true),
                 Err(e) => Err(e),
             },
             Err(e) => Err(e),
@@ -99,16 +107,30 @@ async fn serve(agent: Arc<Agent>, mut writer: FrameWriter, mut reader: FrameRead
     }
 }
 
-async fn answer(agent: &Arc<Agent>, pull: LogPull, writer: &mut FrameWriter) -> Result<()> {
+/// Reads a question, of either kind.
+async fn question(reader: &mut FrameReader, header: Header) -> Result<LogFollow> {
+    if header.kind == LogFollow::KIND {
+        return reader.decode(header).await;
+    }
+    let pull = reader.decode::<LogPull>(header).await?;
+    Ok(LogFollow { pull, closed: Timestamp::ZERO, takes_over: 0 })
+}
+
+async fn answer(agent: &Arc<Agent>, follow: LogFollow, writer: &mut FrameWriter) -> Result<()> {
     let engine = agent.engine.clone();
-    let Batch { reached, chunks } = blocking(move || read(&*engine, &pull)).await?;
+    let Batch { reached, chunks } = blocking(move || read(&*engine, &follow)).await?;
+    let begins = match reached.begins {
+        true => 1,
+        false if reached.branches => BEGINS_BRANCH,
+        false => 0,
+    };
     let header = LogBatch {
         incarnation: reached.incarnation,
         slots: reached.slots,
         from: reached.from,
         to: reached.to,
         closed: reached.closed,
-        begins: u8::from(reached.begins),
+        begins,
         behind_bytes: reached.behind,
         clock_millis: SystemClock.millis(),
         chunks: chunks.iter().map(|(chunk, _)| chunk.clone()).collect(),
@@ -122,8 +144,8 @@ async fn answer(agent: &Arc<Agent>, pull: LogPull, writer: &mut FrameWriter) -> 
     Ok(())
 }
 
-fn read(engine: &dyn Engine, pull: &LogPull) -> Result<Batch> {
-    let log = engine.log().ok_or_else(unsupported)?;
+fn read(engine: &dyn Engine, LogFollow { pull, closed, takes_over }: &LogFollow) -> Result<Batch> {
+    let log = of(engine)?;
     let sealer = Sealer::new(&pull.key, pull.run_tag, pull.encrypt != 0);
     let mut writer = ChunkWriter::new(&sealer, pull.slots_per_region)?;
     let wanted = LogWanted {
@@ -133,6 +155,8 @@ fn read(engine: &dyn Engine, pull: &LogPull) -> Result<Batch> {
         now: pull.now,
         most: u64::from(pull.most_bytes.min(MAX_PULL)),
         spool: pull.spool_bytes,
+        closed: *closed,
+        takes_over: *takes_over != 0,
     };
     let reached = log.read_log(&wanted, &mut Sink(&mut writer))?;
     Ok(Batch { reached, chunks: writer.finish()? })

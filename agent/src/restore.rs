@@ -42,6 +42,13 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Records between two looks at the cancellation token.
 const CANCEL_EVERY: u64 = 1024;
 
+/// A restore that was begun for some slots is to go on with others.
+pub(crate) fn other_slots(begun: &impl std::fmt::Display, now: &SlotSet) -> Error {
+    Error::unsupported(format!(
+        "this node began the restore with slots {begun} and is to go on with {now}: slots have moved meanwhile; restore again"
+    ))
+}
+
 fn loaded_parts(loader: &dyn Loader) -> Result<Vec<LoadedPart>> {
     Ok(loader.loaded()?.into_iter().map(|(number, source, loaded)| LoadedPart { number, source, loaded }).collect())
 }
@@ -62,6 +69,9 @@ pub(crate) async fn begin_as(
     let (selection, expiry) = options::of(options, begin.at)?;
     blocking(move || {
         if let Some(mut session) = agent.restore_session(&head.job) {
+            if session.slots != begin.slots {
+                return Err(other_slots(&session.slots, &begin.slots));
+            }
             // A coordinator that was started anew gives its data elsewhere.
             session.serve = begin.serve;
             let loaded = loaded_parts(session.loader.as_ref())?;
@@ -70,7 +80,7 @@ pub(crate) async fn begin_as(
         }
         // Before the store changes: clients must hear of a restore and not of a store that fails them.
         agent.gate.shut(RESTORING);
-        let opened = agent.engine.restore(head.job, begin.slots, begin.in_place != 0);
+        let opened = agent.engine.restore(head.job, begin.slots.clone(), begin.in_place != 0);
         let loader: Arc<dyn Loader> = match opened {
             Ok(loader) => loader.into(),
             Err(e) => {
@@ -82,6 +92,7 @@ pub(crate) async fn begin_as(
         let loaded = loaded_parts(loader.as_ref())?;
         let session = RestoreSession {
             loader,
+            slots: begin.slots,
             at: begin.at,
             serve: begin.serve,
             selection,

@@ -154,11 +154,37 @@ pub struct PitrConfig {
     pub idle_ms: u64,
     /// Changes that a node keeps while they are not durable, at most, in MiB; beyond, the log breaks and begins anew.
     pub spool_mib: u64,
+    /// Restore points of stores that have not any time as one (Redis and Valkey): a light cut this often, in milliseconds.
+    pub point_interval_ms: u64,
+    /// Writes are held for such a cut at most this long, in milliseconds. It ends as soon as all nodes have been read.
+    pub point_budget_ms: u32,
+    /// Whether light cuts hold writes.
+    pub points: LightCuts,
+}
+
+/// Whether the light cuts of a log hold writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LightCuts {
+    /// Where no blocking command hangs by it; on other servers there are restore points only while nothing is written.
+    Auto,
+    /// On every server.
+    Always,
+    /// There are none: only cuts of backups are restore points.
+    Never,
 }
 
 impl Default for PitrConfig {
     fn default() -> Self {
-        Self { interval_ms: 2000, segment_mib: 16, idle_ms: 30_000, spool_mib: 1024 }
+        Self {
+            interval_ms: 2000,
+            segment_mib: 16,
+            idle_ms: 30_000,
+            spool_mib: 1024,
+            point_interval_ms: 5000,
+            point_budget_ms: 50,
+            points: LightCuts::Auto,
+        }
     }
 }
 
@@ -177,6 +203,9 @@ impl PitrConfig {
         }
         if self.spool_mib == 0 {
             return Err(Error::config("pitr.spool_mib: at least 1, or the log breaks with every change"));
+        }
+        if !(200..=3_600_000).contains(&self.point_interval_ms) || !(1..=500).contains(&self.point_budget_ms) {
+            return Err(Error::config("pitr.point_interval_ms: 200 to 3600000; pitr.point_budget_ms: 1 to 500"));
         }
         Ok(())
     }

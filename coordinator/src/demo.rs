@@ -150,6 +150,7 @@ async fn restore(fleet: &Fleet, backup: &str) -> Result<JobInfo> {
     let request = RestoreRequest {
         cluster: CLUSTER.parse()?,
         backup: backup.into(),
+        inexact: false,
         target: None,
         in_place: false,
         keys: Vec::new(),

@@ -353,6 +353,7 @@ impl Fleet {
 /// A restore of the newest backup of `cluster` onto `target`.
 pub fn restore_of(cluster: &str, target: &str) -> RestoreRequest {
     RestoreRequest {
+        inexact: false,
         cluster: cluster.parse().expect("name"),
         backup: "latest".into(),
         target: Some(target.parse().expect("name")),

@@ -29,6 +29,8 @@ mod in_place_broken;
 mod kept;
 #[path = "redis/load.rs"]
 mod load;
+#[path = "redis/log.rs"]
+mod log;
 #[path = "redis/long.rs"]
 mod long;
 #[path = "rdb/model.rs"]
@@ -38,6 +40,8 @@ mod model;
 mod moving;
 #[path = "redis/native.rs"]
 mod native;
+#[path = "redis/open_slots.rs"]
+mod open_slots;
 #[path = "redis/options.rs"]
 mod options;
 #[path = "redis/phases.rs"]

@@ -11,9 +11,9 @@ use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
     CommandHead, Describe, DescribeSource, Description, Diagnose, Done, Hold, KEPT_LIBRARIES, KEPT_PROBE, Keep,
-    ListJobs, LogStart, LogStop, OpenJobs, Prepare, Prepared, Release, Released, RestoreAbort, RestoreBegin,
-    RestoreBeginAs, RestoreCount, RestoreFinish, RestoreKept, RestoreParts, RestorePartsLogged, RestoreVerify,
-    Seal, Settle, Upload, UploadRest,
+    ListJobs, LogHold, LogRelease, LogSeal, LogStart, LogStop, OpenJobs, Prepare, Prepared, Release, Released,
+    RestoreAbort, RestoreBegin, RestoreBeginAs, RestoreCount, RestoreFinish, RestoreKept, RestoreParts,
+    RestorePartsLogged, RestoreVerify, Seal, Settle, Upload, UploadRest,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -129,7 +129,37 @@ pub(super) async fn dispatch(
             let LogStop {} = body(reader, header).await?;
             reply.finish(log::stop(agent.clone())).await
         }
+        LogHold::KIND | LogSeal::KIND | LogRelease::KIND => log_cut(engine, header, reader, reply).await,
         _ => dispatch_restore(agent, head, header, reader, reply).await,
+    }
+}
+
+/// The commands of a restore point of the log.
+async fn log_cut(
+    engine: Arc<dyn crate::engine::Engine>,
+    header: Header,
+    reader: &mut FrameReader,
+    reply: &mut Reply,
+) -> Result<()> {
+    match header.kind {
+        LogHold::KIND => {
+            let LogHold { budget_millis } = body(reader, header).await?;
+            let budget = Duration::from_millis(u64::from(budget_millis));
+            reply.finish(blocking(move || log::of(&*engine)?.hold_log(budget))).await
+        }
+        LogSeal::KIND => {
+            let LogSeal { at } = body(reader, header).await?;
+            reply.finish(blocking(move || log::of(&*engine)?.seal_log(at))).await
+        }
+        _ => {
+            let LogRelease {} = body(reader, header).await?;
+            let release = blocking(move || {
+                let (ownership, held) = log::of(&*engine)?.release_log()?;
+                telemetry::held(held);
+                Ok(Released { ownership, held_micros: held.as_micros() as u64 })
+            });
+            reply.finish(release).await
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! The log of a store: what changed since a position, for as long as the store keeps it.
 
+use std::time::Duration;
+
 use tidemark_proto::stored::log::LogEntry;
-use tidemark_proto::{Incarnation, Result, SlotSet, Timestamp};
+use tidemark_proto::wire::control::{Held, Ownership, Sealed};
+use tidemark_proto::{Error, Incarnation, Result, SlotSet, Timestamp};
 
 /// What is asked of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +21,10 @@ pub struct LogWanted {
     pub most: u64,
     /// Bytes of entries that the store keeps for the log at most.
     pub spool: u64,
+    /// Time up to which the log was received; zero where that is the position itself.
+    pub closed: Timestamp,
+    /// Another node gave the log up to `from`: it is to go on here.
+    pub takes_over: bool,
 }
 
 /// What was read.
@@ -35,6 +42,8 @@ pub struct LogReached {
     pub closed: Timestamp,
     /// What came before `from` is not in the log: it begins here, or the store does not have what was asked for any more.
     pub begins: bool,
+    /// It goes on from `from`, but under another history than was asked for.
+    pub branches: bool,
     /// Bytes of entries behind `to`, about.
     pub behind: u64,
 }
@@ -56,4 +65,26 @@ pub trait LogSource: Send + Sync {
 
     /// Keeps nothing for the log any more.
     fn stop_log(&self) -> Result<()>;
+
+    /// Stops writes for at most `budget` (zero: only reads), for a restore point of the log; as [`crate::engine::Engine::hold`].
+    fn hold_log(&self, budget: Duration) -> Result<Held> {
+        let _ = budget;
+        Err(no_points())
+    }
+
+    /// The second reading: everything up to the position of the hold gets a timestamp at or below `at`, all else a later one.
+    fn seal_log(&self, at: Timestamp) -> Result<Sealed> {
+        let _ = at;
+        Err(no_points())
+    }
+
+    /// Ends the hold.
+    fn release_log(&self) -> Result<(Ownership, Duration)> {
+        Err(no_points())
+    }
+}
+
+/// What stores answer any time of which is a restore point.
+fn no_points() -> Error {
+    Error::unsupported("the log of this store needs no holds: every time is a restore point")
 }

@@ -25,6 +25,7 @@ mod kept;
 pub mod link;
 mod lives;
 mod load;
+mod log;
 mod marker;
 pub mod merge;
 mod notes;
@@ -56,7 +57,7 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{Description, Held, Kept, Ownership, RestoreKept, RestoredKept, Sealed};
 use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
 
-use crate::engine::{Engine, Loader, Snapshot, job_of_pin, job_pin};
+use crate::engine::{Engine, Loader, LogSource, Snapshot, job_of_pin, job_pin};
 use conn::{Address, Connection, Login};
 use fence::Fences;
 use incarnation::{read_incarnation, write_incarnation};
@@ -67,6 +68,9 @@ use shard::Shard;
 
 /// Name of the engine.
 pub const ENGINE: &str = "redis";
+
+/// Folder of the log's spool.
+const LOG: &str = "spool";
 
 /// Folder of long values on their way into the server.
 const LONG: &str = "long";
@@ -99,6 +103,7 @@ pub struct Redis {
     ending: Mutex<()>,
     jobs: Mutex<HashMap<JobId, SharedJob>>,
     shard: Shard,
+    log: log::RedisLog,
 }
 
 impl Redis {
@@ -110,6 +115,7 @@ impl Redis {
         }
         std::fs::create_dir_all(&jobs).or_kind(ErrorKind::Config, format_args!("{}", jobs.display()))?;
         let incarnation = Mutex::new(read_incarnation(&options)?);
+        let log = log::RedisLog::new(options.dir.join(LOG));
         let new = |me: &Weak<Self>| {
             let me = me.clone();
             Self {
@@ -120,9 +126,12 @@ impl Redis {
                 ending: Mutex::default(),
                 jobs: Mutex::default(),
                 shard: Shard::default(),
+                log,
             }
         };
-        Ok(Arc::new_cyclic(new))
+        let this = Arc::new_cyclic(new);
+        this.resume_log();
+        Ok(this)
     }
 
     fn incarnation(&self) -> Incarnation {
@@ -263,6 +272,10 @@ impl Engine for Redis {
 
     fn spool(&self) -> Option<PathBuf> {
         Some(self.options.dir.join(LONG))
+    }
+
+    fn log(&self) -> Option<&dyn LogSource> {
+        Some(self)
     }
 
     fn scratch_server(&self) -> Option<ScratchServer> {

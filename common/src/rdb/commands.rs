@@ -23,15 +23,15 @@ pub const MOST_STRING: usize = 64 << 20;
 
 /// Takes commands as they are sent to a server.
 pub trait CommandSink {
-    /// So many commands follow in the next bytes, each of them whole before this is called again.
-    fn commands(&mut self, count: usize) -> Result<()>;
+    /// A command follows in the next bytes; it is whole before this is called again.
+    fn command(&mut self) -> Result<()>;
 
     /// The next bytes.
     fn bytes(&mut self, bytes: &[u8]) -> Result<()>;
 }
 
 impl CommandSink for Vec<u8> {
-    fn commands(&mut self, _: usize) -> Result<()> {
+    fn command(&mut self) -> Result<()> {
         Ok(())
     }
 
@@ -75,7 +75,7 @@ pub fn put_key<V: RawValue + ?Sized>(
 
 /// Begins a command of so many words.
 fn begin(out: &mut impl CommandSink, words: usize) -> Result<()> {
-    out.commands(1)?;
+    out.command()?;
     out.bytes(format!("*{words}\r\n").as_bytes())
 }
 
@@ -110,9 +110,9 @@ struct Value<'o, W> {
     gathered: Vec<u8>,
     words: usize,
     elements: usize,
-    /// Commands that come after it, and their number: times at which fields expire.
+    /// Commands that come after it, and where each ends: times at which fields expire.
     after: Vec<u8>,
-    afters: usize,
+    ends: Vec<usize>,
     /// Bytes of a string of class string that go into one command, what is left of it, and what of that is in this one.
     most: u64,
     left: u64,
@@ -128,7 +128,7 @@ impl<'o, W: CommandSink> Value<'o, W> {
             Class::Hash => b"HSET",
             _ => b"SET",
         };
-        let (text, field, gathered, after) = Default::default();
+        let (text, field, gathered, after, ends) = Default::default();
         Self {
             out,
             verb,
@@ -140,7 +140,7 @@ impl<'o, W: CommandSink> Value<'o, W> {
             words: 0,
             elements: 0,
             after,
-            afters: 0,
+            ends,
             most,
             left: 0,
             room: 0,
@@ -175,11 +175,13 @@ impl<'o, W: CommandSink> Value<'o, W> {
             word(self.out, self.key)?;
             self.out.bytes(&self.gathered)?;
         }
-        if self.afters > 0 {
-            self.out.commands(self.afters)?;
-            self.out.bytes(&self.after)?;
+        let mut from = 0;
+        for end in self.ends.drain(..) {
+            self.out.command()?;
+            self.out.bytes(&self.after[from..end])?;
+            from = end;
         }
-        (self.words, self.elements, self.afters) = (0, 0, 0);
+        (self.words, self.elements) = (0, 0);
         self.gathered.clear();
         self.after.clear();
         Ok(())
@@ -271,8 +273,8 @@ impl<W: CommandSink> ValueVisitor for Value<'_, W> {
     fn field_end(&mut self, expire_at_millis: Option<i64>) -> Result<()> {
         if let Some(at) = expire_at_millis {
             let at = at.to_string();
-            self.afters += 1;
             command(&mut self.after, &[b"HPEXPIREAT", self.key, at.as_bytes(), b"FIELDS", b"1", &self.field])?;
+            self.ends.push(self.after.len());
         }
         self.element_end()
     }

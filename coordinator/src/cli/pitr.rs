@@ -103,11 +103,15 @@ fn text(s: &PitrStatus) -> String {
             time::exact(Timestamp(w.earliest)),
             time::exact(Timestamp(w.latest)),
             bases.join(" "),
+            if w.points > 0 { count(w.points) } else { "any".into() },
             if w.ended.is_empty() { "goes on".into() } else { w.ended.clone() },
         ]
     });
-    let windows =
-        listing(["RESTORABLE FROM", "TO", "BACKUPS", "THEN"], windows, "nothing can be restored from the log");
+    let windows = listing(
+        ["RESTORABLE FROM", "TO", "BACKUPS", "POINTS", "THEN"],
+        windows,
+        "nothing can be restored from the log",
+    );
     let mut out = format!("{head}\n{windows}");
     if !s.nodes.is_empty() {
         let nodes = s.nodes.iter().map(|n| {

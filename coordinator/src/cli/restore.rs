@@ -83,6 +83,10 @@ pub(crate) struct What {
     /// 2026-10-04T09:30:00Z, -5m, -2h30m, `now`, or a raw timestamp
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     at: Option<TimeArg>,
+    /// Take that very time, by the clocks of the nodes, and not the restore point before it (Redis and Valkey): what one node did
+    /// may be there without what another one did before
+    #[arg(long, requires = "at")]
+    inexact: bool,
     #[command(flatten)]
     cluster: ClusterArg,
     /// Cluster to restore onto; the same where it is left out
@@ -142,6 +146,7 @@ impl What {
             cluster: self.cluster.resolve(client).await?,
             backup: self.backup.unwrap_or_default(),
             at: self.at.map(|at| at.resolve(now)).transpose()?.map(|at| at.0),
+            inexact: self.inexact,
             target: self.target,
             in_place: self.in_place,
             keys: self.keys,

@@ -34,7 +34,7 @@ impl<W: Write> Commands<W> {
 struct Out<W>(W);
 
 impl<W: Write> CommandSink for Out<W> {
-    fn commands(&mut self, _: usize) -> Result<()> {
+    fn command(&mut self) -> Result<()> {
         Ok(())
     }
 

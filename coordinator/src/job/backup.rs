@@ -7,7 +7,7 @@ pub mod entry;
 mod finish;
 mod keep;
 mod manifest;
-mod members;
+pub(crate) mod members;
 mod parents;
 mod prepare;
 mod resume;

@@ -4,6 +4,7 @@ mod begun;
 mod driver;
 mod kept;
 mod load;
+mod moving;
 mod options;
 mod plan;
 mod ready;

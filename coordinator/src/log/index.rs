@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures::StreamExt;
 use tidemark_proto::hash::Hash;
-use tidemark_proto::stored::log::{Segment, SegmentRange};
+use tidemark_proto::stored::log::{BEGINS_BRANCH, Segment, SegmentRange};
 use tidemark_proto::{ClusterName, Incarnation, NodeName, Result, SlotSet, Timestamp};
 
 use super::listing::{Listing, is_loss, read};
@@ -30,6 +30,8 @@ pub struct NodeSpan {
     pub closed: Timestamp,
     /// Nothing connects it with what came before.
     pub begins: bool,
+    /// It goes on where another node, another history or other slots were.
+    pub branches: bool,
 }
 
 /// A segment without its chunks.
@@ -49,6 +51,8 @@ pub struct SegmentInfo {
     pub previous: Hash,
     /// Nodes with news.
     pub nodes: Vec<NodeSpan>,
+    /// Restore points that it makes whole, of a log that has not any time as one.
+    pub points: Option<Vec<Timestamp>>,
 }
 
 impl SegmentInfo {
@@ -61,9 +65,11 @@ impl SegmentInfo {
             from: n.from,
             to: n.to,
             closed: n.closed,
-            begins: n.begins != 0,
+            begins: n.begins == 1,
+            branches: n.begins == BEGINS_BRANCH,
         };
         Self {
+            points: None,
             range: segment.range(),
             size,
             epoch: segment.epoch,
@@ -72,6 +78,13 @@ impl SegmentInfo {
             previous: segment.previous,
             nodes: segment.nodes.iter().map(span).collect(),
         }
+    }
+}
+
+impl SegmentInfo {
+    /// The same with restore points.
+    pub fn with_points(self, points: Option<Vec<Timestamp>>) -> Self {
+        Self { points, ..self }
     }
 }
 
@@ -139,7 +152,7 @@ impl LogIndex {
                 Found::Lost { number, why: why.unwrap_or_default() }
             }
             Ok(read) => {
-                let info = SegmentInfo::of(&read.segment, read.hash, read.size);
+                let info = SegmentInfo::of(&read.segment, read.hash, read.size).with_points(read.points);
                 match self.last_hash() {
                     Some(hash) if hash != info.previous => {
                         Found::Lost { number, why: "does not follow the segment before it".into() }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tidemark_proto::id::JobId;
-use tidemark_proto::wire::bulk::{LogBatch, LogPull};
+use tidemark_proto::wire::bulk::{LogBatch, LogFollow, LogPull};
 use tidemark_proto::wire::control::{Done, LogStart};
 use tidemark_proto::{Error, ErrorKind, Incarnation, NodeName, Result, Timestamp};
 use tokio::sync::{mpsc, oneshot};
@@ -40,10 +40,22 @@ pub(super) struct Tail {
     received: u64,
     durable: u64,
     closed: Timestamp,
+    /// Of what went into a segment, durable or not.
+    sent_closed: Timestamp,
     /// Nothing was written up to here since `closed`: no segment tells of it.
     quiet: Timestamp,
     behind: u64,
     error: Option<String>,
+    /// Of a log of commands: where the logs of nodes end that are gone, one of which may go on here.
+    ends: Vec<LogEnd>,
+}
+
+/// Where the log of a node ends that is not asked any more.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LogEnd {
+    incarnation: Incarnation,
+    to: u64,
+    closed: Timestamp,
 }
 
 impl Tail {
@@ -54,8 +66,45 @@ impl Tail {
             received: chain.to,
             durable: chain.to,
             closed: chain.closed,
+            sent_closed: chain.closed,
             ..Self::default()
         }
+    }
+
+    /// Where it ends, if anything of it is durable.
+    pub(super) fn end(&self) -> Option<LogEnd> {
+        let LogEnd { incarnation, to, closed } =
+            LogEnd { incarnation: self.incarnation, to: self.durable, closed: self.closed };
+        (to > 0).then_some(LogEnd { incarnation, to, closed })
+    }
+
+    /// Whether nothing was received yet.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.received == 0 && self.ends.is_empty()
+    }
+
+    /// It may go on where one of these ends.
+    pub(super) fn may_take_over(&mut self, ends: Vec<LogEnd>) {
+        self.ends = ends;
+    }
+
+    /// Whether it was asked for a log and answers.
+    pub(super) fn streams(&self) -> bool {
+        self.asks.is_some() && self.received > 0
+    }
+
+    /// Time up to which it was received, with the batch that waits.
+    pub(super) fn reaches(&self) -> Timestamp {
+        self.batch.as_ref().map_or(self.sent_closed, |batch| batch.header.closed)
+    }
+
+    /// Everything that is received from now on gets a time above `at`; `false` where something may have one below.
+    pub(super) fn begins_above(&mut self, at: Timestamp) -> bool {
+        let above = self.waiting.is_none() && self.reaches() <= at;
+        if above && self.batch.is_none() {
+            self.sent_closed = at;
+        }
+        above && self.batch.is_none()
     }
 
     /// Whether it can be asked.
@@ -94,7 +143,13 @@ impl Tail {
     }
 
     /// Asks for `most` bytes by regions of so many slots, unless an answer is awaited or waits itself.
-    pub(super) async fn ask(&mut self, context: &Shared, member: &Member, (most, slots_per_region): (u64, u16)) {
+    pub(super) async fn ask(
+        &mut self,
+        context: &Shared,
+        member: &Member,
+        (most, slots_per_region): (u64, u16),
+        commands: bool,
+    ) {
         if self.waiting.is_some() || self.batch.is_some() {
             return;
         }
@@ -102,10 +157,11 @@ impl Tail {
         let key = context.repository.draw_batch(&member.cluster, &member.node);
         let keys = context.repository.keys();
         let Ok(subkey) = keys.subkey(key.key_id, &key.salt) else { return };
+        let takes_over = self.ends.last().copied().filter(|_| self.received == 0);
         let pull = LogPull {
-            incarnation: self.incarnation,
-            from: self.received,
-            durable: self.durable,
+            incarnation: takes_over.map_or(self.incarnation, |end| end.incarnation),
+            from: takes_over.map_or(self.received, |end| end.to),
+            durable: takes_over.map_or(self.durable, |end| end.to),
             now: context.clock.now(),
             most_bytes: u32::try_from(most).unwrap_or(u32::MAX),
             spool_bytes: context.config.pitr.spool_bytes(),
@@ -114,8 +170,13 @@ impl Tail {
             key: subkey,
             encrypt: u8::from(keys.encrypts()),
         };
+        let follow = commands.then(|| LogFollow {
+            pull: pull.clone(),
+            closed: takes_over.map_or(self.sent_closed, |end| end.closed),
+            takes_over: u8::from(takes_over.is_some()),
+        });
         let (answer, waiting) = oneshot::channel();
-        match asks.send(Ask { pull, key, answer }).await {
+        match asks.send(Ask { pull, follow, key, answer }).await {
             Ok(()) => self.waiting = Some(waiting),
             Err(_) => self.broken("its stream ended".into(), START_AGAIN),
         }
@@ -130,14 +191,21 @@ impl Tail {
                 self.behind = batch.header.behind_bytes;
                 self.batch = Some(batch);
             }
-            Ok(Err(e)) => self.broken(e.report(), START_AGAIN),
+            Ok(Err(e)) => {
+                if e.kind() == ErrorKind::Conflict {
+                    // It does not know that history: maybe the next, or none.
+                    let _ = self.ends.pop();
+                }
+                self.broken(e.report(), START_AGAIN);
+            }
             Err(_) => self.broken("its stream ended".into(), START_AGAIN),
         }
     }
 
     /// A batch went into a segment: the next one follows it.
     pub(super) fn sent(&mut self, header: &LogBatch) {
-        (self.incarnation, self.received) = (header.incarnation, header.to);
+        (self.incarnation, self.received, self.sent_closed) = (header.incarnation, header.to, header.closed);
+        self.ends.clear();
         if header.begins != 0 {
             self.durable = header.from;
         }

@@ -44,10 +44,10 @@ pub(super) fn candidate(index: &LogIndex) -> Option<Vec<SegmentInfo>> {
                 && last.epoch <= segment.epoch
                 && last.range.last + 1 == segment.range.first
         };
-        if !run.last().is_none_or(|last| fits(last)) || segment.nodes.iter().any(|n| n.begins) {
+        if !run.last().is_none_or(|last| fits(last)) || segment.nodes.iter().any(|n| n.begins || n.branches) {
             run.clear();
         }
-        if segment.nodes.iter().any(|n| n.begins) || segment.size > MOST_BYTES / 2 {
+        if segment.nodes.iter().any(|n| n.begins || n.branches) || segment.size > MOST_BYTES / 2 {
             continue;
         }
         run.push(segment);
@@ -94,15 +94,18 @@ pub(super) fn merge(
         nodes: nodes.into_values().collect(),
         chunks,
     };
-    let built = repository.build_segment(cluster, &mut merged, None, &sealed)?;
+    let pointed = stretch.iter().any(|s| s.points.is_some());
+    let points =
+        pointed.then(|| stretch.iter().flat_map(|s| s.points.iter().flatten().copied()).collect::<Vec<_>>());
+    let built = repository.build_segment(cluster, &mut merged, points.as_deref(), &sealed)?;
     let path = merged.range().path(cluster);
     match io.block_on(repository.store().create(&path, built.bytes.clone())) {
-        Ok(()) => Ok(SegmentInfo::of(&merged, built.hash, built.bytes.len() as u64)),
+        Ok(()) => Ok(SegmentInfo::of(&merged, built.hash, built.bytes.len() as u64).with_points(points)),
         // Another coordinator has merged the same ones: its is as good.
         Err(e) if e.kind() == ErrorKind::Conflict => {
             let size = io.block_on(repository.store().size(&path))?;
             let read = io.block_on(repository.read_segment(cluster, merged.range(), size))?;
-            Ok(SegmentInfo::of(&read.segment, read.hash, read.size))
+            Ok(SegmentInfo::of(&read.segment, read.hash, read.size).with_points(read.points))
         }
         Err(e) => Err(e),
     }
@@ -159,7 +162,8 @@ fn rewrite(
                     entries.push(entry);
                 }
             }
-            entries.sort_unstable_by(|a, b| (a.slot, a.key, a.at).cmp(&(b.slot, b.key, b.at)));
+            // Pieces of one command stay behind each other.
+            entries.sort_by(|a, b| (a.slot, a.key, a.at).cmp(&(b.slot, b.key, b.at)));
             entries.iter().try_for_each(|entry| writer.push(entry))?;
         }
         for (number, (c, sealed)) in writer.finish()?.into_iter().enumerate() {
@@ -197,6 +201,7 @@ mod tests {
             to: last,
             closed: Timestamp(last),
             begins,
+            branches: false,
         };
         SegmentInfo { range: SegmentRange { first, last }, size, epoch: 1, nodes: vec![node], ..Default::default() }
     }

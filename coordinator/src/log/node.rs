@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use tidemark_common::transport::{FrameReader, FrameWriter};
-use tidemark_proto::wire::bulk::{FRAME_CHUNK, LogBatch, LogPull, MAX_CHUNK_FRAME, MAX_PULL};
+use tidemark_proto::stored::log::BEGINS_BRANCH;
+use tidemark_proto::wire::bulk::{FRAME_CHUNK, LogBatch, LogFollow, LogPull, MAX_CHUNK_FRAME, MAX_PULL};
 use tidemark_proto::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
@@ -25,6 +26,8 @@ pub(super) struct Batch {
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) pull: LogPull,
+    /// The same, as a log of commands is asked.
+    pub(super) follow: Option<LogFollow>,
     pub(super) key: BatchKey,
     pub(super) answer: oneshot::Sender<Result<Batch>>,
 }
@@ -36,8 +39,8 @@ pub(super) async fn serve(
     writer: &mut FrameWriter,
     pace: &Pace<'_>,
 ) -> Result<()> {
-    while let Some(Ask { pull, key, answer }) = asks.recv().await {
-        match ask(pull, key, reader, writer, pace).await {
+    while let Some(Ask { pull, follow, key, answer }) = asks.recv().await {
+        match ask((pull, follow), key, reader, writer, pace).await {
             // Nobody waits for it any more: the session is over.
             Ok(batch) => drop(answer.send(Ok(batch))),
             Err(e) => {
@@ -51,15 +54,18 @@ pub(super) async fn serve(
 }
 
 async fn ask(
-    pull: LogPull,
+    (pull, follow): (LogPull, Option<LogFollow>),
     key: BatchKey,
     reader: &mut FrameReader,
     writer: &mut FrameWriter,
     pace: &Pace<'_>,
 ) -> Result<Batch> {
-    writer.write_message(&pull).await?;
+    match &follow {
+        Some(follow) => writer.write_message(follow).await?,
+        None => writer.write_message(&pull).await?,
+    }
     let header: LogBatch = reader.read_reply().await?;
-    check(&header, &pull)?;
+    check(&header, &pull, follow.is_some())?;
     let mut chunks = Vec::with_capacity(header.chunks.len());
     let mut bytes = 0;
     for _ in &header.chunks {
@@ -75,12 +81,17 @@ async fn ask(
 }
 
 /// Refuses what no node may say: a peer may send anything.
-fn check(header: &LogBatch, pull: &LogPull) -> Result<()> {
-    let goes_on = header.incarnation == pull.incarnation && header.from == pull.from && pull.from != 0;
-    if (header.begins == 0 && !goes_on) || header.to < header.from {
+fn check(header: &LogBatch, pull: &LogPull, commands: bool) -> Result<()> {
+    let from = header.from == pull.from && pull.from != 0;
+    let goes_on = match header.begins {
+        0 => from && header.incarnation == pull.incarnation,
+        BEGINS_BRANCH => from && commands,
+        _ => true,
+    };
+    if !goes_on || header.to < header.from {
         return Err(Error::damaged("a batch of the log does not go on where it was asked to"));
     }
-    if header.begins != 0 && !header.chunks.is_empty() {
+    if header.begins == 1 && !header.chunks.is_empty() {
         return Err(Error::damaged("a log that begins has changes already"));
     }
     if !header.slots.is_canonical() || header.chunks.windows(2).any(|w| w[0].region > w[1].region) {

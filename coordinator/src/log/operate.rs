@@ -11,7 +11,31 @@ use crate::context::{Context, Shared};
 use crate::repository::{Ledger, Repository};
 
 /// Engines whose agents stream changes.
-const ENGINES_WITH_LOG: &[&str] = &["embedded"];
+const ENGINES_WITH_LOG: &[&str] = &["embedded", REDIS];
+/// The one whose log is its stream of commands.
+const REDIS: &str = "redis";
+
+/// Whether the log of stores of this engine is their stream of commands, whose restore points are cuts.
+pub(super) fn is_of_commands(engine: &str) -> bool {
+    engine == REDIS
+}
+
+/// The engine of a cluster: as its policy says, or its nodes.
+pub(super) async fn engine(context: &Context, cluster: &ClusterName, known: Option<&str>) -> Result<String> {
+    if let Some(engine) = known {
+        return Ok(engine.to_owned());
+    }
+    for (member, agent) in context.fleet.members(Some(cluster)) {
+        let described = match agent.description {
+            Some(description) => Ok(description.engine),
+            None => context.fleet.describe(&member, context.head(JobId::default(), 0)).await.map(|d| d.engine),
+        };
+        if let Ok(engine) = described {
+            return Ok(engine);
+        }
+    }
+    Err(Error::retry(format!("no node of cluster {cluster} says of what kind it is")))
+}
 
 /// How a cluster's log is kept; what is left out stays as it is, or is as the configuration says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -50,6 +74,9 @@ pub struct WindowItem {
     pub latest: u64,
     /// Ids of the backups that it can be restored from, oldest first.
     pub bases: Vec<String>,
+    /// How many times in it can be restored, of stores where not any can (Redis and Valkey); 0: any.
+    #[serde(default)]
+    pub points: u64,
     /// Why it goes no further; empty while it does.
     pub ended: String,
 }
@@ -60,6 +87,9 @@ impl WindowItem {
             earliest: window.earliest.0,
             latest: window.latest.0,
             bases: window.bases.iter().map(|(_, job)| job.to_string()).collect(),
+            points: window.interval.points.as_ref().map_or(0, |points| {
+                points.iter().filter(|at| **at >= window.earliest && **at <= window.latest).count() as u64
+            }),
             ended: window.interval.ended.clone().unwrap_or_default(),
         }
     }

@@ -40,11 +40,26 @@ pub async fn point(
     wanted: Timestamp,
     named: Option<JobId>,
 ) -> Result<Point> {
+    point_of(repository, ledger, wanted, named, false).await
+}
+
+/// As [`point`]; `inexact` takes the very time, by the nodes' clocks, also where it is no consistent state.
+pub async fn point_of(
+    repository: &Repository,
+    ledger: &Ledger,
+    wanted: Timestamp,
+    named: Option<JobId>,
+    inexact: bool,
+) -> Result<Point> {
     let index = LogIndex::load(repository, ledger).await?;
     let windows = Chains::of(&index).windows().restorable(&super::operate::cuts(ledger));
     let backups = ledger.backups();
     let own = backups.iter().map(|b| b.backup.cut).filter(|cut| *cut <= wanted).max();
-    let logged = windows.iter().filter(|w| w.earliest <= wanted).map(|w| (w.latest.min(wanted), w));
+    let latest = |w: &Window| match inexact {
+        true => Some(w.interval.end.min(wanted)),
+        false => w.interval.latest(wanted),
+    };
+    let logged = windows.iter().filter(|w| w.earliest <= wanted).filter_map(|w| Some((latest(w)?, w)));
     let best = logged.max_by_key(|(at, _)| *at).filter(|(at, _)| own.is_none_or(|own| *at > own));
     let (at, window) = match (best, own) {
         (Some((at, window)), _) => (at, Some(window)),
@@ -53,7 +68,7 @@ pub async fn point(
     };
     let fits = |b: &BackupRecord| match (named, window) {
         (Some(named), _) if b.backup.job != named => false,
-        (_, Some(window)) => b.backup.cut >= window.earliest && b.backup.cut <= at,
+        (_, Some(window)) => window.bases.iter().any(|(_, job)| *job == b.backup.job) && b.backup.cut <= at,
         (_, None) => b.backup.cut == at,
     };
     let base = backups.into_iter().filter(fits).max_by_key(|b| b.backup.cut);

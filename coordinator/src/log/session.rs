@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tidemark_common::crash;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::stored::ledger::LogPolicy;
-use tidemark_proto::stored::log::{Segment, SegmentChunk, SegmentNode};
+use tidemark_proto::stored::log::{BEGINS_BRANCH, Segment, SegmentChunk, SegmentNode};
 use tidemark_proto::stored::paths;
 use tidemark_proto::wire::bulk::LogChunk;
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use super::index::{LogIndex, SegmentInfo};
 use super::member::Tail;
 use super::node::Batch;
+use super::operate::is_of_commands;
+use super::points::Points;
 use super::state::{NodeLag, Published, SessionState};
 use super::window::Chains;
 use crate::context::Shared;
@@ -49,6 +51,8 @@ pub(super) struct Session {
     pub(super) index: LogIndex,
     pub(super) chains: Chains,
     pub(super) nodes: BTreeMap<NodeName, Tail>,
+    /// Of a log of commands.
+    pub(super) points: Option<Points>,
     pub(super) put: Option<Put>,
     pub(super) merging: Option<tokio::task::JoinHandle<Result<SegmentInfo>>>,
     pub(super) merge_at: Instant,
@@ -71,7 +75,10 @@ impl Session {
         let index = LogIndex::load(&context.repository, &ledger).await?;
         let chains = Chains::of(&index);
         let nodes = chains.chains().iter().map(|(name, chain)| (name.clone(), Tail::of(chain))).collect();
+        let engine = super::operate::engine(&context, &cluster, ledger.policy().map(|p| p.engine.as_str())).await?;
+        let points = is_of_commands(&engine).then(Points::default);
         let mut session = Self {
+            points,
             context,
             cluster,
             policy,
@@ -101,10 +108,18 @@ impl Session {
                 _ => {}
             }
             let mut fence = self.segment(Vec::new(), Vec::new());
-            let built = self.context.repository.build_segment(&self.cluster, &mut fence, None, &[])?;
+            let built = self.context.repository.build_segment(
+                &self.cluster,
+                &mut fence,
+                self.points.is_some().then_some(&[]),
+                &[],
+            )?;
             let path = paths::log(&self.cluster, fence.number);
             match self.context.repository.store().create(&path, built.bytes.clone()).await {
-                Ok(()) => self.durable(SegmentInfo::of(&fence, built.hash, built.bytes.len() as u64)),
+                Ok(()) => {
+                    let points = self.points.is_some().then(Vec::new);
+                    self.durable(SegmentInfo::of(&fence, built.hash, built.bytes.len() as u64).with_points(points));
+                }
                 Err(e) if e.kind() == ErrorKind::Conflict => {
                     self.index.refresh(&self.context.repository, &self.cluster).await?;
                     self.chains = Chains::of(&self.index);
@@ -126,7 +141,9 @@ impl Session {
         loop {
             let began = Instant::now();
             let round = async {
+                self.choose_lanes().await;
                 self.start_streams().await;
+                self.light_cut().await;
                 self.pull().await;
                 let busy = self.write().await?;
                 self.look_after_base();
@@ -150,7 +167,9 @@ impl Session {
 
     /// Opens a stream to every connected node that has none.
     async fn start_streams(&mut self) {
-        for (member, _) in self.context.fleet.members(Some(&self.cluster)) {
+        // The nodes of a log of commands are chosen.
+        let all = if self.points.is_some() { Vec::new() } else { self.context.fleet.members(Some(&self.cluster)) };
+        for (member, _) in all {
             let tail = self.nodes.entry(member.node.clone()).or_default();
             tail.connected = true;
         }
@@ -171,11 +190,11 @@ impl Session {
         let open = self.nodes.values().filter(|t| t.is_open()).count().max(1) as u64;
         let most = (self.policy.segment_bytes / open).max(LEAST_PULL);
         let region = self.slots_per_region();
-        let context = &self.context;
+        let (context, commands) = (&self.context, self.points.is_some());
         let pulls = self.nodes.iter_mut().map(|(name, tail)| {
             let member = Member { cluster: self.cluster.clone(), node: name.clone() };
             async move {
-                tail.ask(context, &member, (most, region)).await;
+                tail.ask(context, &member, (most, region), commands).await;
                 let _ = tokio::time::timeout(ROUND_PATIENCE, tail.collect()).await;
             }
         });
@@ -191,7 +210,7 @@ impl Session {
         let news = self.nodes.values().filter_map(|t| t.batch.as_ref());
         let (mut any, mut busy) = (false, false);
         for batch in news {
-            any |= batch.header.begins != 0 || !batch.chunks.is_empty();
+            any |= batch.header.begins == 1 || !batch.chunks.is_empty();
             busy |= batch.header.behind_bytes > 0;
         }
         let idle = Duration::from_millis(self.policy.idle_millis);
@@ -229,8 +248,17 @@ impl Session {
 
     fn begin_put(&mut self) -> Result<()> {
         let (mut nodes, mut chunks): (Vec<SegmentNode>, Vec<(SegmentChunk, Bytes)>) = Default::default();
+        let reached = self.nodes.values().map(Tail::reaches).min().unwrap_or_default();
+        let points = self.points.as_mut().map(|points| points.whole(reached));
         for (name, tail) in &mut self.nodes {
-            let Some(batch) = tail.batch.take() else { continue };
+            let Some(mut batch) = tail.batch.take() else { continue };
+            let chain = self.chains.chains().get(name);
+            if self.points.is_some()
+                && batch.header.begins == 0
+                && chain.is_none_or(|c| c.slots != batch.header.slots)
+            {
+                batch.header.begins = BEGINS_BRANCH;
+            }
             tail.sent(&batch.header);
             gather(name, batch, &mut nodes, &mut chunks);
         }
@@ -238,8 +266,8 @@ impl Session {
         let (places, sealed): (Vec<_>, Vec<_>) = chunks.into_iter().unzip();
         let mut segment = self.segment(nodes, places);
         let BuiltSegment { bytes, hash } =
-            self.context.repository.build_segment(&self.cluster, &mut segment, None, &sealed)?;
-        let info = SegmentInfo::of(&segment, hash, bytes.len() as u64);
+            self.context.repository.build_segment(&self.cluster, &mut segment, points.as_deref(), &sealed)?;
+        let info = SegmentInfo::of(&segment, hash, bytes.len() as u64).with_points(points);
         let (repository, published) = (self.context.repository.clone(), self.published.clone());
         let (path, cancel) = (paths::log(&self.cluster, segment.number), self.cancel.clone());
         let task = tokio::spawn(async move {

@@ -9,7 +9,7 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::{LOG_OFF, LOG_ON, LogPolicy};
 use tidemark_proto::wire::bulk::LogOpen;
 use tidemark_proto::wire::control::{Done, LogStop};
-use tidemark_proto::{ClusterName, Error, ErrorKind, Result};
+use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +48,7 @@ pub struct Logs {
     running: Mutex<HashMap<ClusterName, Running>>,
     /// One change of a cluster's log at a time.
     changing: tokio::sync::Mutex<()>,
+    cuts: Mutex<HashMap<ClusterName, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Logs {
@@ -91,6 +92,23 @@ impl Logs {
     pub fn state(&self, cluster: &ClusterName, now_millis: u64) -> Option<(SessionState, Option<String>)> {
         let running = self.running.lock().expect("running");
         running.get(cluster).map(|r| (r.published.state(now_millis), r.published.what_troubles()))
+    }
+
+    /// Held by whoever takes a cut of a cluster.
+    pub fn cut_lock(&self, cluster: &ClusterName) -> Arc<tokio::sync::Mutex<()>> {
+        self.cuts.lock().expect("cuts").entry(cluster.clone()).or_default().clone()
+    }
+
+    /// Nodes whose streams of commands the log of a cluster is made of; none for a log that is not.
+    pub fn lanes(&self, cluster: &ClusterName) -> Vec<NodeName> {
+        self.running.lock().expect("running").get(cluster).map(|r| r.published.lanes()).unwrap_or_default()
+    }
+
+    /// A backup has cut the cluster at `at`, by these nodes.
+    pub fn was_cut(&self, cluster: &ClusterName, at: Timestamp, nodes: &[NodeName]) {
+        if let Some(running) = self.running.lock().expect("running").get(cluster) {
+            running.published.was_cut(at, nodes);
+        }
     }
 
     /// Whether a cluster has a session.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use metrics::{counter, gauge};
 use tidemark_proto::id::JobId;
-use tidemark_proto::{ClusterName, Timestamp};
+use tidemark_proto::{ClusterName, NodeName, Timestamp};
 
 use super::window::{Interval, Windows};
 use crate::context::Shared;
@@ -54,6 +54,9 @@ pub(super) struct Published {
     slots_per_region: Mutex<u16>,
     /// Backups that were begun for a window without one, since the last that had one.
     bases_begun: AtomicU32,
+    lanes: Mutex<Vec<NodeName>>,
+    /// Cuts of backups that the session has not seen yet, and the nodes that took part.
+    was_cut: Mutex<Vec<(Timestamp, Vec<NodeName>)>>,
 }
 
 impl Published {
@@ -68,6 +71,26 @@ impl Published {
     /// Regions are fixed now.
     pub(super) fn set_slots_per_region(&self, slots: u16) {
         *self.slots_per_region.lock().expect("slots") = slots;
+    }
+
+    /// Nodes whose streams of commands the log is made of.
+    pub(super) fn lanes(&self) -> Vec<NodeName> {
+        self.lanes.lock().expect("lanes").clone()
+    }
+
+    /// These are they now.
+    pub(super) fn set_lanes(&self, lanes: Vec<NodeName>) {
+        *self.lanes.lock().expect("lanes") = lanes;
+    }
+
+    /// A backup has cut the cluster.
+    pub(super) fn was_cut(&self, at: Timestamp, nodes: &[NodeName]) {
+        self.was_cut.lock().expect("cuts").push((at, nodes.to_vec()));
+    }
+
+    /// The cuts of backups since the last question.
+    pub(super) fn take_cuts(&self) -> Vec<(Timestamp, Vec<NodeName>)> {
+        std::mem::take(&mut *self.was_cut.lock().expect("cuts"))
     }
 
     /// Why segments cannot be stored; `None` when they can.

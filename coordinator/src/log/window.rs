@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::log::SegmentRange;
 use tidemark_proto::{Incarnation, NodeName, SlotSet, Timestamp};
 
-use super::index::{Found, LogIndex, SegmentInfo};
+use super::index::{Found, LogIndex, NodeSpan, SegmentInfo};
 
 /// A stretch of time in which the log of every node is whole and the nodes own all slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +21,24 @@ pub struct Interval {
     pub last: u64,
     /// Why it goes no further; `None` while it may.
     pub ended: Option<String>,
+    /// The times in it that can be restored, ascending; `None` where all can.
+    pub points: Option<Vec<Timestamp>>,
+}
+
+impl Interval {
+    /// The latest time up to and including `wanted` that can be restored.
+    pub fn latest(&self, wanted: Timestamp) -> Option<Timestamp> {
+        match &self.points {
+            None => Some(self.end.min(wanted)),
+            Some(points) => points[..points.partition_point(|p| *p <= wanted)].last().copied(),
+        }
+    }
+
+    /// Whether a time can be restored.
+    fn has(&self, at: Timestamp) -> bool {
+        let point = self.points.as_ref().is_none_or(|points| points.binary_search(&at).is_ok());
+        point && at >= self.start && at <= self.end
+    }
 }
 
 /// A stretch of time any point of which can be restored.
@@ -117,6 +134,9 @@ impl Chains {
                 (chain.to, chain.closed) = (node.to, node.closed);
                 continue;
             }
+            if self.branch(node) {
+                continue;
+            }
             let fresh = Chain {
                 incarnation: node.incarnation,
                 slots: node.slots.clone(),
@@ -124,6 +144,11 @@ impl Chains {
                 to: node.to,
                 closed: node.closed,
             };
+            // A node that owns nothing yet takes nothing from the window: what it will get, its log tells.
+            if segment.points.is_some() && fresh.slots.is_empty() && !self.chains.contains_key(&node.node) {
+                let _ = self.chains.insert(node.node.clone(), Chain { start: Timestamp::ZERO, ..fresh });
+                continue;
+            }
             // A node that took over slots makes the log of their old owner end.
             self.chains.retain(|name, chain| *name == node.node || chain.slots.intersect(&fresh.slots).is_empty());
             broken = Some(format!("the log of node {} began anew", node.node));
@@ -132,20 +157,56 @@ impl Chains {
         if let Some(why) = broken {
             self.end(why);
         }
-        self.extend(segment.range);
+        self.extend(segment);
+    }
+
+    /// A log that goes on from where its own or another node's chain ends: after a failover, or with other slots.
+    fn branch(&mut self, node: &NodeSpan) -> bool {
+        if !node.branches {
+            return false;
+        }
+        let joins = |chain: &Chain| chain.to == node.from;
+        let name = match self.chains.get(&node.node) {
+            Some(chain) if joins(chain) => Some(node.node.clone()),
+            Some(_) => None,
+            None => {
+                let same = |(_, chain): &(&NodeName, &Chain)| {
+                    joins(chain) && (chain.slots == node.slots || !chain.slots.intersect(&node.slots).is_empty())
+                };
+                self.chains.iter().find(same).map(|(name, _)| name.clone())
+            }
+        };
+        let Some(chain) = name.and_then(|name| self.chains.remove(&name)) else { return false };
+        let (incarnation, slots) = (node.incarnation, node.slots.clone());
+        let chain = Chain { incarnation, slots, to: node.to, closed: node.closed, ..chain };
+        let _ = self.chains.insert(node.node.clone(), chain);
+        true
     }
 
     /// The interval goes up to what all nodes have closed, if they own all slots.
-    fn extend(&mut self, range: SegmentRange) {
+    fn extend(&mut self, segment: &SegmentInfo) {
         let owned = self.chains.values().fold(SlotSet::EMPTY, |all, chain| all.union(&chain.slots));
         if owned != SlotSet::all() {
             return;
         }
-        let start = self.chains.values().map(|c| c.start).max().unwrap_or_default();
-        let end = self.chains.values().map(|c| c.closed).min().unwrap_or_default().max(start);
-        let fresh = Interval { start, end, first: range.first, last: range.last, ended: None };
+        let range = segment.range;
+        let owners = || self.chains.values().filter(|c| !c.slots.is_empty());
+        let start = owners().map(|c| c.start).max().unwrap_or_default();
+        let end = owners().map(|c| c.closed).min().unwrap_or_default().max(start);
+        let points = segment.points.is_some().then(Vec::new);
+        let fresh = Interval { start, end, first: range.first, last: range.last, ended: None, points };
         let open = self.open.get_or_insert(fresh);
         (open.end, open.last) = (end, range.last);
+        if let Some(points) = &segment.points {
+            let all = open.points.get_or_insert_default();
+            // The cut of a backup may be told a moment after a later one.
+            let ordered = points.first().is_none_or(|first| all.last().is_none_or(|last| last < first));
+            all.extend(points.iter().filter(|p| **p >= open.start && **p <= end));
+            if !ordered {
+                all.sort_unstable();
+                all.dedup();
+            }
+        }
     }
 
     /// The interval that goes on, if there is one.
@@ -163,10 +224,10 @@ impl Windows {
     /// What can be restored, given the cuts of the backups that stand, ascending.
     pub fn restorable(&self, cuts: &[(Timestamp, JobId)]) -> Vec<Window> {
         let window = |interval: &Interval| {
-            let bases: Vec<_> =
-                cuts.iter().filter(|(cut, _)| *cut >= interval.start && *cut <= interval.end).copied().collect();
+            let bases: Vec<_> = cuts.iter().filter(|(cut, _)| interval.has(*cut)).copied().collect();
             let earliest = bases.first()?.0;
-            Some(Window { earliest, latest: interval.end, interval: interval.clone(), bases })
+            let latest = interval.latest(interval.end)?;
+            Some(Window { earliest, latest, interval: interval.clone(), bases })
         };
         self.intervals.iter().filter_map(window).collect()
     }
@@ -174,7 +235,8 @@ impl Windows {
 
 #[cfg(test)]
 mod tests {
-    use super::super::index::NodeSpan;
+    use tidemark_proto::stored::log::SegmentRange;
+
     use super::*;
 
     fn node(name: &str, slots: (u16, u16), incarnation: u128, from: u64, to: u64, begins: bool) -> NodeSpan {
@@ -186,6 +248,7 @@ mod tests {
             to,
             closed: Timestamp(to),
             begins,
+            branches: false,
         }
     }
 

@@ -284,7 +284,16 @@ fn the_log_knows_nothing_of_clones() {
     let read = |s: &Embedded, from: u64, incarnation| {
         let now = Timestamp::new(clock.now(), 0);
         // A spool that a write of the parent fits into, and one of a clone does not.
-        let wanted = LogWanted { incarnation, from, durable: from, now, most: 1 << 20, spool: 4 << 10 };
+        let wanted = LogWanted {
+            incarnation,
+            from,
+            durable: from,
+            now,
+            most: 1 << 20,
+            spool: 4 << 10,
+            closed: Timestamp::ZERO,
+            takes_over: false,
+        };
         let mut found = Entries::default();
         s.log().unwrap().read_log(&wanted, &mut found).map(|reached| (reached, found.0)).unwrap()
     };

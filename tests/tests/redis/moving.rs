@@ -9,7 +9,7 @@ use super::contents::{Contents, compare, held_by, held_by_all};
 use super::flow::{backup, filling, protect, protect_one, spread};
 
 /// Moves `slots` slots of one node to another, with their keys, by the servers' own tool.
-fn reshard(cluster: &Cluster, from: usize, to: usize, slots: u32) -> Command {
+pub(crate) fn reshard(cluster: &Cluster, from: usize, to: usize, slots: u32) -> Command {
     let id = |n: usize| cluster.nodes[n].1.client().run("CLUSTER MYID").text();
     let mut command = Command::new("redis-cli");
     let _ = command

@@ -62,12 +62,12 @@ fn fail_over(replica: &Server) {
     });
 }
 
-fn promote(cluster: &mut Cluster) {
+pub(crate) fn promote(cluster: &mut Cluster) {
     fail_over(&cluster.nodes[3].1);
 }
 
 /// Three primaries and a replica of the first, `n3`.
-fn with_replica() -> Cluster {
+pub(crate) fn with_replica() -> Cluster {
     let mut cluster = Cluster::start(Flavor::Redis, 3, &[]);
     spread(&cluster, filling());
     cluster.add_replica(0, &[]);

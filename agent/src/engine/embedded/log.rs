@@ -44,6 +44,7 @@ impl LogSource for Embedded {
             to: ended.to.0,
             closed: ended.to,
             begins,
+            branches: false,
             behind: ended.behind,
         };
         let known = wanted.from != 0 && wanted.incarnation == generation.incarnation && from <= now;

@@ -45,7 +45,7 @@ pub(super) fn sends_relative(version: &str) -> bool {
 }
 
 /// Key and time to live, in milliseconds, of a command that says one relative to the present.
-fn relative<'a>(words: &[&'a [u8]]) -> Option<(&'a [u8], i64)> {
+pub(super) fn relative<'a>(words: &[&'a [u8]]) -> Option<(&'a [u8], i64)> {
     let number = |at: usize| -> Option<i64> { std::str::from_utf8(words.get(at)?).ok()?.parse().ok() };
     let is = |at: usize, word: &str| words.get(at).is_some_and(|w| w.eq_ignore_ascii_case(word.as_bytes()));
     let option = |from: usize| {

@@ -25,6 +25,8 @@ const NEEDED: [&[&[u8]]; 9] = [
 
 /// What is kept beside the records, and what the agent's user must be allowed for it. A backup is one without these too.
 const WANTED: [(&str, &[&[u8]]); 2] = [("users", &[b"ACL", b"LIST"]), ("settings", &[b"CONFIG", b"GET", b"*"])];
+/// What the log needs beside it.
+const LOG_NEEDS: &[&[u8]] = &[b"COMMAND"];
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -147,6 +149,12 @@ fn rights(connection: &mut Connection, options: &Options, found: &mut Findings) 
             )),
             _ => found.told.push(format!("backups keep the {what} of this server")),
         }
+    }
+    if may(connection, user, LOG_NEEDS, found)? == Some(false) {
+        let right = name_of(LOG_NEEDS);
+        found
+            .told
+            .push(format!("no log can be kept of this server (`tidemark pitr`): ACL SETUSER {user} +{right}"));
     }
     match missing.is_empty() {
         true => found.told.push(format!("rights of user {user}: all that a backup needs")),

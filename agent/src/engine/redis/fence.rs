@@ -29,7 +29,7 @@ const NARROW: [&[u8]; 5] = [b"-@all", b"+psync", b"+replconf", b"+ping", b"+sync
 const NARROW_AGENT: [&[u8]; 3] = [b"+info", b"+time", b"+cluster|nodes"];
 /// What the temporary user may do; a value that is too long for a payload is written by any command that makes data.
 const RIGHTS: &str = "~* &* -@all +ping +psync +replconf +info +time +client|setname +client|list +client|kill +cluster|nodes \
-                      +acl|list +acl|setuser +acl|save +config|rewrite +flushall +restore +select +@write";
+                      +acl|list +acl|setuser +acl|save +config|rewrite +flushall +restore +asking +select +@write";
 /// The same for libraries of functions, where the server knows them.
 const RIGHTS_TO_FUNCTIONS: [&[u8]; 3] = [b"+function|load", b"+function|flush", b"+function|delete"];
 

@@ -9,6 +9,7 @@ use tidemark_proto::{Error, Result, Timestamp};
 use super::Redis;
 use super::conn::{self, Connection};
 use super::kept::{Around, topology};
+use super::link::Shared;
 use super::server::{PRIMARY, View, view_requests};
 
 /// Time for the stream to come to an offset that the server told.
@@ -24,11 +25,69 @@ pub(super) struct HoldState {
     since: Instant,
     budget: Duration,
     paused: bool,
+    /// Whether the server was a primary.
+    primary: bool,
     /// The nodes that the server knows of.
     pub(super) topology: Vec<TopologyNode>,
 }
 
+impl HoldState {
+    /// The first reading.
+    pub(super) fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// What the server owned then.
+    pub(super) fn ownership(&self) -> &Ownership {
+        &self.ownership
+    }
+}
+
 impl Redis {
+    /// Holds writes for at most `budget` (zero: only reads), and takes the first reading.
+    pub(super) fn first_reading(&self, budget: Duration) -> Result<(HoldState, Held)> {
+        let paused = !budget.is_zero();
+        let (view, since) = self.ask_primary(|connection| pause(connection, budget))?;
+        let (position, ownership) = (view.info.position()?, view.ownership()?);
+        let max_timestamp = self.log.hold(&position, budget);
+        let held = Held {
+            position: position.clone(),
+            max_timestamp,
+            ownership: ownership.clone(),
+            incarnation: self.incarnation(),
+            clock_millis: view.clock_millis,
+        };
+        let primary = view.info.role() == PRIMARY;
+        let hold = HoldState { position, ownership, since, budget, paused, topology: topology(&view), primary };
+        Ok((hold, held))
+    }
+
+    /// The second reading: `Conflict` where anything moved since the first, as far as `link` has seen.
+    pub(super) fn second_reading(&self, hold: &HoldState, link: &Shared) -> Result<()> {
+        let view = self.ask_primary(View::read)?;
+        let now = view.info.position()?;
+        if now.history != hold.position.history || view.ownership()? != hold.ownership {
+            return Err(Error::conflict("the server's history, role or slots changed in the hold"));
+        }
+        if now.offset != hold.position.offset && !link.was_idle(&hold.position, &now, STREAM_PATIENCE)? {
+            return Err(Error::conflict("the server moved on since it was held"));
+        }
+        Ok(())
+    }
+
+    /// Lets writes go on; what the server owns then, and how long they were held.
+    pub(super) fn let_go(&self, hold: &mut HoldState) -> Result<(Ownership, Duration)> {
+        // A pause that has ended by itself may be somebody else's by now.
+        let ours = hold.paused && hold.since.elapsed() < hold.budget;
+        if ours {
+            let _ = self.ask_primary(|c| c.call(&[b"CLIENT", b"UNPAUSE"]))?.ok("CLIENT UNPAUSE")?;
+        }
+        let held = if hold.paused { hold.since.elapsed().min(hold.budget) } else { Duration::ZERO };
+        hold.paused = false;
+        self.log.let_go();
+        Ok((self.ask_primary(View::read)?.ownership()?, held))
+    }
+
     /// [`crate::engine::Engine::hold`].
     pub(super) fn hold_writes(&self, job: JobId, budget: Duration) -> Result<Held> {
         let shared = self.job(job)?;
@@ -37,27 +96,13 @@ impl Redis {
             return Err(Error::conflict("the base of this backup was lost: it must be taken again"));
         }
         (this.hold, this.cut, this.state) = (None, None, None);
-        let paused = !budget.is_zero();
-        let (view, since) = self.ask_primary(|connection| pause(connection, budget))?;
-        let (position, ownership) = (view.info.position()?, view.ownership()?);
-        this.hold = Some(HoldState {
-            position: position.clone(),
-            ownership: ownership.clone(),
-            since,
-            budget,
-            paused,
-            topology: topology(&view),
-        });
-        if view.info.role() != PRIMARY {
-            return Err(Error::conflict("what was the primary is a replica by now"));
+        let (hold, held) = self.first_reading(budget)?;
+        let primary = hold.primary;
+        this.hold = Some(hold);
+        match primary {
+            true => Ok(held),
+            false => Err(Error::conflict("what was the primary is a replica by now")),
         }
-        Ok(Held {
-            position,
-            max_timestamp: Timestamp::ZERO,
-            ownership,
-            incarnation: self.incarnation(),
-            clock_millis: view.clock_millis,
-        })
     }
 
     /// [`crate::engine::Engine::seal`].
@@ -65,15 +110,9 @@ impl Redis {
         let shared = self.job(job)?;
         let mut this = shared.lock().expect("job");
         let hold = this.hold.clone().ok_or_else(|| Error::conflict("a seal without a hold"))?;
-        let view = self.ask_primary(View::read)?;
-        let now = view.info.position()?;
-        if now.history != hold.position.history || view.ownership()? != hold.ownership {
-            return Err(Error::conflict("the server's history, role or slots changed in the hold"));
-        }
         let link = this.link.as_ref().ok_or_else(|| Error::conflict("the base was lost"))?;
-        if now.offset != hold.position.offset && !link.was_idle(&hold.position, &now, STREAM_PATIENCE)? {
-            return Err(Error::conflict("the server moved on since it was held"));
-        }
+        self.second_reading(&hold, link.shared())?;
+        self.log.mark(&hold, at)?;
         this.cut = Some((at, hold.position.clone()));
         Ok(Sealed { position: hold.position })
     }
@@ -82,21 +121,14 @@ impl Redis {
     pub(super) fn release_hold(&self, job: JobId) -> Result<(Ownership, Duration)> {
         let shared = self.job(job)?;
         let mut this = shared.lock().expect("job");
-        let hold = this.hold.clone().ok_or_else(|| Error::conflict("a release without a hold"))?;
-        // A pause that has ended by itself may be somebody else's by now.
-        let ours = hold.paused && hold.since.elapsed() < hold.budget;
-        if ours {
-            let _ = self.ask_primary(|c| c.call(&[b"CLIENT", b"UNPAUSE"]))?.ok("CLIENT UNPAUSE")?;
-        }
-        let held = if hold.paused { hold.since.elapsed().min(hold.budget) } else { Duration::ZERO };
-        if let Some(hold) = &mut this.hold {
-            hold.paused = false;
-        }
-        let ownership = self.ask_primary(View::read)?.ownership()?;
+        let mut hold = this.hold.clone().ok_or_else(|| Error::conflict("a release without a hold"))?;
+        let done = self.let_go(&mut hold);
+        this.hold = Some(hold);
+        let done = done?;
         if this.cut.is_some() {
             this.around = Some(Around::read(self));
         }
-        Ok((ownership, held))
+        Ok(done)
     }
 }
 

@@ -98,16 +98,7 @@ impl Redis {
         if let Some(why) = view.unready() {
             return Err(Error::retry(why));
         }
-        // A replica counts nobody.
-        if view.info.role() == PRIMARY
-            && view.info.has("min_slaves_good_slaves")
-            && !self.options.allow_min_replicas
-        {
-            return Err(Error::config(
-                "the server counts its replicas before it accepts writes (min-replicas-to-write), and would count the \
-                 agent: set engine.allow_min_replicas = true to take the base all the same",
-            ));
-        }
+        self.refuse_where_counted(view)?;
         let wanted = view.info.number("used_memory").unwrap_or(0);
         let free = free_space(&self.options.dir)?;
         if free < wanted {
@@ -121,6 +112,19 @@ impl Redis {
             ));
         }
         Ok(())
+    }
+
+    /// Refuses to join a server that would take the agent for one of the replicas that it needs.
+    pub(super) fn refuse_where_counted(&self, view: &View) -> Result<()> {
+        // A replica counts nobody.
+        let counts = view.info.role() == PRIMARY && view.info.has("min_slaves_good_slaves");
+        match counts && !self.options.allow_min_replicas {
+            false => Ok(()),
+            true => Err(Error::config(
+                "the server counts its replicas before it accepts writes (min-replicas-to-write), and would count the \
+                 agent: set engine.allow_min_replicas = true to join it all the same",
+            )),
+        }
     }
 
     /// Takes the base of a job, unless it stands.

@@ -98,8 +98,28 @@ impl Shared {
         drop(woken.expect("no panic while held"));
     }
 
+    /// Waits until the stream has come to `to`; then whether no command since `from` may have changed data.
+    pub(super) fn was_idle(&self, from: &Position, to: &Position, patience: Duration) -> Result<bool> {
+        let deadline = Instant::now() + patience;
+        let seen = self.wait(deadline, |s| {
+            (s.history == to.history && s.received >= to.offset).then_some(s.moved <= from.offset)
+        })?;
+        seen.ok_or_else(|| {
+            Error::conflict(format!("the stream of changes has not come to offset {} of {}", to.offset, to.history))
+        })
+    }
+
+    /// The link is to end.
+    pub(super) fn stop(&self) {
+        self.update(|_| self.stop.store(true, Ordering::Relaxed));
+    }
+
     /// Waits until `ready` answers something; `None` at the deadline, an error once the link has failed.
-    fn wait<T>(&self, deadline: Instant, mut ready: impl FnMut(&State) -> Option<T>) -> Result<Option<T>> {
+    pub(super) fn wait<T>(
+        &self,
+        deadline: Instant,
+        mut ready: impl FnMut(&State) -> Option<T>,
+    ) -> Result<Option<T>> {
         let mut state = self.lock();
         loop {
             if let Some(done) = ready(&state) {
@@ -174,15 +194,14 @@ impl Link {
         state.base.clone().filter(|_| state.failed.is_none())
     }
 
-    /// Waits until the stream has come to `to`; then whether no command since `from` may have changed data.
-    pub fn was_idle(&self, from: &Position, to: &Position, patience: Duration) -> Result<bool> {
-        let deadline = Instant::now() + patience;
-        let seen = self.shared.wait(deadline, |s| {
-            (s.history == to.history && s.received >= to.offset).then_some(s.moved <= from.offset)
-        })?;
-        seen.ok_or_else(|| {
-            Error::conflict(format!("the stream of changes has not come to offset {} of {}", to.offset, to.history))
-        })
+    /// How far it has come.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// As [`Shared::was_idle`].
+    pub(super) fn was_idle(&self, from: &Position, to: &Position, patience: Duration) -> Result<bool> {
+        self.shared.was_idle(from, to, patience)
     }
 
     /// Waits until the stream has come to `to`; what to make the state there of.
@@ -199,7 +218,7 @@ impl Link {
 
     /// Ends the link; its files stay until it is dropped.
     pub fn stop(&mut self) {
-        self.shared.update(|_| self.shared.stop.store(true, Ordering::Relaxed));
+        self.shared.stop();
         if let Some(thread) = self.thread.take() {
             // Its end was noted by itself.
             let _ = thread.join();

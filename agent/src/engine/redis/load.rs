@@ -57,10 +57,15 @@ pub(super) fn begin(redis: Arc<Redis>, job: JobId, slots: SlotSet, in_place: boo
     target::fits(&view, &slots)?;
     if !in_place {
         // In place a user is made that may do it all.
-        redis.ask(|connection| target::rights(connection, &redis.options))?;
+        let arriving = !view.arriving().intersect(&slots).is_empty();
+        redis.ask(|connection| target::rights(connection, &redis.options, arriving))?;
     }
     let place = Place::new(redis.clone(), job);
-    place.take(&view, in_place)?;
+    place.take(&view, &slots, in_place)?;
+    if in_place {
+        // Nobody can move slots any more; what somebody did since they were looked at shows while the data is still there.
+        let _ = target::served(&redis.view()?, &slots)?;
+    }
     let folder = Folder(place.parts().to_owned());
     let (server, cluster) = (view.info.version(), view.info.is_cluster());
     let version = version_of_server(&server)
@@ -110,10 +115,10 @@ impl Loader for RedisLoader {
         let (options, folder) = (&self.0.redis.options, &self.0.folder);
         self.0.place.is_whole(&folder.finished()?.into_keys().collect())?;
         let (address, login) = (&options.address, self.0.place.login()?);
-        target::stable(&self.0.redis.view()?, &self.0.slots)?;
+        let _ = target::served(&self.0.redis.view()?, &self.0.slots)?;
         let read = read_back(address, &login, &self.0.slots, folder.all_expiring()?)?;
         // What moved meanwhile is missing from what was read.
-        target::stable(&self.0.redis.view()?, &self.0.slots)?;
+        let _ = target::served(&self.0.redis.view()?, &self.0.slots)?;
         Ok(read)
     }
 

@@ -11,13 +11,14 @@ use tidemark_common::rdb::{Crc64, RawValue, convert, payload};
 use tidemark_common::record::{RedisMeta, split_redis_key};
 use tidemark_common::run::{LONG_PIECE, LongValue, Spool};
 use tidemark_proto::hash::SetDigest;
-use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+use tidemark_proto::{Error, ErrorKind, Result, SlotSet, error::ResultExt};
 
 use super::conn::Connection;
 use super::load::Shared;
 use super::notes::{Expiring, Note};
 use super::resp::{put_bulk, put_head, put_request};
-use super::target;
+use super::server::View;
+use super::target::{self, ASKING};
 use crate::engine::{Engine, LongRecord, PartLoader, RecordRef};
 use crate::fsutil;
 
@@ -33,6 +34,11 @@ pub(super) struct RedisPart {
     /// Life of the server in which it began.
     life: u64,
     connection: Option<Connection>,
+    /// Slots that were on their way to the server when the part began: their keys are taken behind `ASKING` alone. It does
+    /// no harm should the server own them by now.
+    arriving: SlotSet,
+    /// Whether the record at hand is of these.
+    asking: bool,
     out: Vec<u8>,
     payload: Vec<u8>,
     /// Requests in `out`, and those whose replies are due.
@@ -53,6 +59,8 @@ impl RedisPart {
             number,
             life,
             connection: None,
+            arriving: SlotSet::EMPTY,
+            asking: false,
             out: Vec::with_capacity(BATCH + (BATCH >> 2)),
             payload: Vec::new(),
             queued: 0,
@@ -66,7 +74,11 @@ impl RedisPart {
     }
 
     pub(super) fn connect(&mut self) -> Result<()> {
-        self.connection = Some(self.shared.redis.connect()?);
+        let mut connection = self.shared.redis.connect()?;
+        if self.shared.cluster {
+            self.arriving = target::served(&View::read(&mut connection)?, &self.shared.slots)?;
+        }
+        self.connection = Some(connection);
         Ok(())
     }
 
@@ -94,6 +106,13 @@ impl RedisPart {
     fn request(&mut self, args: &[&[u8]]) {
         put_request(&mut self.out, args);
         self.queued += 1;
+    }
+
+    /// Before each command on the record at hand.
+    fn ask(&mut self) {
+        if self.asking {
+            self.request(&[ASKING]);
+        }
     }
 
     fn select(&mut self, db: u64) -> Result<()> {
@@ -148,6 +167,7 @@ impl RedisPart {
         value: &V,
         options: &[&[u8]],
     ) -> Result<()> {
+        self.ask();
         put_head(&mut self.out, b'*', 4 + options.len());
         for arg in [b"RESTORE", key, ttl] {
             put_bulk(&mut self.out, arg);
@@ -179,6 +199,7 @@ impl RedisPart {
         } else {
             let mut args: Vec<&[u8]> = vec![b"RESTORE", key, &access.ttl, &payload];
             args.extend(access.options());
+            self.ask();
             self.request(&args);
         }
         self.payload = payload;
@@ -216,13 +237,14 @@ impl RedisPart {
 }
 
 impl CommandSink for RedisPart {
-    fn commands(&mut self, count: usize) -> Result<()> {
+    fn command(&mut self) -> Result<()> {
         // Whole commands alone are answered.
         if self.out.len() + self.ahead >= BATCH {
             self.flush()?;
             crash::point("agent.native-flushed");
         }
-        self.queued += count;
+        self.ask();
+        self.queued += 1;
         Ok(())
     }
 
@@ -276,6 +298,7 @@ impl RedisPart {
             return Ok(None);
         }
         self.select(db)?;
+        self.asking = self.arriving.contains(slot);
         Ok(Some((key, meta)))
     }
 

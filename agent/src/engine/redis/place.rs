@@ -10,13 +10,18 @@ use std::sync::{Arc, Mutex};
 
 use tidemark_common::crash;
 use tidemark_proto::id::JobId;
-use tidemark_proto::{Error, ErrorKind, Incarnation, Result, error::ResultExt};
+use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, error::ResultExt};
 
 use super::conn::{Address, Login};
 use super::fence::{Fences, replicas_of};
 use super::marker::{Marker, Step};
 use super::server::View;
 use super::{Redis, write_incarnation};
+use crate::fsutil;
+use crate::restore::other_slots;
+
+/// File in the folder of the parts: the slots that they are loaded for.
+const SLOTS: &str = "slots";
 
 pub(super) fn is_gone(job: JobId) -> Error {
     Error::conflict(format!("the restore of job {job} was committed or aborted: begin a new one"))
@@ -77,14 +82,32 @@ impl Place {
         Marker { job: self.job, step: Some(step) }.write(self.dir())
     }
 
-    fn no_parts(&self) -> Result<()> {
+    fn no_parts(&self, slots: &SlotSet) -> Result<()> {
         let _ = std::fs::remove_dir_all(&self.parts);
-        std::fs::create_dir_all(&self.parts).or_kind(ErrorKind::Full, format_args!("{}", self.parts.display()))
+        std::fs::create_dir_all(&self.parts).or_kind(ErrorKind::Full, format_args!("{}", self.parts.display()))?;
+        fsutil::replace(&self.parts.join(SLOTS), slots.to_string().as_bytes())
     }
 
-    /// Takes the server, or goes on with it. It owns its slots, by `view`.
-    pub(super) fn take(&self, view: &View, in_place: bool) -> Result<()> {
+    /// The parts that are loaded were loaded for these very slots.
+    fn same_slots(&self, slots: &SlotSet) -> Result<()> {
+        match std::fs::read_to_string(self.parts.join(SLOTS)) {
+            Ok(begun) if begun == slots.to_string() => Ok(()),
+            Ok(begun) => Err(other_slots(&begun, slots)),
+            // An earlier build noted none.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::retry("note of a restore's slots").with_source(e)),
+        }
+    }
+
+    /// Takes the server for `slots`, or goes on with it. New keys of these go to it, by `view`.
+    pub(super) fn take(&self, view: &View, slots: &SlotSet, in_place: bool) -> Result<()> {
         let begun = Marker::read(self.dir())?;
+        if begun
+            .as_ref()
+            .is_some_and(|m| m.job == self.job && !matches!(m.step, Some(Step::Committed | Step::CalledOff)))
+        {
+            self.same_slots(slots)?;
+        }
         match begun.as_ref().map(|m| (m.job, &m.step)) {
             Some((job, Some(Step::Committed))) if job == self.job => {
                 let _ = self.complete()?;
@@ -95,7 +118,7 @@ impl Place {
             Some((job, Some(_))) if job == self.job => self.fence(),
             // Its data is gone: there is nothing to call off.
             Some((_, Some(Step::CalledOff))) if in_place => {
-                self.no_parts()?;
+                self.no_parts(slots)?;
                 self.step(Step::Emptying)?;
                 self.fence()
             }
@@ -104,7 +127,7 @@ impl Place {
                 Err(Error::conflict(format!("restore {job} is under way on this server: end it first")))
             }
             None if in_place => {
-                self.no_parts()?;
+                self.no_parts(slots)?;
                 self.step(Step::Fenced)?;
                 // Nothing has happened to the data: where clients cannot be kept off they are let in again.
                 self.fence().inspect_err(|_| {
@@ -118,7 +141,7 @@ impl Place {
                 view.info.keys()
             ))),
             None => {
-                self.no_parts()?;
+                self.no_parts(slots)?;
                 Marker { job: self.job, step: None }.write(self.dir())
             }
         }

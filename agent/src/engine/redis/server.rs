@@ -105,8 +105,10 @@ pub struct ClusterNode {
     pub config_epoch: u64,
     /// Its slots.
     pub slots: SlotSet,
-    /// Slots that are moving from it or to it, as far as it says.
-    pub moving: SlotSet,
+    /// Slots that are on their way from it, as far as it says.
+    pub leaving: SlotSet,
+    /// Slots that are on their way to it, as far as it says.
+    pub arriving: SlotSet,
 }
 
 /// Reads the answer to `CLUSTER NODES`.
@@ -125,13 +127,15 @@ fn cluster_node(line: &str) -> Result<ClusterNode> {
     let host = if host.is_empty() { name.split(',').next().unwrap_or_default() } else { host };
     let flags: Vec<&str> = flags.split(',').collect();
     let has = |flag: &str| flags.contains(&flag);
-    let (mut own, mut moving) = (SlotSet::EMPTY, SlotSet::EMPTY);
+    let (mut own, mut leaving, mut arriving) = (SlotSet::EMPTY, SlotSet::EMPTY, SlotSet::EMPTY);
     for slot in slots {
         let number = |text: &str| text.parse::<u16>().ok().filter(|n| *n < SLOT_COUNT).ok_or_else(bad);
         if let Some(rest) = slot.strip_prefix('[') {
             // [93-<-nodeid] comes to it, [93->-nodeid] goes.
-            let n = number(rest.split("-").next().unwrap_or_default())?;
-            moving = moving.union(&SlotSet::range(n, n));
+            let (n, way) = rest.split_once('-').ok_or_else(bad)?;
+            let n = number(n)?;
+            let moving = if way.starts_with('<') { &mut arriving } else { &mut leaving };
+            *moving = moving.union(&SlotSet::range(n, n));
             continue;
         }
         let (from, to) = slot.split_once('-').unwrap_or((slot, slot));
@@ -147,7 +151,8 @@ fn cluster_node(line: &str) -> Result<ClusterNode> {
         follows: (*follows).to_owned(),
         config_epoch: epoch.parse().map_err(|_| bad())?,
         slots: own,
-        moving,
+        leaving,
+        arriving,
     })
 }
 
@@ -212,7 +217,19 @@ impl View {
         let own =
             self.myself().ok_or_else(|| Error::unsupported("CLUSTER NODES does not name the server itself"))?;
         let slots = if own.primary { own.slots.clone() } else { SlotSet::EMPTY };
-        Ok(Ownership { role, slots, moving: own.moving.clone(), config_epoch: own.config_epoch })
+        let moving = own.leaving.union(&own.arriving);
+        Ok(Ownership { role, slots, moving, config_epoch: own.config_epoch })
+    }
+
+    /// Slots that are on their way to the server while another one owns them. It takes keys of these from whoever says
+    /// `ASKING` before each command, as clients do whom the owner has sent here.
+    pub fn arriving(&self) -> SlotSet {
+        self.myself().map_or(SlotSet::EMPTY, |own| own.arriving.minus(&own.slots))
+    }
+
+    /// Slots of the server that are on their way to another one: it answers `ASK` to whoever names a key that it does not hold.
+    pub fn leaving(&self) -> SlotSet {
+        self.myself().map_or(SlotSet::EMPTY, |own| own.leaving.intersect(&own.slots))
     }
 
     /// Why the server cannot serve at present; `None` when it can.
@@ -235,8 +252,8 @@ mod tests {
         let nodes = cluster_nodes(text).unwrap();
         assert!(nodes[0].myself && nodes[0].primary && !nodes[0].failing);
         assert_eq!(
-            (nodes[0].slots.to_string(), nodes[0].moving.to_string()),
-            ("0-5460,5470".into(), "77,93".into())
+            (nodes[0].slots.to_string(), nodes[0].leaving.to_string(), nodes[0].arriving.to_string()),
+            ("0-5460,5470".into(), "93".into(), "77".into())
         );
         assert_eq!((nodes[0].config_epoch, nodes[0].address.to_string()), (3, "127.0.0.1:7001".to_owned()));
         assert!(!nodes[1].primary && nodes[1].failing && nodes[1].follows == "aa");

@@ -9,8 +9,10 @@ use super::{Options, Redis};
 
 /// The policy of a server that drops nothing when its memory is full.
 const KEEPS: &str = "noeviction";
-/// What the agent's user does in a restore onto an empty server.
-const NEEDED: [&[&[u8]]; 3] = [&[b"RESTORE", b"k", b"0", b"v"], &[b"SELECT", b"0"], &[b"FLUSHALL"]];
+/// What the agent's user does in a restore onto an empty server; the last only where slots are on their way to it.
+const NEEDED: [&[&[u8]]; 4] = [&[b"RESTORE", b"k", b"0", b"v"], &[b"SELECT", b"0"], &[b"FLUSHALL"], &[ASKING]];
+/// Comes before each command on a key of a slot that another server still owns.
+pub(super) const ASKING: &[u8] = b"ASKING";
 
 /// The server, as `view` shows it, can take records of `slots`. Nothing is changed.
 pub(super) fn fits(view: &View, slots: &SlotSet) -> Result<()> {
@@ -24,13 +26,14 @@ pub(super) fn fits(view: &View, slots: &SlotSet) -> Result<()> {
              nobody could say what was restored: `CONFIG SET maxmemory-policy {KEEPS}` until the restore has ended"
         )));
     }
-    stable(view, slots)
+    served(view, slots).map(drop)
 }
 
-/// The server owns `slots`, and none of them is moving.
-pub(super) fn stable(view: &View, slots: &SlotSet) -> Result<()> {
-    let owned = view.ownership()?;
-    let (gone, moving) = (slots.minus(&owned.slots), slots.intersect(&owned.moving));
+/// New keys of all `slots` go to the server: it owns them and they are not leaving it, or they are on their way to it. Answers
+/// the latter: their keys are taken behind `ASKING` alone.
+pub(super) fn served(view: &View, slots: &SlotSet) -> Result<SlotSet> {
+    let (owned, arriving) = (view.ownership()?.slots, view.arriving().intersect(slots));
+    let (gone, leaving) = (slots.minus(&owned).minus(&arriving), slots.intersect(&view.leaving()));
     if !gone.is_empty() {
         let who: Vec<_> = view
             .nodes
@@ -41,10 +44,12 @@ pub(super) fn stable(view: &View, slots: &SlotSet) -> Result<()> {
         let now = if who.is_empty() { String::new() } else { format!(" ({})", who.join(", ")) };
         return Err(Error::unsupported(format!("the server does not own slots {gone} any more{now}: {STAY}")));
     }
-    if !moving.is_empty() {
-        return Err(Error::unsupported(format!("slots {moving} are moving from or to the server: {STAY}")));
+    if !leaving.is_empty() {
+        return Err(Error::unsupported(format!(
+            "slots {leaving} are moving from the server to another one: {STAY}"
+        )));
     }
-    Ok(())
+    Ok(arriving)
 }
 
 /// What to do about slots.
@@ -52,13 +57,14 @@ const STAY: &str =
     "slots must stay where they are until a restore has ended; wait until they do, then restore again";
 
 /// Asks whether the agent's user may do what a restore does; servers before 7.0 cannot tell. `Denied` says what to grant.
-pub(super) fn rights(connection: &mut Connection, options: &Options) -> Result<()> {
+/// `arriving`: some slots are on their way to the server.
+pub(super) fn rights(connection: &mut Connection, options: &Options, arriving: bool) -> Result<()> {
     let user = match options.login.user.as_str() {
         "" => "default",
         user => user,
     };
     let mut missing = Vec::new();
-    for command in NEEDED {
+    for command in NEEDED.into_iter().filter(|command| arriving || command[0] != ASKING) {
         let mut ask: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];
         ask.extend(command);
         match connection.call(&ask)? {
@@ -99,7 +105,8 @@ pub(super) fn explain(error: Error, server: &Redis) -> Error {
             _ => error,
         },
         ErrorKind::Denied => error.context(format!(
-            "the agent's user needs the rights ~* +restore +select +flushall, and +@write for values over {} bytes",
+            "the agent's user needs the rights ~* +restore +select +flushall, +asking for slots that are on their way to the \
+             server, and +@write for values over {} bytes",
             server.options.native_over
         )),
         _ => error,

@@ -32,6 +32,18 @@ const READ: usize = 256 << 10;
 /// Most bytes of stream that are kept on disk before the cut.
 const MAX_LOG: u64 = 64 << 30;
 
+/// What keeps the bytes of a stream.
+pub(super) trait Keeps {
+    /// Offset up to which it has them.
+    fn position(&self) -> u64;
+
+    /// Keeps the next bytes. Answers whether the server asked for an acknowledgement.
+    fn take(&mut self, shared: &Shared, bytes: &[u8]) -> Result<bool>;
+
+    /// The stream goes on under another history.
+    fn renamed(&mut self, history: &str) -> Result<()>;
+}
+
 /// Does the work of a link, on a thread of its own.
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
@@ -86,13 +98,13 @@ impl Worker {
     }
 
     /// Keeps the stream until the link is stopped.
-    fn follow(&mut self, mut connection: Connection, stream: &mut Stream) -> Result<()> {
+    pub(super) fn follow(&mut self, mut connection: Connection, stream: &mut impl Keeps) -> Result<()> {
         loop {
             match self.keep(&mut connection, stream) {
                 Ok(()) => return Ok(()),
                 Err(e) if e.kind() == ErrorKind::Retry && !self.shared.stopped() => {
                     tracing::warn!(error = %e.report(), "the link to the server dropped: taking it up again");
-                    connection = self.again(stream.splitter.position(), e)?;
+                    connection = self.again(stream, e)?;
                 }
                 Err(e) => return Err(e),
             }
@@ -100,7 +112,8 @@ impl Worker {
     }
 
     /// Takes the link up where it stood: at the server itself, or at another one of its shard, which has the same stream.
-    fn again(&mut self, offset: u64, cause: Error) -> Result<Connection> {
+    pub(super) fn again(&mut self, stream: &mut impl Keeps, cause: Error) -> Result<Connection> {
+        let offset = stream.position();
         let history = self.shared.lock().history.clone();
         let mut last = cause;
         // Asking one that has forgotten makes it prepare a base.
@@ -115,7 +128,7 @@ impl Worker {
                 if forgot.contains(&place) {
                     continue;
                 }
-                match self.take_up(&place, &history, offset) {
+                match self.take_up(&place, (&history, offset), stream) {
                     Ok(Some(connection)) => return Ok(connection),
                     Ok(None) => _ = forgot.insert(place),
                     Err(e) => last = e,
@@ -132,12 +145,19 @@ impl Worker {
     }
 
     /// Goes on with the stream behind `offset` at `place`; `None` when the server has forgotten it.
-    fn take_up(&mut self, place: &Address, history: &str, offset: u64) -> Result<Option<Connection>> {
+    pub(super) fn take_up(
+        &mut self,
+        place: &Address,
+        (history, offset): (&str, u64),
+        stream: &mut impl Keeps,
+    ) -> Result<Option<Connection>> {
         let mut connection = join(place, &self.login)?;
         match psync(&mut connection, Some((history, offset + 1)))? {
             Sync::Continue(new) => {
                 tracing::info!(offset, %place, history = %new, "the link goes on");
-                self.shared.update(|s| s.history = if new.is_empty() { history.to_owned() } else { new });
+                let new = if new.is_empty() { history.to_owned() } else { new };
+                stream.renamed(&new)?;
+                self.shared.update(|s| s.history = new);
                 acknowledge(&mut connection)?;
                 self.at = place.clone();
                 Ok(Some(connection))
@@ -147,7 +167,7 @@ impl Worker {
     }
 
     /// Reads the stream until it breaks (an error) or the link is stopped.
-    fn keep(&self, connection: &mut Connection, stream: &mut Stream) -> Result<()> {
+    fn keep(&self, connection: &mut Connection, stream: &mut impl Keeps) -> Result<()> {
         connection.set_timeout(TICK)?;
         let (mut buffer, mut acked, mut asking) = (vec![0; READ], Instant::now(), None);
         while !self.shared.stopped() {
@@ -193,8 +213,15 @@ struct Stream {
     first: u64,
 }
 
-impl Stream {
-    /// Keeps bytes of the stream. Answers whether the server asked for an acknowledgement.
+impl Keeps for Stream {
+    fn position(&self) -> u64 {
+        self.splitter.position()
+    }
+
+    fn renamed(&mut self, _: &str) -> Result<()> {
+        Ok(())
+    }
+
     fn take(&mut self, shared: &Shared, bytes: &[u8]) -> Result<bool> {
         if self.splitter.position() - self.first > MAX_LOG {
             return Err(Error::new(

@@ -62,7 +62,10 @@ pub(super) fn choose(
     for (node, description) in described {
         match () {
             () if description.ownership.role == REPLICA => idle.push((node, "replica".to_owned())),
-            () if moves && description.ownership.slots.is_empty() => idle.push((node, "without slots".to_owned())),
+            () if moves && description.ownership.slots.is_empty() => {
+                team.empty.push((node.clone(), description.engine_version));
+                idle.push((node, "without slots".to_owned()));
+            }
             () => groups.push(vec![Candidate { node, description, stands_in: false }]),
         }
     }
@@ -76,6 +79,7 @@ pub(super) fn choose(
         if candidate.stands_in {
             let _ = team.stand_ins.insert(candidate.node.clone());
         }
+        team.versions.push(candidate.description.engine_version);
         team.nodes.push(candidate.node);
     }
     for (node, why) in idle {

@@ -186,9 +186,23 @@ impl Driver {
         let (send, mut events) = mpsc::channel::<Event>(self.nodes.len() * 2 + 8);
         let mut tasks = JoinSet::new();
         let mut todo = core.step(Event::Start, self.context.clock.now());
+        // One cut of a cluster at a time: a hold that ends takes another one's with it.
+        let mut cutting = None;
         loop {
             self.job.phase(core.phase_name());
             for action in std::mem::take(&mut todo) {
+                match &action {
+                    Action::Hold(..) if cutting.is_none() => {
+                        cutting = Some(self.context.logs.cut_lock(&self.request.cluster).lock_owned().await);
+                    }
+                    Action::Describe(_) | Action::Hold(..) | Action::Seal(..) | Action::Release(..) => {}
+                    // The log hears of the cut before it takes another one.
+                    Action::CutDone(cut) => {
+                        self.context.logs.was_cut(&self.request.cluster, cut.at, &self.nodes);
+                        cutting = None;
+                    }
+                    _ => cutting = None,
+                }
                 if let Action::Wait(_) = action {
                     self.cut_is_void(core.void_cut());
                 }

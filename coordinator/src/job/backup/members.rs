@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::Description;
 use tidemark_proto::{ClusterName, Error, NodeName, Result};
 
@@ -23,38 +24,42 @@ pub const REPLICA: &str = "replica";
 
 /// The nodes of a backup.
 #[derive(Debug, Default)]
-pub(super) struct Team {
+pub(crate) struct Team {
     /// Those that take part.
-    pub(super) nodes: Vec<NodeName>,
+    pub(crate) nodes: Vec<NodeName>,
+    /// Versions of their stores.
+    pub(crate) versions: Vec<String>,
+    /// Primaries without slots, and the versions of their stores: slots may move to them.
+    pub(crate) empty: Vec<(NodeName, String)>,
     /// Where their agents run.
-    pub(super) hosts: Vec<String>,
+    pub(crate) hosts: Vec<String>,
     /// Those that are connected and take no part, with the reason.
-    pub(super) others: Vec<String>,
+    pub(crate) others: Vec<String>,
     /// Their engine.
-    pub(super) engine: String,
+    pub(crate) engine: String,
     /// Live bytes that they hold together, estimated.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// Whether they are available and their slots are all slots, each once.
-    pub(super) whole: bool,
+    pub(crate) whole: bool,
     /// Those of the nodes that stand in for the primary they follow.
-    pub(super) stand_ins: HashSet<NodeName>,
+    pub(crate) stand_ins: HashSet<NodeName>,
 }
 
 /// Who is asked first where several nodes can be backed up for the same slots.
 #[derive(Debug, Default)]
-pub(super) struct Preference {
+pub(crate) struct Preference {
     /// Nodes of the round before: their bases may stand.
-    pub(super) before: Vec<NodeName>,
+    pub(crate) before: Vec<NodeName>,
     /// Nodes of the parent backup: they know what has changed since.
-    pub(super) parent: Vec<NodeName>,
+    pub(crate) parent: Vec<NodeName>,
     /// Then replicas, so that primaries need not fork; else primaries.
-    pub(super) replicas: bool,
+    pub(crate) replicas: bool,
 }
 
 /// Asks all connected nodes of the cluster what they are, and chooses.
-pub(super) async fn gather(
+pub(crate) async fn gather(
     context: &Context,
-    job: &Job,
+    job: JobId,
     cluster: &ClusterName,
     preference: &Preference,
 ) -> Result<Team> {
@@ -62,7 +67,7 @@ pub(super) async fn gather(
     if members.is_empty() {
         return Err(Error::conflict(format!("no node of cluster {cluster} is connected")));
     }
-    let asked = members.iter().map(|(member, _)| context.fleet.describe(member, context.head(job.id(), 0)));
+    let asked = members.iter().map(|(member, _)| context.fleet.describe(member, context.head(job, 0)));
     let answers = futures::future::join_all(asked).await;
     let answers: Vec<_> = members.into_iter().map(|(member, _)| member.node).zip(answers).collect();
     let sources = sources(context, job, cluster, &answers).await;
@@ -75,7 +80,7 @@ pub(super) async fn gather(
 /// What the nodes that are no primaries could be backed up for, where the engine has such nodes.
 async fn sources(
     context: &Context,
-    job: &Job,
+    job: JobId,
     cluster: &ClusterName,
     answers: &[(NodeName, Result<Description>)],
 ) -> Vec<(NodeName, Result<Description>)> {
@@ -85,7 +90,7 @@ async fn sources(
     let asked: Vec<&NodeName> = asked.map(|(node, _)| node).collect();
     let ask = asked.iter().map(|node| {
         let member = Member { cluster: cluster.clone(), node: (*node).clone() };
-        async move { context.fleet.describe_source(&member, context.head(job.id(), 0)).await }
+        async move { context.fleet.describe_source(&member, context.head(job, 0)).await }
     });
     let answers = futures::future::join_all(ask).await;
     asked.into_iter().cloned().zip(answers).collect()
@@ -104,7 +109,7 @@ pub(super) async fn gather_whole(
         loop {
             // What made the round end needs a moment, also where the nodes look whole: no round is spent on it at once.
             tokio::time::sleep(GATHER_AGAIN).await;
-            match gather(context, job, cluster, preference).await {
+            match gather(context, job.id(), cluster, preference).await {
                 Ok(team) if team.whole => return team,
                 Ok(_) => {}
                 Err(e) => tracing::debug!(error = %e.report(), "the nodes are not yet known again"),
@@ -116,7 +121,7 @@ pub(super) async fn gather_whole(
         () = job.cancel.cancelled() => Err(Error::cancelled("the backup was cancelled")),
         whole = tokio::time::timeout(patience, whole) => match whole {
             Ok(team) => Ok(team),
-            Err(_) => gather(context, job, cluster, preference).await,
+            Err(_) => gather(context, job.id(), cluster, preference).await,
         },
     }
 }

@@ -42,11 +42,12 @@ pub(super) async fn prepare(
     let parent = Parent::newest(&context.repository, &request.cluster, ledger).await?;
     let parent = parent.filter(|_| !request.full);
     let preference = Preference {
-        before: Vec::new(),
+        // Whose log goes on must take part: the cut leaves its mark there.
+        before: context.logs.lanes(&request.cluster),
         parent: parent.as_ref().map(Parent::nodes).unwrap_or_default(),
         replicas: context.config.backup.prefer_replicas,
     };
-    let team = gather(context, job, &request.cluster, &preference).await?;
+    let team = gather(context, job.id(), &request.cluster, &preference).await?;
     let (engine, names) = (team.engine.clone(), team_names(&team));
     let slots_per_region = match ledger.policy() {
         Some(p) if p.engine != engine => {

@@ -44,6 +44,8 @@ pub(super) fn request_of(left: &LeftRestore, target: &ClusterName) -> Result<(Re
         cluster: begun.source.clone(),
         backup: begun.backup.to_string(),
         at: at.map(|at| at.0),
+        // It is the time that was found.
+        inexact: at.is_some(),
         target: Some(target.clone()),
         in_place: begun.in_place != 0,
         keys: begun.keys.clone(),

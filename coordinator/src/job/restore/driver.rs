@@ -4,6 +4,7 @@
 //! manifest, part by part, and every node has read back what it loaded. A failure before the first switch puts every
 //! node back as it was.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tidemark_common::crash;
@@ -18,6 +19,7 @@ use tracing::Instrument;
 use super::begun::{LeftRestore, begun_of, request_of};
 use super::kept::Takers;
 use super::load::Ready;
+use super::moving::MOST_MOVES;
 use super::options::Options;
 use super::plan::{RestorePlan, Sources, plan_again};
 use super::ready::ready;
@@ -44,10 +46,14 @@ pub(super) struct Driver {
     missing: Damage,
     pub(super) sums: Mutex<Sums>,
     pub(super) source: ClusterName,
-    target: ClusterName,
+    pub(super) target: ClusterName,
     recorder: tokio::sync::Mutex<JobRecorder>,
     /// What is not as it was.
     warnings: Mutex<Vec<String>>,
+    /// Whether it may begin anew when slots have moved.
+    may_begin_anew: bool,
+    /// It ended with all nodes as they were, because slots had moved: it is to begin anew.
+    begins_anew: AtomicBool,
 }
 
 /// Runs a restore job to its end.
@@ -94,32 +100,80 @@ async fn carry_out(
     options: Options,
     mut recorder: JobRecorder,
 ) -> Result<serde_json::Value> {
-    if !plan.problems.is_empty() {
-        return Err(Error::conflict(format!("the restore cannot run: {}", plan.problems.join("; "))));
+    can_run(&plan)?;
+    let id = job.id();
+    for moves in 0.. {
+        let request = plan.pinned();
+        let mut driver = prepared(&context, &job, plan, options.clone(), recorder).await?;
+        driver.may_begin_anew = moves < MOST_MOVES;
+        let serve = ServeJob::new(driver.source.clone(), driver.target.clone(), driver.sources.served.clone());
+        context.serve.open(id, serve);
+        let result = Box::pin(driver.guarded_restore()).await;
+        context.serve.close(&id);
+        if !driver.begins_anew.load(Ordering::Relaxed) {
+            return result;
+        }
+        recorder = driver.recorder.into_inner();
+        match plan_again(&context, request).await.and_then(|plan| can_run(&plan).map(|()| plan)) {
+            Ok(again) => plan = again,
+            Err(e) => {
+                let e = e.context("slots have moved since the restore was planned, and it was called off");
+                end(&context, &mut recorder, id, Some(&e)).await;
+                return Err(e);
+            }
+        }
     }
+    unreachable!("the last one may not begin anew")
+}
+
+fn can_run(plan: &RestorePlan) -> Result<()> {
+    match plan.problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::conflict(format!("the restore cannot run: {}", plan.problems.join("; ")))),
+    }
+}
+
+/// Looks at all that the restore will read, before any node is touched.
+async fn prepared(
+    context: &Shared,
+    job: &Arc<Job>,
+    mut plan: RestorePlan,
+    options: Options,
+    mut recorder: JobRecorder,
+) -> Result<Driver> {
     let mut sources = plan.sources.take().ok_or_else(|| Error::bug("a plan without its sources"))?;
     let source = plan.request.cluster.clone();
     let target = plan.request.target.clone().unwrap_or_else(|| source.clone());
     let id = job.id();
-    let missing = match ready(&job, &plan, &mut sources).await {
+    let missing = match ready(job, &plan, &mut sources).await {
         Err(e) if recorder.revision() > 0 => {
             // Another coordinator had begun it, when the backup was still whole.
             let nodes: Vec<_> = plan.targets.iter().map(|t| t.node.clone()).collect();
-            let e = called_off(e, &abort_all(&context, &target, id, &nodes).await);
-            end(&context, &mut recorder, id, Some(&e)).await;
+            let e = called_off(e, &abort_all(context, &target, id, &nodes).await);
+            end(context, &mut recorder, id, Some(&e)).await;
             return Err(e);
         }
         missing => missing?,
     };
     let (sums, recorder) = (Mutex::default(), tokio::sync::Mutex::new(recorder));
     let warnings = Mutex::new([&plan.warnings[..], &sources.told].concat());
-    let driver =
-        Driver { context, job, id, plan, options, sources, missing, sums, source, target, recorder, warnings };
-    let serve = ServeJob::new(driver.source.clone(), driver.target.clone(), driver.sources.served.clone());
-    driver.context.serve.open(id, serve);
-    let result = Box::pin(driver.guarded_restore()).await;
-    driver.context.serve.close(&id);
-    result
+    let (context, job) = (context.clone(), job.clone());
+    Ok(Driver {
+        context,
+        job,
+        id,
+        plan,
+        options,
+        sources,
+        missing,
+        sums,
+        source,
+        target,
+        recorder,
+        warnings,
+        may_begin_anew: false,
+        begins_anew: AtomicBool::new(false),
+    })
 }
 
 impl Driver {
@@ -215,8 +269,14 @@ impl Driver {
         let ready = match ready {
             Ok(ready) => ready,
             Err(e) => {
+                let again = self.may_begin_anew && self.slots_have_moved(&e).await;
                 let nodes: Vec<_> = self.plan.targets.iter().map(|t| t.node.clone()).collect();
-                let e = called_off(e, &abort_all(&self.context, &self.target, self.id, &nodes).await);
+                let stuck = abort_all(&self.context, &self.target, self.id, &nodes).await;
+                if again && stuck.is_empty() {
+                    self.begins_anew.store(true, Ordering::Relaxed);
+                    return Err(e);
+                }
+                let e = called_off(e, &stuck);
                 end(&self.context, &mut recorder, self.id, Some(&e)).await;
                 return Err(e);
             }

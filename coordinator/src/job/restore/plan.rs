@@ -11,6 +11,7 @@ use tidemark_proto::stored::paths;
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
 
 use super::kept::Takes;
+use super::moving::settle;
 use super::options::selection;
 use super::request::{LATEST, RestoreRequest, source};
 use super::share::Share;
@@ -161,7 +162,7 @@ pub struct Candidate {
     pub engine_version: String,
     /// Whether it follows another node and takes no writes.
     pub replica: bool,
-    /// Slots that it owns.
+    /// Slots that it owns; in a plan, those whose records it takes.
     pub slots: SlotSet,
     /// Slots that are moving to or from it.
     pub moving: SlotSet,
@@ -191,6 +192,24 @@ pub(super) async fn plan_again(context: &Context, request: RestoreRequest) -> Re
     plan_as(context, request, true).await
 }
 
+/// The nodes of a cluster, as they describe themselves now.
+pub(super) async fn candidates(context: &Context, target: &ClusterName) -> Result<Vec<Candidate>> {
+    let mut found = Vec::new();
+    for (member, _) in context.fleet.members(Some(target)) {
+        let described = context.fleet.describe(&member, context.head(JobId::default(), 0)).await?;
+        found.push(Candidate {
+            node: member.node,
+            engine: described.engine,
+            engine_version: described.engine_version,
+            replica: described.ownership.role == REPLICA,
+            slots: described.ownership.slots,
+            moving: described.ownership.moving,
+            records: described.records,
+        });
+    }
+    Ok(found)
+}
+
 async fn plan_as(context: &Context, request: RestoreRequest, begun: bool) -> Result<RestorePlan> {
     let _ = KeyFilter::new(&request.keys)?;
     let ledger = Ledger::load(&context.repository, &request.cluster).await?;
@@ -204,18 +223,9 @@ async fn plan_as(context: &Context, request: RestoreRequest, begun: bool) -> Res
     let (record, point) = source(&context.repository, &ledger, &request).await?;
     let manifest = open_manifest(&context.repository, &request.cluster, &record.backup).await?;
     let target = request.target.clone().unwrap_or_else(|| request.cluster.clone());
-    let mut candidates = Vec::new();
-    for (member, _) in context.fleet.members(Some(&target)) {
-        let described = context.fleet.describe(&member, context.head(JobId::default(), 0)).await?;
-        candidates.push(Candidate {
-            node: member.node,
-            engine: described.engine,
-            engine_version: described.engine_version,
-            replica: described.ownership.role == REPLICA,
-            slots: described.ownership.slots,
-            moving: described.ownership.moving,
-            records: if begun && !request.in_place { 0 } else { described.records },
-        });
+    let mut candidates = candidates(context, &target).await?;
+    if begun && !request.in_place {
+        candidates.iter_mut().for_each(|c| c.records = 0);
     }
     let slots_per_region = manifest.root().slots_per_region;
     let nodes: Vec<_> = candidates.iter().map(|c| (c.node.clone(), c.engine.clone())).collect();
@@ -242,19 +252,15 @@ pub async fn plan_onto(
 ) -> Result<RestorePlan> {
     let root = manifest.root();
     // They get what their primaries load.
-    let (replicas, candidates): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.replica);
+    let (replicas, mut candidates): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.replica);
     let selection = selection(&request, &root.engine)?;
     let mut problems: Vec<String> = candidates
         .iter()
         .filter(|c| !fits(&c.engine, &root.engine))
         .map(|c| format!("node {} is {}, the backup is of {}", c.node, c.engine, root.engine))
         .collect();
-    problems.extend(candidates.iter().filter(|c| !c.moving.is_empty()).map(|c| {
-        format!(
-            "slots {} are moving from or to node {}: wait until they have moved, then restore",
-            c.moving, c.node
-        )
-    }));
+    let (unsettled, mut warnings) = settle(&mut candidates);
+    problems.extend(unsettled);
     let packs = Packs::list(manifest.repository(), manifest.cluster()).await?;
     let scope = Scope { slots: selection.slots.clone(), ..Scope::default() };
     let found = inspect(&manifest, &packs, Depth::Objects, scope, None).boxed().await?;
@@ -264,6 +270,7 @@ pub async fn plan_onto(
     let types = types(&manifest, &candidates, &selection);
     let (bad, mut missing) = (Arc::new(found.bad), found.damage);
     let takes = Takes::read(&manifest).await?;
+    warnings.extend(takes.warnings.iter().cloned());
     note_lost(&mut missing, &takes);
     if request.with_users {
         problems.extend(takes.problem(root.job));
@@ -303,7 +310,7 @@ pub async fn plan_onto(
         targets,
         problems,
         missing,
-        warnings: takes.warnings.clone(),
+        warnings,
         request,
         sources: Some(Sources {
             manifest,

@@ -28,6 +28,9 @@ pub struct RestoreRequest {
     /// backup. A backup named beside it is the one that the log is laid over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<u64>,
+    /// `at` is taken as it is, by the clocks of the nodes, also where it is no consistent state of the cluster (Redis and Valkey).
+    #[serde(default)]
+    pub inexact: bool,
     /// Cluster to restore onto; the same where absent.
     #[schema(value_type = Option<String>)]
     #[serde(default)]
@@ -81,11 +84,16 @@ pub(super) async fn source(
     ledger: &Ledger,
     request: &RestoreRequest,
 ) -> Result<(BackupRecord, Option<Point>)> {
-    let Some(at) = request.at else { return Ok((find_backup(ledger, &request.backup)?, None)) };
+    let Some(at) = request.at else {
+        return match request.inexact {
+            true => Err(Error::request("inexact is for a time: name one by `at`")),
+            false => Ok((find_backup(ledger, &request.backup)?, None)),
+        };
+    };
     let named = match request.backup.as_str() {
         "" | LATEST => None,
         wanted => Some(find_backup(ledger, wanted)?.backup.job),
     };
-    let point = log::point(repository, ledger, Timestamp(at), named).boxed().await?;
+    let point = log::point_of(repository, ledger, Timestamp(at), named, request.inexact).boxed().await?;
     Ok((point.base.clone(), Some(point).filter(Point::is_logged)))
 }

@@ -1,0 +1,336 @@
+//! The log of a server: its stream of commands, kept on disk until it is durable elsewhere.
+//!
+//! A link of its own follows the server's stream ([`tail`]) into a spool ([`spool`]). What is asked for is read back from there, and
+//! each command gets a timestamp then ([`read`]): when it came, but above all before it. A cut (of a backup or a light one for a
+//! restore point) leaves a mark in the spool: what lies before it gets a timestamp at or below the cut's, what lies behind it a
+//! later one; and nothing is read while writes are held. So "up to T" means the same at all nodes for every cut T.
+
+mod read;
+mod spool;
+mod tail;
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use tidemark_common::clock::{SystemClock, WallClock};
+use tidemark_proto::wire::control::{Held, Ownership, Position, Sealed};
+use tidemark_proto::{Error, Incarnation, Result, SlotSet, Timestamp};
+
+use super::Redis;
+use super::hold::HoldState;
+use super::server::View;
+use crate::engine::{LogReached, LogSink, LogSource, LogWanted};
+use read::{Ended, MAX_COMMAND, Source, Stretch, entries};
+use tail::{Resume, Tail};
+
+/// Time for a stream that begins before a read is put off.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(3);
+/// A hold keeps reads back for this much longer than writes: its cut may be sealed until then.
+const HOLD_GRACE: Duration = Duration::from_secs(5);
+/// Positions of the log are offsets of the stream and this: a stream that nothing was written to yet stands at offset 0, and
+/// position 0 means that a log is to begin.
+const POSITION: u64 = 1;
+/// Least bytes of a command.
+const LEAST_COMMAND: u64 = 14;
+
+/// What is known of the log's cuts.
+#[derive(Debug, Default)]
+struct Cuts {
+    /// Writes are held, at most until then: nothing is read meanwhile.
+    barrier: Option<Instant>,
+    /// The light cut that is under way.
+    hold: Option<HoldState>,
+    /// The last cut, and what the server owned then.
+    last: Option<(Timestamp, SlotSet)>,
+    /// No timestamp above this was given out.
+    issued: Timestamp,
+    /// Offset up to which timestamps were given out.
+    read: u64,
+}
+
+/// The log of one server.
+#[derive(Debug)]
+pub(super) struct RedisLog {
+    dir: PathBuf,
+    tail: Mutex<Option<Tail>>,
+    cuts: Mutex<Cuts>,
+}
+
+/// The id under which a history is known to the coordinator: the first half of its name.
+pub(super) fn history_id(history: &str) -> Incarnation {
+    let half = history.get(..32).and_then(|half| u128::from_str_radix(half, 16).ok());
+    Incarnation::from_u128(half.unwrap_or_default())
+}
+
+impl RedisLog {
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self { dir, tail: Mutex::default(), cuts: Mutex::default() }
+    }
+
+    fn cuts(&self) -> std::sync::MutexGuard<'_, Cuts> {
+        self.cuts.lock().expect("cuts")
+    }
+
+    /// Writes are held at `position`: nothing is read before the cut is known. Answers a timestamp that is above every one that
+    /// was given out and every one that anything up to there can get.
+    pub(super) fn hold(&self, position: &Position, budget: Duration) -> Timestamp {
+        if self.tail.lock().expect("tail").is_none() {
+            return Timestamp::ZERO;
+        }
+        let mut cuts = self.cuts();
+        cuts.barrier = Some(Instant::now() + budget + HOLD_GRACE);
+        let most = position.offset.saturating_sub(cuts.read) / LEAST_COMMAND + 1;
+        let now = cuts.issued.max(Timestamp::new(SystemClock.millis(), 0));
+        Timestamp(now.0 + 2 * most)
+    }
+
+    /// The cut of a hold is at `at`.
+    pub(super) fn mark(&self, hold: &HoldState, at: Timestamp) -> Result<()> {
+        let tail = self.tail.lock().expect("tail");
+        let Some(tail) = tail.as_ref() else { return Ok(()) };
+        let mut cuts = self.cuts();
+        let position = hold.position();
+        if cuts.read > position.offset || cuts.issued >= at {
+            return Err(Error::conflict("the log was read beyond the cut: cut again"));
+        }
+        if tail.mark(position, at)? {
+            cuts.issued = at;
+            cuts.last = Some((at, hold.ownership().slots.clone()));
+        }
+        Ok(())
+    }
+
+    /// Reads go on.
+    pub(super) fn let_go(&self) {
+        self.cuts().barrier = None;
+    }
+
+    /// Ends the link, and drops what is kept.
+    fn stop(&self) {
+        *self.tail.lock().expect("tail") = None;
+        *self.cuts() = Cuts::default();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Redis {
+    /// Follows the stream again where an earlier process of the agent did.
+    pub(super) fn resume_log(&self) {
+        if self.log.dir.exists()
+            && let Err(e) = self.follow_log(None)
+        {
+            tracing::warn!(error = %e.report(), "the log is taken up when it is asked for");
+        }
+    }
+
+    /// The link of the log stands, or is begun.
+    fn follow_log(&self, resume: Option<Resume>) -> Result<()> {
+        let mut tail = self.log.tail.lock().expect("tail");
+        // After a restore the data is another.
+        if tail.as_ref().is_some_and(|tail| tail.incarnation() != self.incarnation() || tail.has_ended()) {
+            *tail = None;
+        }
+        if tail.is_none() {
+            self.refuse_where_counted(&self.view()?)?;
+            let (address, login) = (self.options.address.clone(), self.options.login.clone());
+            let dir = &self.log.dir;
+            *tail =
+                Some(Tail::start((address, login), self.shard.servers.clone(), dir, self.incarnation(), resume)?);
+        }
+        Ok(())
+    }
+
+    /// The log goes on here where another node's ended; `Conflict` where the server does not know that stream.
+    fn take_over(&self, resume: Resume) -> Result<()> {
+        let mut tail = self.log.tail.lock().expect("tail");
+        let asked = |name: &str| history_id(name) == resume.history;
+        let stands = tail.as_ref().map(|tail| tail.with_spool(0, |spool| Ok(spool.holds(asked, resume.offset))));
+        if matches!(stands, Some(Ok(true))) {
+            return Ok(());
+        }
+        let view = self.view()?;
+        if tail::named(&view, resume).is_none() {
+            return Err(Error::conflict("the server does not know the stream that the log is to go on with"));
+        }
+        *tail = None;
+        let _ = std::fs::remove_dir_all(&self.log.dir);
+        Ok(())
+    }
+
+    fn with_tail<T>(&self, work: impl FnOnce(&Tail) -> Result<T>) -> Result<T> {
+        let tail = self.log.tail.lock().expect("tail");
+        work(tail.as_ref().ok_or_else(|| Error::conflict("the log of this server is not followed"))?)
+    }
+}
+
+/// What a read found in the spool.
+struct Span {
+    files: Vec<spool::SpoolFile>,
+    /// Offset at which the read ends at the latest.
+    end: u64,
+    /// The cut there, if it is one.
+    mark: Option<(u64, Timestamp)>,
+    border: u64,
+    history: Incarnation,
+    held: bool,
+}
+
+/// Where a read begins.
+enum Begins {
+    /// Where it was asked to.
+    There(Span),
+    /// Now, in this history.
+    Anew { border: u64, history: Incarnation },
+}
+
+impl RedisLog {
+    fn begins(&self, tail: &Tail, wanted: &LogWanted) -> Result<Begins> {
+        let asked = |name: &str| history_id(name) == wanted.incarnation;
+        let held = self.cuts().barrier.is_some_and(|until| until > Instant::now());
+        let from = wanted.from.saturating_sub(POSITION);
+        tail.with_spool(wanted.spool, |spool| {
+            let history = history_id(spool.history());
+            if wanted.from == 0 || !spool.holds(asked, from) {
+                return Ok(Begins::Anew { border: spool.border(), history });
+            }
+            spool.drop_below(wanted.durable.saturating_sub(POSITION));
+            let mark = spool.next_mark(from, wanted.closed);
+            let end = match mark {
+                Some((offset, _)) => offset,
+                // Until the cut is known nothing gets a timestamp.
+                None if held => from,
+                None => spool.border(),
+            };
+            let files = spool.files_from(from);
+            Ok(Begins::There(Span { files, end, mark, border: spool.border(), history, held }))
+        })
+    }
+}
+
+/// What a read of the spool came to.
+struct Batch {
+    ended: Ended,
+    closed: Timestamp,
+}
+
+impl RedisLog {
+    /// Reads a span behind `offset` and gives its entries out. `now` is a time by which all of the stream up to `position` was there.
+    fn read(
+        &self,
+        tail: &Tail,
+        span: &Span,
+        wanted: &LogWanted,
+        (now, position): (Timestamp, &Position),
+        sink: &mut dyn LogSink,
+    ) -> Result<Batch> {
+        let offset = wanted.from.saturating_sub(POSITION);
+        let source = Source { commands: tail.commands()?, relative: tail.sends_relative() };
+        let (after, ceiling) = (wanted.closed.max(Timestamp(1)), span.mark.map(|(_, at)| at));
+        let mut found = None;
+        // One command may be more than what is asked for.
+        for most in [wanted.most, MAX_COMMAND] {
+            let stretch = Stretch::read(&span.files, (offset, span.end), most)?;
+            let ended = entries(&stretch, (offset, after, ceiling), &source, sink)?;
+            if ended.to > offset || span.end <= offset {
+                found = Some(ended);
+                break;
+            }
+        }
+        let Some(ended) = found else {
+            tail.forget();
+            return Err(Error::unsupported(format!(
+                "a command of over {MAX_COMMAND} bytes is more than the log takes: it begins anew behind it"
+            )));
+        };
+        let closed = match span.mark.filter(|_| ended.to == span.end) {
+            Some((_, at)) if ended.last <= at => at,
+            Some(_) => return Err(Error::bug("a cut below what was logged before it")),
+            // Nothing more comes at or below the present.
+            None if ended.to == span.border && !span.held && tail.has_come_to(position) => ended.last.max(now),
+            None => ended.last,
+        };
+        let mut cuts = self.cuts();
+        (cuts.issued, cuts.read) = (cuts.issued.max(closed), cuts.read.max(ended.to));
+        Ok(Batch { ended, closed })
+    }
+}
+
+impl LogSource for Redis {
+    fn read_log(&self, wanted: &LogWanted, sink: &mut dyn LogSink) -> Result<LogReached> {
+        let offset = wanted.from.saturating_sub(POSITION);
+        let resume = (wanted.from > 0).then_some(Resume { history: wanted.incarnation, offset });
+        if let Some(resume) = resume.filter(|_| wanted.takes_over) {
+            self.take_over(resume)?;
+        }
+        self.follow_log(resume)?;
+        // What the server has done by now has come, if the stream stands where the server says.
+        let now = Timestamp::new(SystemClock.millis(), 0);
+        let view = self.ask_primary(View::read)?;
+        self.shard.note(&view);
+        let (position, slots) = (view.info.position()?, view.ownership()?.slots);
+        self.with_tail(|tail| {
+            tail.ready(BEGIN_PATIENCE)?;
+            let span = match self.log.begins(tail, wanted)? {
+                Begins::There(span) => span,
+                Begins::Anew { border, history } => {
+                    let mut cuts = self.log.cuts();
+                    cuts.issued = cuts.issued.max(now).max(wanted.closed.next()).max(wanted.now);
+                    cuts.read = border;
+                    return Ok(LogReached {
+                        incarnation: history,
+                        slots,
+                        from: border + POSITION,
+                        to: border + POSITION,
+                        closed: cuts.issued,
+                        begins: true,
+                        branches: false,
+                        behind: 0,
+                    });
+                }
+            };
+            let Batch { ended, closed } = self.log.read(tail, &span, wanted, (now, &position), sink)?;
+            let cuts = self.log.cuts();
+            let of_cut = cuts.last.as_ref().filter(|(at, _)| *at == closed).map(|(_, slots)| slots.clone());
+            Ok(LogReached {
+                incarnation: span.history,
+                slots: of_cut.unwrap_or(slots),
+                from: wanted.from,
+                to: ended.to + POSITION,
+                closed,
+                begins: false,
+                branches: span.history != wanted.incarnation,
+                behind: span.border - ended.to,
+            })
+        })
+    }
+
+    fn stop_log(&self) -> Result<()> {
+        self.log.stop();
+        Ok(())
+    }
+
+    fn hold_log(&self, budget: Duration) -> Result<Held> {
+        self.with_tail(|tail| tail.ready(Duration::ZERO))?;
+        let (hold, held) = self.first_reading(budget)?;
+        self.log.cuts().hold = Some(hold);
+        self.with_tail(|tail| match tail.history() == held.position.history {
+            true => Ok(held),
+            false => Err(Error::conflict("the stream of the log has not come to the server's present history")),
+        })
+    }
+
+    fn seal_log(&self, at: Timestamp) -> Result<Sealed> {
+        let hold = self.log.cuts().hold.clone().ok_or_else(|| Error::conflict("a seal without a hold"))?;
+        let shared = self.with_tail(|tail| Ok(tail.shared().clone()))?;
+        self.second_reading(&hold, &shared)?;
+        self.log.mark(&hold, at)?;
+        Ok(Sealed { position: hold.position().clone() })
+    }
+
+    fn release_log(&self) -> Result<(Ownership, Duration)> {
+        let hold = self.log.cuts().hold.take();
+        let mut hold = hold.ok_or_else(|| Error::conflict("a release without a hold"))?;
+        self.let_go(&mut hold)
+    }
+}

@@ -1,0 +1,412 @@
+//! What came of a stream of commands and is not durable elsewhere yet: files that are only ever appended to, and read back after a
+//! restart of the agent.
+//!
+//! A file begins at the border of two commands: `"TMSP" | version (u8) | 3 zeros | offset (u64) | database (u64) | id of the data
+//! (16) | history (40)`, then frames: `kind (u8) | 3 zeros | length (u32) | offset (u64) | value (u64) | sum (u64) | bytes`. Numbers are
+//! little-endian; the sum is the begin of the BLAKE3 of what stands before it and of the bytes. Kinds: 0, bytes of the stream
+//! from `offset` on, received at `value` (milliseconds since 1970); 1, a mark: the cut at timestamp `value` lies at `offset`; 2, the
+//! stream goes on under another history, whose name are the bytes. What does not hold at the end of the last file was being
+//! written when the agent died, and the server is asked for it again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use tidemark_proto::{Error, ErrorKind, Incarnation, Result, Timestamp, error::ResultExt};
+
+use super::super::stream::Splitter;
+
+const MAGIC: [u8; 4] = *b"TMSP";
+const VERSION: u8 = 1;
+/// Bytes of a file's head.
+pub(super) const FILE_HEAD: usize = 80;
+/// Bytes of a frame's head.
+pub(super) const FRAME_HEAD: usize = 32;
+const HISTORY_LEN: usize = 40;
+const BYTES: u8 = 0;
+const MARK: u8 = 1;
+const HISTORY: u8 = 2;
+/// A file is ended at the next border of commands when it has this many bytes.
+const FILE_TARGET: u64 = 16 << 20;
+/// Largest frame: what is read from a server at once.
+const MAX_FRAME: usize = 4 << 20;
+
+/// One file.
+#[derive(Debug, Clone)]
+pub(super) struct SpoolFile {
+    pub(super) path: PathBuf,
+    /// Offset of its first byte of the stream.
+    pub(super) start: u64,
+    /// Database at its beginning.
+    pub(super) db: u64,
+    /// Offset behind its last byte.
+    pub(super) end: u64,
+}
+
+/// What a frame holds.
+pub(super) enum Frame {
+    Bytes { offset: u64, millis: u64, bytes: Vec<u8> },
+    Other,
+}
+
+/// What passed with some bytes.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    /// The server wants an acknowledgement.
+    pub(super) asked: bool,
+    /// End of the last command that may have changed data.
+    pub(super) moved: Option<u64>,
+}
+
+/// The spool of one stream.
+#[derive(Debug)]
+pub(super) struct Spool {
+    dir: PathBuf,
+    incarnation: Incarnation,
+    files: VecDeque<SpoolFile>,
+    out: Option<File>,
+    splitter: Splitter,
+    db: u64,
+    /// Where each history of the stream begins that may still be asked for; the last is the present one.
+    histories: Vec<(u64, String)>,
+    /// Cuts, by their offsets; of several at one offset the latest.
+    marks: BTreeMap<u64, Timestamp>,
+    /// End of the last whole command.
+    border: u64,
+    bytes: u64,
+}
+
+fn full(path: &Path) -> impl Fn(std::io::Error) -> Error {
+    let told = format!("the spool of the log, {}", path.display());
+    move |e| Error::new(ErrorKind::Full, told.clone()).with_source(e)
+}
+
+fn sum(head: &[u8], bytes: &[u8]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    let _ = hasher.update(head).update(bytes);
+    let mut out = [0; 8];
+    out.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(out)
+}
+
+impl Spool {
+    /// Begins anew in `dir`, at an offset of a history, with the database that the commands are for.
+    pub(super) fn begin(
+        dir: &Path,
+        incarnation: Incarnation,
+        (history, offset): (&str, u64),
+        db: u64,
+    ) -> Result<Self> {
+        let _ = std::fs::remove_dir_all(dir);
+        std::fs::create_dir_all(dir).map_err(full(dir))?;
+        let mut spool = Self {
+            dir: dir.to_owned(),
+            incarnation,
+            files: VecDeque::new(),
+            out: None,
+            splitter: Splitter::new(offset),
+            db,
+            histories: vec![(offset, history.to_owned())],
+            marks: BTreeMap::new(),
+            border: offset,
+            bytes: 0,
+        };
+        spool.rotate()?;
+        Ok(spool)
+    }
+
+    /// Reads back what an earlier process left; `None` where there is nothing of this data, or where it does not hold.
+    pub(super) fn reopen(dir: &Path, incarnation: Incarnation) -> Result<Option<Self>> {
+        let Ok(entries) = std::fs::read_dir(dir) else { return Ok(None) };
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+        // Names are offsets with leading zeros.
+        paths.sort();
+        let mut spool: Option<Self> = None;
+        for path in paths {
+            let mut file = File::open(&path).map_err(full(&path))?;
+            let Some((start, db, of, history)) = read_file_head(&mut file)? else { break };
+            if of != incarnation {
+                return Ok(None);
+            }
+            let this = spool.get_or_insert_with(|| Self {
+                dir: dir.to_owned(),
+                incarnation,
+                files: VecDeque::new(),
+                out: None,
+                splitter: Splitter::new(start),
+                db,
+                histories: vec![(start, history)],
+                marks: BTreeMap::new(),
+                border: start,
+                bytes: 0,
+            });
+            if this.border != start {
+                break;
+            }
+            // Nothing holds the bytes behind the border any more: the file begins there.
+            (this.splitter, this.db) = (Splitter::new(start), db);
+            this.files.push_back(SpoolFile { path: path.clone(), start, db, end: start });
+            this.recover(&mut file)?;
+        }
+        let Some(mut spool) = spool else { return Ok(None) };
+        // What comes behind a command that has not ended comes again.
+        spool.splitter = Splitter::new(spool.border);
+        spool.rotate()?;
+        Ok(Some(spool))
+    }
+
+    fn recover(&mut self, file: &mut File) -> Result<()> {
+        while let Some((head, bytes)) = read_frame(file)? {
+            let (kind, offset, value) = fields(&head);
+            match kind {
+                BYTES if offset == self.splitter.position() => {
+                    let _ = self.pass(&bytes)?;
+                }
+                BYTES => break,
+                MARK => drop(self.marks.insert(offset, Timestamp(value))),
+                HISTORY => self.histories.push((offset, String::from_utf8_lossy(&bytes).into_owned())),
+                _ => break,
+            }
+        }
+        if let Some(last) = self.files.back_mut() {
+            last.end = self.border;
+            self.bytes += last.end - last.start;
+        }
+        Ok(())
+    }
+
+    /// Begins the next file, at the border where the stream stands.
+    fn rotate(&mut self) -> Result<()> {
+        let start = self.border;
+        let path = self.dir.join(format!("{start:020}"));
+        let mut head = Vec::with_capacity(FILE_HEAD);
+        head.extend_from_slice(&MAGIC);
+        head.extend_from_slice(&[VERSION, 0, 0, 0]);
+        head.extend_from_slice(&start.to_le_bytes());
+        head.extend_from_slice(&self.db.to_le_bytes());
+        head.extend_from_slice(&self.incarnation.0);
+        let mut history = self.history().as_bytes().to_vec();
+        history.resize(HISTORY_LEN, 0);
+        head.extend_from_slice(&history);
+        let mut file = File::create(&path).map_err(full(&path))?;
+        file.write_all(&head).map_err(full(&path))?;
+        // A file that holds nothing yet is replaced by this one, which begins at the same offset.
+        if self.files.back().is_some_and(|f| f.start == start) {
+            let _ = self.files.pop_back();
+        }
+        self.files.push_back(SpoolFile { path, start, db: self.db, end: start });
+        self.out = Some(file);
+        // Marks of before that still count go with the file: those before it may be dropped.
+        let marks: Vec<_> = self.marks.range(start..).map(|(o, t)| (*o, *t)).collect();
+        for (offset, at) in marks {
+            self.put(MARK, offset, at.0, &[])?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, kind: u8, offset: u64, value: u64, bytes: &[u8]) -> Result<()> {
+        let mut head = [0; FRAME_HEAD];
+        head[0] = kind;
+        head[4..8].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+        head[8..16].copy_from_slice(&offset.to_le_bytes());
+        head[16..24].copy_from_slice(&value.to_le_bytes());
+        let sum = sum(&head[..24], bytes);
+        head[24..].copy_from_slice(&sum.to_le_bytes());
+        let out = self.out.as_mut().ok_or_else(|| Error::bug("a spool without a file"))?;
+        out.write_all(&head).and_then(|()| out.write_all(bytes)).map_err(full(&self.dir))
+    }
+
+    /// Feeds the splitter, which finds borders, databases, and what moves.
+    fn pass(&mut self, bytes: &[u8]) -> Result<Passed> {
+        let (mut passed, mut db, mut border) = (Passed::default(), self.db, self.border);
+        self.splitter.feed(bytes, |command| {
+            border = command.end;
+            if command.is("SELECT") {
+                let number = command.words.get(1).and_then(|w| std::str::from_utf8(w).ok()?.parse().ok());
+                db = number.ok_or_else(|| Error::damaged("the stream holds a SELECT without a database"))?;
+            }
+            match command.is_idle() {
+                true => passed.asked |= !command.is("PING"),
+                false => passed.moved = Some(command.end),
+            }
+            Ok(())
+        })?;
+        (self.db, self.border) = (db, border);
+        Ok(passed)
+    }
+
+    /// Keeps bytes of the stream that came at `millis`.
+    pub(super) fn append(&mut self, bytes: &[u8], millis: u64) -> Result<Passed> {
+        let (from, before) = (self.splitter.position(), self.border);
+        let passed = self.pass(bytes)?;
+        let file = self.files.back().ok_or_else(|| Error::bug("a spool without a file"))?;
+        let large = self.border - file.start >= FILE_TARGET && self.border > before;
+        let (old, new) = if large { bytes.split_at((self.border - from) as usize) } else { (bytes, &[][..]) };
+        self.put(BYTES, from, millis, old)?;
+        self.bytes += self.border - before;
+        if let Some(file) = self.files.back_mut() {
+            file.end = self.border;
+        }
+        if large {
+            self.rotate()?;
+            if !new.is_empty() {
+                self.put(BYTES, self.border, millis, new)?;
+            }
+        }
+        Ok(passed)
+    }
+
+    /// The cut at `at` lies at `offset`: what comes behind it gets a later timestamp.
+    pub(super) fn mark(&mut self, offset: u64, at: Timestamp) -> Result<()> {
+        self.put(MARK, offset, at.0, &[])?;
+        let _ = self.marks.insert(offset, at);
+        Ok(())
+    }
+
+    /// The stream goes on under another name.
+    pub(super) fn renamed(&mut self, history: &str) -> Result<()> {
+        if history == self.history() {
+            return Ok(());
+        }
+        let offset = self.splitter.position();
+        self.put(HISTORY, offset, 0, history.as_bytes())?;
+        self.histories.push((offset, history.to_owned()));
+        Ok(())
+    }
+
+    /// The present history.
+    pub(super) fn history(&self) -> &str {
+        self.histories.last().map_or("", |(_, name)| name.as_str())
+    }
+
+    /// Whether `from` of a history that is named by its begin is a position in what is kept.
+    pub(super) fn holds(&self, is: impl Fn(&str) -> bool, from: u64) -> bool {
+        self.start() <= from && from <= self.border && self.histories.iter().any(|(_, name)| is(name))
+    }
+
+    /// Where it begins.
+    pub(super) fn start(&self) -> u64 {
+        self.files.front().map_or(self.border, |f| f.start)
+    }
+
+    /// End of the last whole command.
+    pub(super) fn border(&self) -> u64 {
+        self.border
+    }
+
+    /// Where the stream stands, in the middle of a command maybe.
+    pub(super) fn position(&self) -> u64 {
+        self.splitter.position()
+    }
+
+    /// Bytes of the stream that are kept.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The first offset at or behind `from` with a cut later than `closed`, and the latest cut there.
+    pub(super) fn next_mark(&self, from: u64, closed: Timestamp) -> Option<(u64, Timestamp)> {
+        self.marks.range(from..).find(|(_, at)| **at > closed).map(|(offset, at)| (*offset, *at))
+    }
+
+    /// The files from the one that holds `from` on.
+    pub(super) fn files_from(&self, from: u64) -> Vec<SpoolFile> {
+        let first = self.files.iter().rposition(|f| f.start <= from).unwrap_or(0);
+        self.files.iter().skip(first).cloned().collect()
+    }
+
+    /// Nothing before `durable` is needed any more.
+    pub(super) fn drop_below(&mut self, durable: u64) {
+        while self.files.len() > 1 && self.files[0].end <= durable {
+            if let Some(file) = self.files.pop_front() {
+                self.bytes -= file.end - file.start;
+                let _ = std::fs::remove_file(&file.path);
+            }
+        }
+        let start = self.start();
+        self.marks = self.marks.split_off(&durable.min(self.border));
+        // The history of the first byte stays known.
+        while self.histories.len() > 1 && self.histories[1].0 <= start {
+            let _ = self.histories.remove(0);
+        }
+    }
+
+    /// Drops everything: the spool was full. The stream must be taken up at the border then.
+    pub(super) fn forget(&mut self) -> Result<()> {
+        let rest = self.files.drain(..).collect::<Vec<_>>();
+        (self.bytes, self.out) = (0, None);
+        for file in rest {
+            let _ = std::fs::remove_file(file.path);
+        }
+        self.splitter = Splitter::new(self.border);
+        self.marks.clear();
+        self.histories = vec![(self.border, self.history().to_owned())];
+        self.rotate()
+    }
+}
+
+fn fields(head: &[u8; FRAME_HEAD]) -> (u8, u64, u64) {
+    let word = |at: usize| {
+        let mut out = [0; 8];
+        out.copy_from_slice(&head[at..at + 8]);
+        u64::from_le_bytes(out)
+    };
+    (head[0], word(8), word(16))
+}
+
+/// The head of a file: offset, database, id of the data, history. `None` where there is none.
+fn read_file_head(file: &mut File) -> Result<Option<(u64, u64, Incarnation, String)>> {
+    let mut head = [0; FILE_HEAD];
+    if !filled(file, &mut head)? || head[..4] != MAGIC || head[4] != VERSION {
+        return Ok(None);
+    }
+    let word = |at: usize| {
+        let mut out = [0; 8];
+        out.copy_from_slice(&head[at..at + 8]);
+        u64::from_le_bytes(out)
+    };
+    let mut incarnation = [0; 16];
+    incarnation.copy_from_slice(&head[24..40]);
+    let history = String::from_utf8_lossy(&head[40..]).trim_end_matches('\0').to_owned();
+    Ok(Some((word(8), word(16), Incarnation(incarnation), history)))
+}
+
+/// Reads `buf` full; `false` where less is left.
+fn filled(file: &mut impl Read, buf: &mut [u8]) -> Result<bool> {
+    let mut have = 0;
+    while have < buf.len() {
+        match file.read(&mut buf[have..]).or_kind(ErrorKind::Retry, "the spool of the log")? {
+            0 => return Ok(false),
+            n => have += n,
+        }
+    }
+    Ok(true)
+}
+
+/// The next frame: its head and its bytes. `None` at the end, and where it does not hold.
+fn read_frame(file: &mut impl Read) -> Result<Option<([u8; FRAME_HEAD], Vec<u8>)>> {
+    let mut head = [0; FRAME_HEAD];
+    if !filled(file, &mut head)? {
+        return Ok(None);
+    }
+    let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+    if len > MAX_FRAME {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; len];
+    if !filled(file, &mut bytes)? {
+        return Ok(None);
+    }
+    let mut kept = [0; 8];
+    kept.copy_from_slice(&head[24..]);
+    Ok((sum(&head[..24], &bytes) == u64::from_le_bytes(kept)).then_some((head, bytes)))
+}
+
+/// The next frame of a file that is being written.
+pub(super) fn next_frame(file: &mut impl Read) -> Result<Option<Frame>> {
+    Ok(read_frame(file)?.map(|(head, bytes)| match fields(&head) {
+        (BYTES, offset, millis) => Frame::Bytes { offset, millis, bytes },
+        _ => Frame::Other,
+    }))
+}
