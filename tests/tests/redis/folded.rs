@@ -4,13 +4,14 @@
 use std::process::Stdio;
 
 use bytes::Bytes;
+use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::redis::fold::Scope;
 use tidemark_common::redis::keys::Commands;
 use tidemark_common::redis::named::{About, about};
 use tidemark_common::redis::resp::put_request;
 use tidemark_common::segment::ChunkWriter;
 use tidemark_coordinator::fold::{CommandFold, scope_of, ties};
-use tidemark_coordinator::job::restore::open_manifest;
+use tidemark_coordinator::job::restore::{RestoreRequest, open_manifest};
 use tidemark_coordinator::log::point;
 use tidemark_coordinator::repository::{Ledger, MasterKey, Repository, Store, StoreConfig};
 use tidemark_proto::hash::Hash;
@@ -19,11 +20,13 @@ use tidemark_proto::stored::paths;
 use tidemark_proto::stored::run::put_varint;
 use tidemark_proto::{ClusterName, Incarnation, SlotSet, Timestamp, slot_of};
 use tidemark_tests::fleet::{Fleet, binary, restore_of};
-use tidemark_tests::redis::{Client, Flavor, Reply, Server};
+use tidemark_tests::redis::{Client, Cluster, Flavor, Reply, Server, eventually};
 use tokio_util::sync::CancellationToken;
 
-use super::contents::{Contents, compare, held_by};
-use super::flow::{backup, protect_one, spec};
+use super::chains::{Chains, check};
+use super::contents::{Contents, compare, held_by, held_by_all};
+use super::flow::{backup, get, protect, protect_one, spec};
+use super::load::{Load, Wildness};
 
 /// Slots of one region in a fleet's configuration.
 const PER_REGION: u16 = 64;
@@ -160,8 +163,7 @@ impl Both<'_> {
 }
 
 fn far(seconds: u64) -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    (now.as_secs() + 100_000 + seconds) * 1000
+    SystemClock.millis() + (100_000 + seconds) * 1000
 }
 
 /// Fills a server with what is there before the backup.
@@ -215,17 +217,21 @@ async fn export(fleet: &Fleet, at: u64, env: &[(&str, &str)], args: &[&str]) -> 
 
 /// What an export at a time gives to a server that loads it.
 async fn exported(fleet: &Fleet, at: u64) -> Contents {
-    let out = export(fleet, at, &[], &["--format", "rdb"]).await;
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let server = Server::load(Flavor::Redis, &[], Some(&out.stdout));
+    let server = exported_server(fleet, at).await;
     assert_eq!(server.client().run("FCALL f 0"), Reply::Integer(7), "functions of the log");
     held_by(&server)
+}
+
+async fn exported_server(fleet: &Fleet, at: u64) -> Server {
+    let out = export(fleet, at, &[], &["--format", "rdb"]).await;
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Server::load(Flavor::Redis, &[], Some(&out.stdout))
 }
 
 async fn restored(fleet: &mut Fleet, name: &str, at: u64) -> (Contents, Vec<String>) {
     let target = Server::start(Flavor::Redis, &[]);
     protect_one(fleet, name, &target).await;
-    let request = tidemark_coordinator::job::restore::RestoreRequest { at: Some(at), ..restore_of(CLUSTER, name) };
+    let request = RestoreRequest { at: Some(at), ..restore_of(CLUSTER, name) };
     let done = fleet.restore(&request).await.unwrap_or_else(|e| panic!("{}", e.report()));
     assert_eq!(done["at"].as_u64(), Some(at), "{done}");
     let phases = fleet.tidemark(&["events", "--cluster", name]).await;
@@ -434,4 +440,46 @@ async fn queries(fleet: &Fleet, (early, late): (u64, u64)) {
     let changes = diff["changes"].as_array().unwrap();
     assert!(changes.iter().any(|c| c["change"] == "added" && c["after"]["key"] == "last"), "{diff}");
     assert!(changes.len() > 1000 && changes.iter().filter(|c| c["change"] == "added").count() == 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn points_of_a_log_that_was_taken_under_load_are_whole() {
+    const CHAINS: usize = 2;
+    let source = Cluster::start(Flavor::Redis, 3, &[]);
+    let mut fleet = super::log::fleet().await;
+    protect(&mut fleet, CLUSTER, &source).await;
+    super::log::enable(&fleet).await;
+    let (chains, load) = (Chains::start(&source, CHAINS), Load::start(source.clients(), Wildness::Cluster));
+    let _ = super::log::point_after(&fleet, Timestamp(1)).await;
+    let more = |chains: &Chains| {
+        let steps = chains.steps();
+        eventually("more load", || (chains.steps() > steps + 300).then_some(()));
+    };
+    more(&chains);
+    let middle = super::log::point_after(&fleet, super::log::now()).await.windows.last().unwrap().latest;
+    more(&chains);
+    load.stop();
+    chains.stop();
+    let wanted = held_by_all(&source);
+    let last = super::log::point_after(&fleet, super::log::now()).await.windows.last().unwrap().latest;
+
+    let steps = |server: &Server| {
+        let mut clients = [server.client()];
+        check(CHAINS, |key| get(&mut clients, key))
+    };
+    let (then, end) = (exported_server(&fleet, middle).await, exported_server(&fleet, last).await);
+    assert!(steps(&then) > 100 && steps(&then) < steps(&end), "{} {}", steps(&then), steps(&end));
+    // What expires may be there or not by now.
+    let lasting =
+        |all: Contents| all.into_iter().filter(|(_, (expires, _))| expires.is_none()).collect::<Contents>();
+    let end = lasting(held_by(&end));
+    compare("the end", &end, &lasting(wanted));
+    assert!(end.len() > 50, "{}", end.len());
+
+    let target = Server::start(Flavor::Redis, &[]);
+    protect_one(&mut fleet, "target", &target).await;
+    let request = RestoreRequest { at: Some(middle), ..restore_of(CLUSTER, "target") };
+    let _ = fleet.restore(&request).await.unwrap_or_else(|e| panic!("{}", e.report()));
+    assert_eq!(steps(&target), steps(&then));
+    compare("restored", &lasting(held_by(&target)), &lasting(held_by(&then)));
 }
