@@ -19,6 +19,8 @@ mod fill;
 mod flow;
 #[path = "redis/folded.rs"]
 mod folded;
+#[path = "redis/handmade.rs"]
+mod handmade;
 #[path = "redis/import.rs"]
 mod import;
 #[path = "redis/in_place.rs"]
