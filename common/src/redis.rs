@@ -1,5 +1,6 @@
 //! Speaking with servers of Redis and Valkey, and working a log of their commands off.
 
+mod about;
 pub mod conn;
 pub mod fold;
 mod folded;

@@ -20,7 +20,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use crate::blocks::READ_SPAN;
-use crate::log::LogParts;
+use crate::log::{Group, LogParts, Piece};
 use crate::part::{self, Blocks, LongValues};
 use crate::repository::Manifest;
 
@@ -36,6 +36,8 @@ pub const PROGRAM_VARIABLE: &str = "TIDEMARK_SCRATCH_SERVER";
 const SORT_MEMORY: usize = 64 << 20;
 /// Logs up to this many raw bytes are worked off whole.
 const SMALL_LOG: u64 = 16 << 20;
+/// Bytes of words that are looked at for the name of a command.
+const MOST_OF_NAME: u64 = 64;
 /// Records between two looks at the cancellation token.
 const CANCEL_EVERY: u64 = 1024;
 
@@ -70,8 +72,24 @@ impl CommandFold {
         program: Option<String>,
     ) -> Result<Self> {
         let whole = log.raw_bytes() <= SMALL_LOG || ties(manifest, &log, at).boxed().await?.is_some();
+        Ok(Self { whole, ..Self::whole_log(manifest, log, at, dir, program) })
+    }
+
+    /// The same, to be worked off whole in any case.
+    pub fn whole_log(
+        manifest: &Manifest,
+        log: Arc<LogParts>,
+        at: Timestamp,
+        dir: &Path,
+        program: Option<String>,
+    ) -> Self {
         let (server, dir) = (server(manifest, program), dir.to_owned());
-        Ok(Self { manifest: manifest.clone(), log, at, server, dir, whole, folded: OnceCell::new() })
+        Self { manifest: manifest.clone(), log, at, server, dir, whole: true, folded: OnceCell::new() }
+    }
+
+    /// Works each part off by itself, however small the log is.
+    pub fn part_by_part(self) -> Self {
+        Self { whole: false, ..self }
     }
 
     /// What the log makes of a part.
@@ -97,7 +115,7 @@ impl CommandFold {
     }
 
     /// All records that come of the log, with deletes for those of the backup that are gone: what a restore lays over its parts
-    /// where they cannot be followed one by one. With the libraries of functions, where the log changed them.
+    /// where they cannot be followed one by one.
     pub async fn records(&self, cancel: &CancellationToken) -> Result<Sorted> {
         let log = self.ordered(&SlotSet::all(), cancel).await?;
         let fold = self.begin(log, Scope::slots(SlotSet::all())).await?;
@@ -115,11 +133,43 @@ impl CommandFold {
         Ok(parts)
     }
 
+    /// The libraries of functions at the time, where the log changed them.
+    pub async fn functions(&self, cancel: &CancellationToken) -> Result<Option<Vec<Vec<u8>>>> {
+        let pieces = self.log.everywhere().to_vec();
+        let groups = pieces.chunk_by(|a, b| {
+            let node = |piece: &Piece| self.log.chunk(*piece).1.node;
+            a.segment == b.segment && node(a) == node(b)
+        });
+        let groups = groups.map(|pieces| Group { pieces: pieces.to_vec(), slots: SlotSet::all() }).collect();
+        let log = self.sorted(groups, SlotSet::EMPTY, cancel).await?;
+        let (read, dir) = (log.clone(), self.dir.clone());
+        let changed = in_thread(move || {
+            let mut commands = read.commands(&dir);
+            while let Some(command) = commands.next()? {
+                let words = command.request.words(MOST_OF_NAME)?;
+                if words.first().is_some_and(|name| name.eq_ignore_ascii_case(b"FUNCTION")) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        });
+        if !changed.await? {
+            return Ok(None);
+        }
+        let mut fold = self.begin(log, Scope::functions()).await?;
+        let (libraries, _) = crate::job::restore::libraries(&self.manifest).await?;
+        fold.base_functions(libraries);
+        in_thread(move || Ok(fold.run()?.functions)).await
+    }
+
     /// The commands for `slots`, in order.
     async fn ordered(&self, slots: &SlotSet, cancel: &CancellationToken) -> Result<Ordered> {
-        let root = self.manifest.root();
-        let groups = self.log.groups(slots, &root.nodes)?;
-        let span = Span { after: root.cut, at: self.at, slots: slots.clone() };
+        let groups = self.log.groups(slots, &self.manifest.root().nodes)?;
+        self.sorted(groups, slots.clone(), cancel).await
+    }
+
+    async fn sorted(&self, groups: Vec<Group>, slots: SlotSet, cancel: &CancellationToken) -> Result<Ordered> {
+        let span = Span { after: self.manifest.root().cut, at: self.at, slots };
         let (repository, log, dir) = (self.manifest.repository().clone(), self.log.clone(), self.dir.clone());
         let cancel = cancel.clone();
         in_thread(move || {
@@ -157,8 +207,6 @@ impl CommandFold {
         if fold.is_empty() {
             return in_thread(move || Ok((fold.run()?, gone))).await;
         }
-        let (libraries, _) = crate::job::restore::libraries(&self.manifest).await?;
-        fold.base_functions(libraries);
         for part in parts {
             let (repository, cluster) = (self.manifest.repository(), self.manifest.cluster());
             let opened = part::open(repository, cluster, &part, LongValues::Spooled).await?;
@@ -223,7 +271,8 @@ fn walk(
 
 /// The keys of a part.
 pub fn scope_of(part: &PartEntry) -> Scope {
-    Scope { slots: part.slots.clone(), lower: part.lower.clone(), upper: part.upper.clone(), only: None }
+    let (lower, upper) = (part.lower.clone(), part.upper.clone());
+    Scope { lower, upper, ..Scope::slots(part.slots.clone()) }
 }
 
 fn explain(e: Error, server: &ScratchServer) -> Error {

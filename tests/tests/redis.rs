@@ -17,6 +17,10 @@ mod files;
 mod fill;
 #[path = "redis/flow.rs"]
 mod flow;
+#[path = "redis/folded.rs"]
+mod folded;
+#[path = "redis/handmade.rs"]
+mod handmade;
 #[path = "redis/import.rs"]
 mod import;
 #[path = "redis/in_place.rs"]

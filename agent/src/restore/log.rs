@@ -83,7 +83,7 @@ impl Place {
             Sorter::Commands(log) => log.finish()?,
         };
         let Wanted { slots, lower, upper, .. } = self.wanted.clone();
-        let scope = Scope { slots, lower, upper, only: None };
+        let scope = Scope { lower, upper, ..Scope::slots(slots) };
         let server = self.scratch.clone().unwrap_or_default();
         Ok(PartLog::Commands(Box::new(Fold::begin(&log, scope, &server, self.budget, &self.dir)?)))
     }

@@ -235,7 +235,7 @@ impl RdbSink for Sink {
 pub struct Folded {
     named: Named,
     sorted: Option<Sorted>,
-    /// The libraries of functions, where the log changed them and all of it was worked off.
+    /// The libraries of functions, where they were asked for and the log changed them.
     pub functions: Option<Vec<Vec<u8>>>,
     /// Records that come of the log.
     pub records: u64,

@@ -69,13 +69,29 @@ fn spawn(program: &str, dir: &Path, config: &str) -> std::io::Result<Child> {
 
 /// The program that would be started; `None` when none is there.
 pub fn find(program: &str) -> Option<String> {
+    find_for(program, false)
+}
+
+/// The same, for a source that is Valkey or not.
+pub fn find_for(program: &str, valkey: bool) -> Option<String> {
     let named = [program];
-    let candidates: &[&str] = if program.is_empty() { &PROGRAMS[0] } else { &named };
+    let candidates: &[&str] = if program.is_empty() { &PROGRAMS[usize::from(valkey)] } else { &named };
     let runs = |program: &&&str| {
         let asked = Command::new(program).arg("--version").stdin(Stdio::null()).output();
         asked.is_ok_and(|answer| answer.status.success())
     };
     candidates.iter().find(runs).map(|program| (*program).to_owned())
+}
+
+/// Name and version of the server of a program that is there, as [`version_of_server`] takes them.
+pub fn version_of(program: &str) -> Result<String> {
+    let failed = || format!("asking `{program} --version`");
+    let asked = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+    let text = String::from_utf8_lossy(&asked.or_kind(ErrorKind::Config, failed())?.stdout).into_owned();
+    let version = text.split_whitespace().find_map(|word| word.strip_prefix("v="));
+    let name = if text.starts_with("Valkey") { "valkey" } else { "redis" };
+    let version = version.ok_or_else(|| Error::config(format!("{}: it says `{}`", failed(), text.trim())))?;
+    Ok(format!("{name} {version}"))
 }
 
 /// That it is not there, and what to do.
@@ -282,5 +298,13 @@ mod tests {
         let words = acknowledgement(&mut BufReader::with_capacity(1, &said[..])).unwrap();
         assert_eq!(words.last().cloned().unwrap().text("offset").unwrap(), "17");
         assert!(acknowledgement(&mut &b"\n\n"[..]).is_err());
+    }
+
+    #[test]
+    fn programs_say_which_version_they_are() {
+        let program = find("").expect("a server is installed where the tests run");
+        assert!(version_of_server(&version_of(&program).unwrap()).is_some_and(|version| version >= 9));
+        assert!(version_of("/nowhere/redis-server").is_err() && version_of("true").is_err());
+        assert_eq!(find_for("/nowhere/redis-server", true), None);
     }
 }

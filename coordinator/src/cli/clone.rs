@@ -1,5 +1,7 @@
 //! `tidemark clone`: writable branches of a cluster on its own nodes.
 
+mod run;
+
 use clap::{Args, Subcommand};
 use tidemark_proto::{CloneName, ClusterName, Result, Timestamp};
 
@@ -15,6 +17,11 @@ pub(crate) enum CloneCommand {
     /// Make a clone: a writable branch of a cluster's data on its own nodes, at once whatever the size
     #[command(after_help = CREATE_HELP)]
     Create(Create),
+    /// Run a throw-away server of Redis or Valkey on this machine with the data of a time, straight from the repository
+    #[command(after_help = run::RUN_HELP)]
+    Run(Box<run::Run>),
+    /// Say how a clone of Redis or Valkey takes over
+    Promote,
     /// List the clones of a cluster
     #[command(visible_alias = "ls")]
     List {
@@ -43,6 +50,25 @@ Examples:
   tidemark kv scan --cluster orders --clone trial
   tidemark clone drop trial --cluster orders";
 
+const PROMOTE: &str = "\
+A clone that is to take over is a restore onto servers of its own, which stay:
+
+  1  start empty servers (a Cluster of any shape, or one), an agent beside each, under a new cluster name:
+       tidemark cluster show orders-new
+  2  restore the time onto them:
+       tidemark restore run --cluster orders --target orders-new --at 2026-10-04T09:30:00Z --with-users
+  3  let clients read there and compare
+  4  hold writes on the old servers (CLIENT PAUSE <ms> WRITE, or take the writers away), then point what clients
+     find them by to the new ones: the DNS name, the proxy's upstream, the service's endpoints, Sentinel's master.
+     What was written to the old ones after the time is on the old ones alone: export it, or choose the time
+     after the last write (`tidemark pitr status` says up to when)
+  5  protect the new cluster: tidemark backup create --cluster orders-new; tidemark pitr enable --cluster orders-new
+  6  keep the old servers until nobody asks them any more
+
+Nothing of this is done by Tidemark itself: which address clients use is known to the operator alone.
+A clone that is only to be looked at: tidemark clone run.
+";
+
 /// Options of `clone create`.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
@@ -58,8 +84,17 @@ pub(crate) struct Create {
 impl CloneCommand {
     /// Does it.
     pub(crate) async fn run(self, global: &GlobalArgs) -> Result<()> {
+        match self {
+            Self::Run(run) => return run.run(global.output).await,
+            Self::Promote => {
+                print!("{PROMOTE}");
+                return Ok(());
+            }
+            _ => {}
+        }
         let (client, output) = (global.client()?, global.output);
         match self {
+            Self::Run(_) | Self::Promote => Ok(()),
             Self::Create(c) => {
                 let cluster = c.cluster.resolve(&client).await?;
                 let at = time::resolve(c.at, &client).await?.map(|at| at.0);

@@ -1,9 +1,9 @@
 //! `tidemark repo`: make and look after the repository; read from it without a coordinator.
 
-mod direct;
+pub(super) mod direct;
 pub(crate) mod export;
-mod files;
-mod moment;
+pub(super) mod files;
+pub(super) mod moment;
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;

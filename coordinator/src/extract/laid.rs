@@ -83,6 +83,14 @@ impl Laid {
         Ok(Self { log, after: manifest.root().cut, at, dir: dir.to_owned(), commands })
     }
 
+    /// The libraries of functions at the time, where the log changed them.
+    pub async fn functions(&self, cancel: &CancellationToken) -> Result<Option<Vec<Vec<u8>>>> {
+        match &self.commands {
+            Some(commands) => commands.functions(cancel).await,
+            None => Ok(None),
+        }
+    }
+
     /// The log of commands, if it is one.
     pub(crate) fn commands(&self) -> Option<&CommandFold> {
         self.commands.as_ref()

@@ -176,10 +176,10 @@ pub(super) fn fold_keys(
     let mut fold = Fold::begin(log, scope, server, budget, dir)?;
     for key in only.iter() {
         let slot = slot(key)?;
-        if fold.fate(slot, key)? == Fate::Needed {
-            if let Some((meta, value)) = lookup(key)? {
-                fold.base(&Entry { slot, key, put: Some((&meta, &value)) }, None)?;
-            }
+        if fold.fate(slot, key)? == Fate::Needed
+            && let Some((meta, value)) = lookup(key)?
+        {
+            fold.base(&Entry { slot, key, put: Some((&meta, &value)) }, None)?;
         }
     }
     fold.run().map(Some)

@@ -162,3 +162,110 @@ fn by_region(segment: &Segment, owned: &[Owned], chosen: &Chosen, out: &mut Vec<
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use tidemark_proto::stored::log::{SegmentChunk, SegmentNode};
+    use tidemark_proto::{Incarnation, Timestamp};
+
+    use super::*;
+
+    const EACH: u16 = 100;
+
+    fn slots(ranges: &[(u16, u16)]) -> SlotSet {
+        SlotSet::from_ranges(ranges.iter().copied())
+    }
+
+    /// A segment of nodes with their slots, and of chunks by node and region.
+    fn segment(nodes: &[(&str, SlotSet)], chunks: &[(u16, u16)]) -> Segment {
+        let node = |(name, slots): &(&str, SlotSet)| SegmentNode {
+            node: name.parse().unwrap(),
+            incarnation: Incarnation::from_u128(1),
+            slots: slots.clone(),
+            from: 0,
+            to: 0,
+            closed: Timestamp(1),
+            key_id: 0,
+            salt: [0; 16],
+            begins: 0,
+        };
+        let chunk = |(node, region): &(u16, u16)| SegmentChunk {
+            node: *node,
+            region: *region,
+            number: 0,
+            offset: 0,
+            len: 1,
+            raw_len: 1,
+            entries: 1,
+            first: Timestamp(5),
+            last: Timestamp(5),
+        };
+        Segment {
+            number: 1,
+            first: 1,
+            stands_for: Default::default(),
+            previous: Default::default(),
+            epoch: 1,
+            put_id: [0; 16],
+            at_millis: 0,
+            slots_per_region: EACH,
+            nodes: nodes.iter().map(node).collect(),
+            chunks: chunks.iter().map(chunk).collect(),
+        }
+    }
+
+    /// For each group the name of its node, and its regions.
+    fn groups(segments: Vec<Segment>, slots: &SlotSet) -> Result<Vec<(String, Vec<u16>)>> {
+        let log = LogParts::of_segments(segments, EACH);
+        let name = |group: Group| {
+            let (segment, chunk) = log.chunk(group.pieces[0]);
+            let regions = group.pieces.iter().map(|p| log.chunk(*p).1.region).collect();
+            (segment.nodes[usize::from(chunk.node)].node.to_string(), regions)
+        };
+        Ok(log.groups(slots, &[])?.into_iter().map(name).collect())
+    }
+
+    fn shown(groups: &[(String, Vec<u16>)]) -> Vec<(&str, &[u16])> {
+        groups.iter().map(|(name, regions)| (name.as_str(), &regions[..])).collect()
+    }
+
+    #[test]
+    fn who_owned_the_slots_before_comes_first() {
+        let (low, high) = (slots(&[(0, 199)]), slots(&[(200, 399)]));
+        let whole = || segment(&[("b", low.clone()), ("c", high.clone())], &[(0, 0), (1, 2)]);
+        // `b` gives its second region to `a`, whose name and place come before its.
+        let moved = segment(
+            &[("a", slots(&[(100, 199)])), ("b", slots(&[(0, 99)]))],
+            &[(0, 1), (1, 0), (1, 1), (0, ALL_REGIONS), (1, ALL_REGIONS)],
+        );
+        let found = groups(vec![whole(), moved.clone()], &SlotSet::all()).unwrap();
+        let all = ALL_REGIONS;
+        assert_eq!(shown(&found), [("b", &[0][..]), ("c", &[2]), ("b", &[0, 1, all]), ("a", &[1, all])]);
+        // Of one region: the chunks of it, and what its nodes, old and new, did to several.
+        let found = groups(vec![whole(), moved], &slots(&[(120, 130)])).unwrap();
+        assert_eq!(shown(&found), [("b", &[1, all][..]), ("a", &[1, all])]);
+    }
+
+    #[test]
+    fn nodes_that_gave_slots_to_each_other_are_taken_region_by_region() {
+        let (low, high) = (slots(&[(0, 99)]), slots(&[(100, 199)]));
+        let before = || segment(&[("a", low.clone()), ("b", high.clone())], &[]);
+        let swapped = |chunks: &[(u16, u16)]| segment(&[("a", high.clone()), ("b", low.clone())], chunks);
+        let chunks = [(0, 0), (1, 0), (0, 1), (1, 1)];
+        let found = groups(vec![before(), swapped(&chunks)], &SlotSet::all()).unwrap();
+        assert_eq!(shown(&found), [("a", &[0][..]), ("b", &[0]), ("b", &[1]), ("a", &[1])]);
+        let with_all = [&chunks[..], &[(0, ALL_REGIONS)]].concat();
+        let e = groups(vec![before(), swapped(&with_all)], &SlotSet::all()).unwrap_err();
+        assert!(e.message().contains("gave slots to each other"), "{e}");
+    }
+
+    #[test]
+    fn who_has_given_its_slots_away_empties_nothing_more() {
+        let (low, high) = (slots(&[(0, 99)]), slots(&[(100, 199)]));
+        let first = segment(&[("a", low.union(&high)), ("b", SlotSet::EMPTY)], &[]);
+        let moved = segment(&[("a", low.clone()), ("b", high.clone())], &[(1, 1)]);
+        let flush = segment(&[("a", low.clone())], &[(0, ALL_REGIONS)]);
+        let found = groups(vec![first, moved, flush], &high).unwrap();
+        assert_eq!(shown(&found), [("b", &[1][..])]);
+    }
+}

@@ -195,6 +195,13 @@ impl LogParts {
         Ok(Arc::new(log))
     }
 
+    #[cfg(test)]
+    pub(super) fn of_segments(segments: Vec<Segment>, slots_per_region: u16) -> Self {
+        let mut log = Self { slots_per_region, ..Self::default() };
+        segments.into_iter().for_each(|segment| log.take(segment, Timestamp::ZERO, Timestamp::MAX));
+        log
+    }
+
     fn take(&mut self, mut segment: Segment, from: Timestamp, at: Timestamp) {
         segment.chunks.retain(|c| c.last > from && c.first <= at);
         let (each, theirs) = (u32::from(self.slots_per_region.max(1)), u32::from(segment.slots_per_region.max(1)));

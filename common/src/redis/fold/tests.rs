@@ -77,8 +77,10 @@ impl Log {
     }
 }
 
-/// Key of a record to slot, meta and value.
-type State = BTreeMap<Vec<u8>, (u16, Vec<u8>, Vec<u8>)>;
+/// Slot, meta and value.
+type Record = (u16, Vec<u8>, Vec<u8>);
+/// Records by their keys.
+type State = BTreeMap<Vec<u8>, Record>;
 
 fn of_overlay(folded: &Folded, scope: &Scope, dir: &Path) -> State {
     let mut overlay = folded.overlay(scope, 200, dir).unwrap();
@@ -122,7 +124,7 @@ fn fold(base: &State, log: &Log, dir: &Path) -> State {
 
 /// What users see: database, key, expiry and the hash of what the value means.
 fn meant(state: &State) -> Vec<(u64, String, Option<i64>, u128)> {
-    let one = |(key, (_, meta, value)): (&Vec<u8>, &(u16, Vec<u8>, Vec<u8>))| {
+    let one = |(key, (_, meta, value)): (&Vec<u8>, &Record)| {
         let (db, name) = split_redis_key(key).unwrap();
         let expires = RedisMeta::decode(meta).unwrap().expire_at_millis;
         (db, String::from_utf8_lossy(name).into_owned(), expires, record_hash(key, meta, value))
@@ -216,8 +218,7 @@ fn commands_in_pieces_and_long_values() {
     let text: String = (0..3_000_000u64).map(|i| format!("{:x}", i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
     let text = &text[..20 << 20];
     let bytes = request(&format!("SET big {text}"));
-    let mut log = Log::default();
-    log.at = 5;
+    let mut log = Log { at: 5, ..Log::default() };
     let pieces: Vec<&[u8]> = bytes.chunks(7 << 20).collect();
     let (last, parts) = pieces.split_last().unwrap();
     parts.iter().for_each(|piece| log.entry(slot_of(b"big"), 2, (EntryKind::CommandPart, piece)));
@@ -281,8 +282,7 @@ fn only_the_span_and_the_keys_that_count() {
 #[test]
 fn commands_that_nobody_knows_are_named() {
     let dir = tempfile::tempdir().unwrap();
-    let mut log = Log::default();
-    log.at = 3;
+    let mut log = Log { at: 3, ..Log::default() };
     log.entry(1, 0, (EntryKind::Command, &request("FT.FANCY a")));
     let all = Scope::slots(SlotSet::all());
     let e = try_fold(&State::new(), &log.ordered(dir.path(), (0, 9)), &all, dir.path()).unwrap_err();

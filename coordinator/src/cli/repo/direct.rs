@@ -28,15 +28,16 @@ use crate::job::verify::{self, VerifyRequest};
 use crate::repository::{Manifest, MasterKey, Repository, Store};
 
 /// Engine of Redis and Valkey, as manifests name it.
-pub(super) const REDIS_ENGINE: &str = "redis";
+pub(in crate::cli) const REDIS_ENGINE: &str = "redis";
 
-pub(super) const EXTRACT_EXAMPLES: &str = "Examples:
+pub(in crate::cli) const EXTRACT_EXAMPLES: &str = "Examples:
   tidemark repo extract --repository file:///backup --key-file master.key --out orders.jsonl
   tidemark repo extract --repository s3://backups/fleet --key-file master.key --cluster orders --keys 'user:*' | jq .key
   tidemark repo extract --repository file:///backup --key-file master.key --at 2026-10-04T09:30:00Z --out then.jsonl
 
-With --at the log of changes (`tidemark pitr`) is laid over the nearest backup; where none is kept, as with Redis and Valkey, the
-newest backup at or before the time is taken. Which it is stands on standard error.
+With --at the log of changes (`tidemark pitr`) is laid over the nearest backup; where none is kept, the newest backup at or before
+the time is taken. Which it is stands on standard error. A log of Redis or Valkey is worked off by redis-server or valkey-server on
+this machine: install one, or name its program in TIDEMARK_SCRATCH_SERVER.
 Each line is an object with `slot`, `key`, `key_encoding`, `value` and `value_encoding`; an encoding is `text` or `base64`.
 Of Redis and Valkey, with `db`, `type`, `expire_at` (milliseconds since 1970, if it expires) and the value taken apart: a list or
 set (sorted) as an array; a hash as [field, value] pairs, with the field's time of expiry as a third; a zset as [member, score]
@@ -44,7 +45,7 @@ pairs; a stream as an object. A string within one that is written as base64 is {
 
 /// A repository and a cluster in it.
 #[derive(Debug, Args)]
-pub(super) struct Place {
+pub(in crate::cli) struct Place {
     #[command(flatten)]
     site: Site,
     /// The cluster; not needed where the repository holds one alone
@@ -54,7 +55,7 @@ pub(super) struct Place {
 
 /// A backup in a repository.
 #[derive(Debug, Args)]
-pub(super) struct Chosen {
+pub(in crate::cli) struct Chosen {
     #[command(flatten)]
     place: Place,
     /// The backup: id, a unique beginning of it, or `latest`
@@ -64,16 +65,16 @@ pub(super) struct Chosen {
 
 /// A time instead of a backup.
 #[derive(Debug, Args)]
-pub(super) struct Moment {
+pub(in crate::cli) struct Moment {
     /// A time instead of a backup: the newest restore point at or before it. As 2026-10-04T09:30:00Z, -5m, -2h30m (by this
     /// machine's clock), `now`, or a raw timestamp
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with = "backup")]
-    pub(super) at: Option<TimeArg>,
+    pub(in crate::cli) at: Option<TimeArg>,
 }
 
 /// Which records are wanted.
 #[derive(Debug, Args)]
-pub(super) struct Selected {
+pub(in crate::cli) struct Selected {
     /// Only keys that fit this pattern (`*`, `?`, `[a-z]`); `!` in front leaves them out; may be given several times
     #[arg(long, value_name = "GLOB")]
     keys: Vec<String>,
@@ -87,7 +88,7 @@ pub(super) struct Selected {
 
 impl Selected {
     /// What to select of the backup.
-    pub(super) fn of(&self, manifest: &Manifest) -> Result<Selection> {
+    pub(in crate::cli) fn of(&self, manifest: &Manifest) -> Result<Selection> {
         let engine = &manifest.root().engine;
         if !self.dbs.is_empty() && engine != REDIS_ENGINE {
             return Err(Error::request(format!(
@@ -101,7 +102,7 @@ impl Selected {
 
 /// Options of `repo extract`.
 #[derive(Debug, Args)]
-pub(super) struct Extract {
+pub(in crate::cli) struct Extract {
     #[command(flatten)]
     chosen: Chosen,
     #[command(flatten)]
@@ -128,7 +129,7 @@ impl Place {
     }
 
     /// Lists the backups.
-    pub(super) async fn backups(&self, output: Format) -> Result<()> {
+    pub(in crate::cli) async fn backups(&self, output: Format) -> Result<()> {
         let (repository, cluster) = self.open().await?;
         let items = catalog::recorded(&repository, &cluster).await?;
         output.print(&items, |items| backup::list(&cluster, items))
@@ -137,28 +138,28 @@ impl Place {
 
 impl Chosen {
     /// Takes another backup.
-    pub(super) fn choose(&mut self, backup: String) {
+    pub(in crate::cli) fn choose(&mut self, backup: String) {
         self.backup = backup;
     }
 
     /// What it is called.
-    pub(super) fn name(&self) -> &str {
+    pub(in crate::cli) fn name(&self) -> &str {
         &self.backup
     }
 
     /// Opens its repository; with its cluster.
-    pub(super) async fn repository(&self) -> Result<(Repository, ClusterName)> {
+    pub(in crate::cli) async fn repository(&self) -> Result<(Repository, ClusterName)> {
         self.place.open().await
     }
 
     /// Shows the backup.
-    pub(super) async fn show(&self, output: Format) -> Result<()> {
+    pub(in crate::cli) async fn show(&self, output: Format) -> Result<()> {
         let (repository, cluster) = self.place.open().await?;
         output.print(&catalog::show(&repository, &cluster, &self.backup).await?, report::backup)
     }
 
     /// Verifies the backup: the same work, words and exit code as `tidemark verify`.
-    pub(super) async fn verify(&self, output: Format) -> Result<()> {
+    pub(in crate::cli) async fn verify(&self, output: Format) -> Result<()> {
         let (repository, cluster) = self.place.open().await?;
         let _ = catalog::known(&repository, &cluster).await?;
         let request = VerifyRequest { cluster: cluster.clone(), backup: self.backup.clone(), sample: inspect::ALL };
@@ -182,7 +183,7 @@ struct Report {
 
 impl Extract {
     /// Extracts the records.
-    pub(super) async fn run(self, output: Format) -> Result<()> {
+    pub(in crate::cli) async fn run(self, output: Format) -> Result<()> {
         let opened = Opened::new(&self.chosen, self.moment.at).await?;
         let selection = self.selected.of(&opened.manifest)?;
         let cancel = CancellationToken::new();
@@ -221,7 +222,7 @@ impl Extract {
 }
 
 /// The restore point of what was written, in words.
-pub(super) fn of_point(backup: JobId, cut: u64, at: u64) -> String {
+pub(in crate::cli) fn of_point(backup: JobId, cut: u64, at: u64) -> String {
     match at == cut {
         true => format!("of backup {backup}"),
         false => format!("of {}, by backup {backup} and the log,", time::exact(Timestamp(at))),

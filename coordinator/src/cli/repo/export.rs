@@ -18,7 +18,7 @@ use super::direct::{Chosen, Moment, REDIS_ENGINE, Selected, of_point};
 use super::files::{Partial, WRITE_BUFFER, or_interrupted};
 use super::moment::Opened;
 use crate::cli::output::{Format, count, size};
-use crate::extract::{Commands, Encoding, Extracted, Lines, Output, RdbFile, Split, extract_at};
+use crate::extract::{Commands, Encoding, Extracted, Laid, Lines, Output, RdbFile, Split, extract_at};
 use crate::job::restore::libraries;
 use crate::repository::Manifest;
 
@@ -28,8 +28,9 @@ pub(crate) const EXAMPLES: &str = "Examples:
   tidemark export --repository file:///backup --key-file master.key --format resp | redis-cli --pipe
   tidemark export --repository file:///backup --key-file master.key --at -2h --format rdb --out before.rdb
 
-With --at the newest backup whose cut is at or before the time is taken (of other stores, as jsonl, with the log of changes over it);
-which it is stands on standard error.
+With --at the log (`tidemark pitr`) is laid over the nearest backup; where none is kept, the newest backup at or before the time is
+taken. Which it is stands on standard error. A log of Redis or Valkey is worked off by redis-server or valkey-server on this machine:
+install one, or name its program in TIDEMARK_SCRATCH_SERVER.
 
 rdb   a file that a server loads at its start (`dbfilename`); with --shards one for each node of a Cluster whose slots are
       split evenly, as `redis-cli --cluster create` does. Libraries of functions are in each, from RDB version 10 on
@@ -129,7 +130,7 @@ impl Export {
         let standard = self.out.as_os_str() == "-" && self.shards.is_none();
         let (slots, partials) = self.files(standard)?;
         let laid = opened.laid(partials.first().map(Partial::wanted)).await?;
-        let (libraries, warnings) = self.libraries(manifest, rdb_version).await?;
+        let (libraries, warnings) = self.libraries(manifest, laid.as_deref(), rdb_version).await?;
         let mut shares = Vec::new();
         for (i, slots) in slots.into_iter().enumerate() {
             let out: Out = match partials.get(i) {
@@ -211,11 +212,21 @@ impl Export {
     }
 
     /// Libraries of functions for what is written, and what is missing of them.
-    async fn libraries(&self, manifest: &Manifest, rdb_version: u16) -> Result<(Vec<Vec<u8>>, Vec<String>)> {
+    async fn libraries(
+        &self,
+        manifest: &Manifest,
+        laid: Option<&Laid>,
+        rdb_version: u16,
+    ) -> Result<(Vec<Vec<u8>>, Vec<String>)> {
         if self.format == Kind::Jsonl {
             return Ok(Default::default());
         }
-        let (libraries, mut warnings) = libraries(manifest).await?;
+        let (mut libraries, mut warnings) = libraries(manifest).await?;
+        if let Some(laid) = laid
+            && let Some(later) = laid.functions(&CancellationToken::new()).await?
+        {
+            libraries = later;
+        }
         if self.format == Kind::Rdb && rdb_version < FUNCTIONS_SINCE && !libraries.is_empty() {
             let told = format!("servers of RDB version {rdb_version} have no libraries of functions: left out");
             warnings.push(told);

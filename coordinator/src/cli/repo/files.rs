@@ -9,10 +9,10 @@ use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 use tokio_util::sync::CancellationToken;
 
 /// Bytes gathered before they are written.
-pub(super) const WRITE_BUFFER: usize = 256 << 10;
+pub(in crate::cli) const WRITE_BUFFER: usize = 256 << 10;
 
 /// Waits for the work; Ctrl-C ends it in order, so that nothing half written is left.
-pub(super) async fn or_interrupted<T>(
+pub(in crate::cli) async fn or_interrupted<T>(
     work: impl Future<Output = Result<T>>,
     cancel: &CancellationToken,
 ) -> Result<T> {
@@ -26,7 +26,7 @@ pub(super) async fn or_interrupted<T>(
 }
 
 /// A file that takes its name when it is whole, and is gone when it never is.
-pub(super) struct Partial {
+pub(in crate::cli) struct Partial {
     file: File,
     path: PathBuf,
     wanted: PathBuf,
@@ -35,7 +35,7 @@ pub(super) struct Partial {
 
 impl Partial {
     /// Begins a file. `Conflict` when something of that name is there.
-    pub(super) fn create(wanted: &Path) -> Result<Self> {
+    pub(in crate::cli) fn create(wanted: &Path) -> Result<Self> {
         if wanted.exists() {
             return Err(Error::conflict(format!("{} is there already: choose another --out", wanted.display())));
         }
@@ -50,17 +50,17 @@ impl Partial {
     }
 
     /// To write with.
-    pub(super) fn file(&self) -> Result<File> {
+    pub(in crate::cli) fn file(&self) -> Result<File> {
         self.file.try_clone().or_kind(ErrorKind::Full, self.wanted.display())
     }
 
     /// The name that it takes.
-    pub(super) fn wanted(&self) -> &Path {
+    pub(in crate::cli) fn wanted(&self) -> &Path {
         &self.wanted
     }
 
     /// It is whole: it takes its name.
-    pub(super) fn complete(mut self) -> Result<()> {
+    pub(in crate::cli) fn complete(mut self) -> Result<()> {
         let written = self.file.flush().and_then(|()| self.file.sync_all());
         let named = written.and_then(|()| std::fs::rename(&self.path, &self.wanted));
         named.or_kind(ErrorKind::Full, self.wanted.display())?;

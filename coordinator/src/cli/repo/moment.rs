@@ -18,17 +18,17 @@ use crate::repository::Manifest;
 
 /// An opened backup, and the log over it where a time between two backups is wanted.
 #[derive(Debug)]
-pub(super) struct Opened {
-    pub(super) cluster: ClusterName,
-    pub(super) backup: Backup,
-    pub(super) manifest: Manifest,
+pub(in crate::cli) struct Opened {
+    pub(in crate::cli) cluster: ClusterName,
+    pub(in crate::cli) backup: Backup,
+    pub(in crate::cli) manifest: Manifest,
     point: Option<Point>,
 }
 
 impl Opened {
     /// Opens what is chosen; with `at` the newest restore point at or before that time, by this machine's clock.
     /// `NotFound`, with the earliest that there is, when the time is before all of them.
-    pub(super) async fn new(chosen: &Chosen, at: Option<TimeArg>) -> Result<Self> {
+    pub(in crate::cli) async fn new(chosen: &Chosen, at: Option<TimeArg>) -> Result<Self> {
         let (repository, cluster) = chosen.repository().await?;
         let ledger = catalog::known(&repository, &cluster).await?;
         let (record, point) = match at {
@@ -44,13 +44,22 @@ impl Opened {
     }
 
     /// The time that comes out, a raw timestamp.
-    pub(super) fn time(&self) -> u64 {
+    pub(in crate::cli) fn time(&self) -> u64 {
         self.point.as_ref().map_or(self.backup.cut, |p| p.at).0
     }
 
     /// The log to lay over the backup, if any. A time that was asked for is told on standard error. What does not fit into
     /// memory goes beside `out`, or to the system's folder for such where that is standard output.
-    pub(super) async fn laid(&self, out: Option<&Path>) -> Result<Option<Arc<Laid>>> {
+    pub(in crate::cli) async fn laid(&self, out: Option<&Path>) -> Result<Option<Arc<Laid>>> {
+        self.laid_by(out, None).await
+    }
+
+    /// The same; a log of commands is worked off by `program`, where that is given.
+    pub(in crate::cli) async fn laid_by(
+        &self,
+        out: Option<&Path>,
+        program: Option<String>,
+    ) -> Result<Option<Arc<Laid>>> {
         let Some(point) = &self.point else { return Ok(None) };
         let (at, backup) = (time::exact(point.at), self.backup.job);
         if !point.is_logged() {
@@ -58,7 +67,7 @@ impl Opened {
             return Ok(None);
         }
         let dir = out.map_or_else(std::env::temp_dir, beside);
-        let laid = Box::pin(Laid::new(&self.manifest, point, &dir, None)).await?;
+        let laid = Box::pin(Laid::new(&self.manifest, point, &dir, program)).await?;
         eprintln!("restore point {at}: backup {backup} and {} of the log after it", size(laid.bytes()));
         Ok(Some(Arc::new(laid)))
     }

@@ -156,7 +156,7 @@ async fn prepared(
         missing => missing?,
     };
     let (sums, recorder) = (Mutex::default(), tokio::sync::Mutex::new(recorder));
-    let warnings = Mutex::new(plan.warnings.clone());
+    let warnings = Mutex::new([&plan.warnings[..], &sources.told].concat());
     let (context, job) = (context.clone(), job.clone());
     Ok(Driver {
         context,

@@ -133,6 +133,8 @@ pub(super) struct Sources {
     pub(super) log: Option<Arc<LogParts>>,
     /// How it is given out: known when the job has looked at it.
     pub(super) served: Option<ServedLog>,
+    /// What will not be as it was, known since then.
+    pub(super) told: Vec<String>,
 }
 
 impl Sources {
@@ -320,6 +322,7 @@ pub async fn plan_onto(
             takes: Arc::new(takes),
             log: None,
             served: None,
+            told: Vec::new(),
         }),
     })
 }

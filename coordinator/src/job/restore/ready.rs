@@ -6,6 +6,7 @@ use futures::FutureExt;
 use tidemark_proto::{Error, Result};
 use tokio_util::sync::CancellationToken;
 
+use super::kept::Takes;
 use super::plan::{RestorePlan, Sources, note_lost, refused};
 use crate::fold::{CommandFold, REDIS_ENGINE, ties};
 use crate::job::Job;
@@ -47,41 +48,65 @@ pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sour
         })?;
     }
     sources.types.verdict()?;
-    sources.served = tokio::select! {
-        served = served(job, plan, sources).boxed() => served?,
+    let (served, functions) = tokio::select! {
+        looked = log_of(job, plan, sources).boxed() => looked?,
         () = job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
     };
+    sources.served = served;
+    if let Some(functions) = functions {
+        let mut takes = Takes::clone(&sources.takes);
+        match functions {
+            Ok(libraries) => (takes.libraries, takes.knows_libraries) = (libraries, true),
+            Err(told) => {
+                job.log.note("kept", "", told.clone());
+                sources.told.push(told);
+            }
+        }
+        sources.takes = Arc::new(takes);
+    }
     sources.bad = Arc::new(found.bad);
     let mut missing = found.damage;
     note_lost(&mut missing, &sources.takes);
     Ok(missing)
 }
 
-/// How the log is given out: as it is, or, where its commands tie keys of several parts together, as the records that come of it. They
-/// are worked off here, before any node is touched.
-async fn served(job: &Arc<Job>, plan: &RestorePlan, sources: &Sources) -> Result<Option<ServedLog>> {
-    let Some(log) = sources.log.clone() else { return Ok(None) };
+/// Libraries of functions at the time, where the log changed them; in words, why they cannot be told.
+type Functions = Option<std::result::Result<Vec<Vec<u8>>, String>>;
+
+/// How the log is given out, and what it makes of the functions.
+async fn log_of(job: &Arc<Job>, plan: &RestorePlan, sources: &Sources) -> Result<(Option<ServedLog>, Functions)> {
+    let Some(log) = sources.log.clone() else { return Ok((None, None)) };
     let (manifest, at) = (&sources.manifest, plan.state());
     if manifest.root().engine != REDIS_ENGINE {
-        return Ok(Some(ServedLog::Records(log)));
+        return Ok((Some(ServedLog::Records(log)), None));
     }
     job.phase("looking through the log");
+    let (dir, cancel) = (std::env::temp_dir(), CancellationToken::new());
+    let _stop = cancel.clone().drop_guard();
+    let fold = CommandFold::whole_log(manifest, log.clone(), at, &dir, None);
+    let functions = fold.functions(&cancel).await.transpose().map(|found| {
+        found.map_err(|e| {
+            let told =
+                format!("libraries of functions stay those of the backup, the log changes them: {}", e.report());
+            tracing::warn!("{told}");
+            told
+        })
+    });
     let Some(tie) = ties(manifest, &log, at).await? else {
         let nodes = Arc::new(manifest.root().nodes.clone());
-        return Ok(Some(ServedLog::Commands { log, nodes }));
+        return Ok((Some(ServedLog::Commands { log, nodes }), functions));
     };
+    // It is worked off here, before any node is touched.
     let told = format!("`{}` at {} ties keys of several parts together", tie.command, crate::cli::exact(tie.at));
     tracing::info!("{told}: the log is worked off here");
     job.log.note("log", "", format!("{told}: the log is worked off by the coordinator"));
     job.phase("working the log off");
-    let dir = std::env::temp_dir();
     let work = async {
-        let fold = CommandFold::new(manifest, log, at, &dir, None).await?;
-        let records = WorkedOff::new(fold.records(&CancellationToken::new()).await?, at, &dir);
+        let records = WorkedOff::new(fold.records(&cancel).await?, at, &dir);
         let check = tokio::task::spawn_blocking(move || records.check().map(|()| records)).await;
         check.map_err(|e| Error::bug("looking at the records of a log").with_source(e))?
     };
     let records =
         work.await.map_err(|e| e.context(format_args!("{told}, and the log cannot be worked off here")))?;
-    Ok(Some(ServedLog::WorkedOff(Arc::new(records))))
+    Ok((Some(ServedLog::WorkedOff(Arc::new(records))), functions))
 }
