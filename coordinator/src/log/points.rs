@@ -211,8 +211,8 @@ fn pauses_hang(version: &str) -> bool {
     let mut next = || numbers.next().unwrap_or(0);
     let release = (next(), next(), next());
     match name {
-        "redis" => (7, 2, 5) <= release && release < (8, 2, 0),
-        "valkey" => (8, 0, 0) <= release && release < (8, 1, 3),
+        "redis" => ((7, 2, 5)..(8, 2, 0)).contains(&release),
+        "valkey" => ((8, 0, 0)..(8, 1, 3)).contains(&release),
         _ => true,
     }
 }

@@ -1,6 +1,7 @@
 //! The log of real servers: every command reaches the repository once and in order, light cuts are restore points, and what
 //! dies or moves meanwhile makes no gap.
 
+use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::segment::each_entry;
 use tidemark_coordinator::log::{Found, LogIndex, PitrStatus};
 use tidemark_coordinator::repository::{Ledger, MasterKey, Repository, Store, StoreConfig};
@@ -43,8 +44,7 @@ pub(crate) async fn point_after(fleet: &Fleet, at: Timestamp) -> PitrStatus {
 
 /// The present, by this machine's clock.
 pub(crate) fn now() -> Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    Timestamp::new(since.as_millis() as u64, 0)
+    Timestamp::new(SystemClock.millis(), 0)
 }
 
 async fn repository(fleet: &Fleet) -> Repository {

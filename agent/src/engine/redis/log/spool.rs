@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use tidemark_proto::{Error, ErrorKind, Incarnation, Result, Timestamp, error::ResultExt};
+use tidemark_proto::{Error, ErrorKind, Incarnation, Result, Timestamp};
 
 use super::super::stream::Splitter;
 use super::frames::{BYTES, HISTORY, MARK, fields, file_head, frame_head, read_file_head, read_frame};
