@@ -250,7 +250,8 @@ impl RedisLog {
         for most in [wanted.most, MAX_COMMAND] {
             let stretch = Stretch::read(&span.files, (offset, span.end), most)?;
             let ended = entries(&stretch, (offset, after, ceiling), &source, sink)?;
-            if ended.to > offset || span.end <= offset {
+            // A cut may lie behind what has come.
+            if ended.to > offset || span.end.min(span.border) <= offset {
                 found = Some(ended);
                 break;
             }
