@@ -40,12 +40,12 @@ fn main() {
     runtime.block_on(async { Writes::start().await.run(rounds, Duration::from_secs(seconds)).await });
 }
 
-/// Waits until everything up to now is durable in the log.
+/// Waits until nothing up to now would be lost with the node.
 async fn drained(fleet: &Fleet) {
     let at = now();
     eventually("the log to be durable", async || {
         let status = log_status(fleet, SIDES[1]).await;
-        status.nodes.iter().all(|n| n.streaming && n.closed >= at.0).then_some(())
+        status.nodes.iter().all(|n| n.streaming && n.safe >= at.0).then_some(())
     })
     .await;
 }
@@ -70,8 +70,9 @@ struct Row {
     rate: RedisRate,
     /// MB of the stream of commands in a second.
     stream: f64,
-    /// Processors' time for one command, in microseconds: the server's, and that of who follows it.
-    cpu: [f64; 2],
+    /// Processors' time for one command, in microseconds: the server's, that of who follows it (agent, replica), and the
+    /// coordinator's, all that is asked of it included.
+    cpu: [f64; 3],
     /// Of the log: MB stored, and how many milliseconds each look found it behind.
     log: Option<(f64, Vec<f64>)>,
     /// From the end of the load until who follows has everything.
@@ -100,7 +101,7 @@ impl Writes {
             duration.as_secs()
         );
         println!(
-            "{:>5} {:>9} {:8} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>10} {:>8}",
+            "{:>5} {:>9} {:8} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>9} {:>9} {:>10} {:>8}",
             "round",
             "load",
             "",
@@ -110,7 +111,8 @@ impl Writes {
             "p99.9 ms",
             "max ms",
             "server us",
-            "others us",
+            "follow us",
+            "coord us",
             "stored MB",
             "stored /s",
             "lag p99 ms",
@@ -149,17 +151,15 @@ impl Writes {
         );
     }
 
-    /// Processors' time so far: of a server, and of those who follow it.
-    fn cpu(&mut self, side: usize) -> [f64; 2] {
-        let others = match side {
-            0 => 0.0,
-            1 => {
-                let coordinator = cpu_seconds(self.fleet.coordinator().process.id());
-                cpu_seconds(self.fleet.agent(SIDES[1], "n0").process.id()) + coordinator
-            }
-            _ => cpu_seconds(self.replica.pid()),
+    /// Processors' time so far: of a server, of who follows it, and of the coordinator where it has part in that.
+    fn cpu(&mut self, side: usize) -> [f64; 3] {
+        let [agent, coordinator] = match side {
+            0 => [0.0; 2],
+            1 => [self.fleet.agent(SIDES[1], "n0").process.id(), self.fleet.coordinator().process.id()]
+                .map(cpu_seconds),
+            _ => [cpu_seconds(self.replica.pid()), 0.0],
         };
-        [cpu_seconds(self.servers[side].1.pid()), others]
+        [cpu_seconds(self.servers[side].1.pid()), agent, coordinator]
     }
 
     /// Bytes of all segments that the coordinator has stored.
@@ -190,7 +190,7 @@ impl Writes {
             _ => {}
         }
         let (behind, after) = (start.elapsed(), self.cpu(side));
-        let cpu = [0, 1].map(|i| (after[i] - cpu[i]) * 1e6 / rate.commands as f64);
+        let cpu = [0, 1, 2].map(|i| (after[i] - cpu[i]) * 1e6 / rate.commands as f64);
         let log = (side == 1).then_some(((self.stored().await - stored) / 1e6, lags));
         Row { rate, stream, cpu, log, behind }
     }
@@ -236,7 +236,7 @@ fn print_row(round: u64, side: usize, load: RedisLoad, row: &Row) {
         format!("{mb:>9.1} {:>9.1} {:>10.0}", mb / row.rate.seconds, share_of(lags, 0.99))
     });
     println!(
-        "{round:>5} {:>9} {:8} {:>10.0} {:>8.1} {:>8.2} {:>8.2} {:>8.1} {:>9.2} {:>9.2} {log} {:>8.2}",
+        "{round:>5} {:>9} {:8} {:>10.0} {:>8.1} {:>8.2} {:>8.2} {:>8.1} {:>9.2} {:>9.2} {:>8.2} {log} {:>8.2}",
         format!("{connections} x {depth}"),
         SIDES[side],
         row.rate.per_second(),
@@ -246,6 +246,7 @@ fn print_row(round: u64, side: usize, load: RedisLoad, row: &Row) {
         row.rate.millis_at(1.0),
         row.cpu[0],
         row.cpu[1],
+        row.cpu[2],
         row.behind.as_secs_f64()
     );
 }
