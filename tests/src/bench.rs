@@ -1,6 +1,8 @@
 //! What the benches share.
 
+pub mod logged;
 pub mod peers;
+pub mod redis_load;
 
 use std::io::Write;
 use std::path::Path;
@@ -78,6 +80,25 @@ pub fn peak_rss_mib(pid: u32) -> u64 {
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     let kib = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<u64>().ok());
     kib.unwrap_or(0) >> 10
+}
+
+/// Ticks of a processor's time in a second, in what the kernel tells of a process: the same on all Linux systems of today.
+const TICKS: f64 = 100.0;
+
+/// Seconds of processors' time that a process has taken so far; 0 when it is gone.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Its name may hold spaces; behind it the fields 3 and on. User and system time are 14 and 15.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').skip(11).take(2);
+    fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS
+}
+
+/// The value that such a share of all is not above; 0 of none.
+pub fn share_of(values: &[f64], share: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_unstable_by(f64::total_cmp);
+    let at = (values.len() as f64 * share).ceil() as usize;
+    values.get(at.saturating_sub(1)).copied().unwrap_or(0.0)
 }
 
 /// The records as files, one a node, as a peer finds them.

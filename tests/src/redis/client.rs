@@ -118,6 +118,16 @@ impl Client {
         commands.iter().map(|_| self.reply().expect("reply")).collect()
     }
 
+    /// Sends what holds so many commands, then reads their replies; an error of the server fails the test.
+    pub fn exchange(&mut self, commands: &[u8], count: usize) {
+        self.wire.get_mut().write_all(commands).expect("sent");
+        for _ in 0..count {
+            if let Reply::Error(error) = self.reply().expect("reply") {
+                panic!("{error}");
+            }
+        }
+    }
+
     /// Sends a command and does not wait for the reply.
     pub fn send<A: AsRef<[u8]>>(&mut self, command: &[A]) -> std::io::Result<()> {
         let mut out = Vec::new();
