@@ -160,6 +160,9 @@ pub struct PitrConfig {
     pub point_budget_ms: u32,
     /// Whether light cuts hold writes.
     pub points: LightCuts,
+    /// A restore to a time of Redis and Valkey: up to so many MiB of records and log together the coordinator works the log off,
+    /// where a server's program is there; else the agents do, part by part.
+    pub work_off_mib: u64,
 }
 
 /// Whether the light cuts of a log hold writes.
@@ -184,6 +187,7 @@ impl Default for PitrConfig {
             point_interval_ms: 5000,
             point_budget_ms: 50,
             points: LightCuts::Auto,
+            work_off_mib: 256,
         }
     }
 }

@@ -54,6 +54,11 @@ pub struct CommandFold {
     folded: OnceCell<Arc<Folded>>,
 }
 
+/// Whether there is a program for a throw-away server on this machine.
+pub fn has_server() -> bool {
+    tidemark_common::redis::scratch::find(&std::env::var(PROGRAM_VARIABLE).unwrap_or_default()).is_some()
+}
+
 /// The server for what was backed up: its program by [`PROGRAM_VARIABLE`], or the one of the source's kind that is installed.
 fn server(manifest: &Manifest, program: Option<String>) -> ScratchServer {
     let program = program.or_else(|| std::env::var(PROGRAM_VARIABLE).ok()).unwrap_or_default();

@@ -42,6 +42,8 @@ pub(super) struct Tail {
     closed: Timestamp,
     /// Of what went into a segment, durable or not.
     sent_closed: Timestamp,
+    /// All that follows gets a time above this, too.
+    floor: Timestamp,
     /// Nothing was written up to here since `closed`: no segment tells of it.
     quiet: Timestamp,
     behind: u64,
@@ -100,11 +102,11 @@ impl Tail {
 
     /// Everything that is received from now on gets a time above `at`; `false` where something may have one below.
     pub(super) fn begins_above(&mut self, at: Timestamp) -> bool {
-        let above = self.waiting.is_none() && self.reaches() <= at;
-        if above && self.batch.is_none() {
-            self.sent_closed = at;
+        let above = self.waiting.is_none() && self.batch.is_none() && self.sent_closed.max(self.floor) <= at;
+        if above {
+            self.floor = at;
         }
-        above && self.batch.is_none()
+        above
     }
 
     /// Whether it can be asked.
@@ -172,7 +174,7 @@ impl Tail {
         };
         let follow = commands.then(|| LogFollow {
             pull: pull.clone(),
-            closed: takes_over.map_or(self.sent_closed, |end| end.closed),
+            closed: takes_over.map_or(self.sent_closed.max(self.floor), |end| end.closed),
             takes_over: u8::from(takes_over.is_some()),
         });
         let (answer, waiting) = oneshot::channel();
@@ -216,11 +218,16 @@ impl Tail {
         (self.durable, self.closed) = (to, closed);
     }
 
-    /// A batch without news is in no segment: the next one begins where it did. All that is lost with the node lies behind it.
-    pub(super) fn dropped(&mut self) {
-        if let Some(batch) = self.batch.take().filter(|_| self.received == self.durable) {
+    /// A batch without news is in no segment: the next one begins where it did, but behind the cut at which this one ended, or it
+    /// would never come past that. All that is lost with the node lies behind it. Answers whether there is more to ask for at once.
+    pub(super) fn dropped(&mut self) -> bool {
+        let Some(batch) = self.batch.take() else { return false };
+        if self.received == self.durable {
             self.quiet = batch.header.closed;
         }
+        let further = self.received > 0 && batch.header.closed > self.floor.max(self.sent_closed);
+        self.floor = self.floor.max(batch.header.closed);
+        further && batch.header.behind_bytes > 0
     }
 
     /// How far it is behind.

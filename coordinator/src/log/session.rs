@@ -220,11 +220,11 @@ impl Session {
             && self.nodes.values().any(|t| t.batch.is_some());
         if !any && !due {
             // What is closed without a change costs nothing: the next question begins where this one did.
-            self.nodes.values_mut().for_each(Tail::dropped);
+            let more = self.nodes.values_mut().fold(false, |more, tail| tail.dropped() | more);
             if self.put.as_ref().is_some_and(|p| p.task.is_finished()) {
                 self.finish_put().await?;
             }
-            return Ok(false);
+            return Ok(more);
         }
         self.finish_put().await?;
         self.begin_put()?;

@@ -10,7 +10,7 @@ use tidemark_coordinator::job::restore::{RestoreRequest, open_manifest};
 use tidemark_coordinator::log::point;
 use tidemark_coordinator::repository::Ledger;
 use tidemark_proto::{ClusterName, Timestamp, slot_of};
-use tidemark_tests::fleet::{Fleet, binary, restore_of};
+use tidemark_tests::fleet::{CoordinatorSpec, Fleet, binary, restore_of};
 use tidemark_tests::redis::{Client, Cluster, Flavor, Reply, Server, eventually};
 use tokio_util::sync::CancellationToken;
 
@@ -101,7 +101,8 @@ async fn restored(fleet: &mut Fleet, name: &str, at: u64) -> (Contents, Vec<Stri
 async fn every_point_of_a_log_of_commands_is_exported_queried_and_restored() {
     let source = Server::start(Flavor::Redis, &[]);
     fill(&source);
-    let mut fleet = Fleet::start().await;
+    let sections = "[pitr]\nwork_off_mib = 0\n".to_owned();
+    let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..CoordinatorSpec::default() }).await;
     let mut agent = spec(CLUSTER, "n0", format!("unix:{}", source.socket().display()));
     // Regions are divided into several parts.
     agent.part_bytes = 64 << 10;

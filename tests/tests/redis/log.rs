@@ -111,6 +111,33 @@ async fn every_command_is_logged_once_and_in_order_and_light_cuts_are_points() {
     assert!(times.iter().all(|(a, b)| a < b), "each command of a node has a time of its own");
 }
 
+/// Light cuts of a quiet server leave marks with nothing between them; the first write behind them is logged at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_after_a_quiet_time_is_logged_before_the_log_would_rest() {
+    let server = Server::start(Flavor::Redis, &[]);
+    let mut fleet = fleet().await;
+    protect_one(&mut fleet, "orders", &server).await;
+    // Longer than the test waits for anything: no segment comes about by itself.
+    let rests = ["pitr", "enable", "--cluster", "orders", "--interval-ms", "200", "--idle-ms", "600000"];
+    let _ = fleet.tidemark(&rests).await;
+    let _ = server.client().run("SET first 1");
+    let _ = point_after(&fleet, Timestamp(1)).await;
+    for round in 0..3 {
+        let quiet = now();
+        later("light cuts of a quiet server", async || {
+            let nodes = status(&fleet).await.nodes;
+            nodes.iter().all(|n| n.safe >= Timestamp::new(quiet.millis() + 1000, 0).0).then_some(())
+        })
+        .await;
+        let _ = server.client().run(&format!("SET round {round}"));
+        let line = format!("SET round {round}");
+        later("the write to be logged", async || {
+            logged(&fleet).await.iter().any(|(.., l)| *l == line).then_some(())
+        })
+        .await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn databases_scripts_and_transactions_of_a_server_of_its_own() {
     let server = Server::start(Flavor::Redis, &[]);

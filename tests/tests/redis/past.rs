@@ -8,14 +8,14 @@ use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 use tidemark_coordinator::job::restore::RestoreRequest;
 use tidemark_proto::Timestamp;
-use tidemark_tests::fleet::{Fleet, binary, restore_of};
+use tidemark_tests::fleet::{CoordinatorSpec, Fleet, binary, restore_of};
 use tidemark_tests::redis::{Client, Cluster, Flavor, Reply, Server, eventually};
 
 use super::chains::{Chains, check};
 use super::contents::{compare, held_by};
 use super::flow::{get, protect, protect_one};
 use super::load::{Load, Wildness};
-use super::log::{enable, fleet, now, point_after, status};
+use super::log::{POINTS, enable, fleet, now, point_after, status};
 
 /// Keys and what they hold, as text.
 pub(crate) type State = BTreeMap<String, String>;
@@ -173,7 +173,9 @@ async fn fifty_times_are_states_that_were() {
 #[tokio::test(flavor = "multi_thread")]
 async fn chains_are_whole_at_every_restore_point_over_a_move_of_slots() {
     let cluster = Cluster::start(Flavor::Redis, 3, &[]);
-    let mut fleet = fleet().await;
+    // The agents work the log off.
+    let sections = format!("{POINTS}work_off_mib = 0\n");
+    let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..CoordinatorSpec::default() }).await;
     protect(&mut fleet, "orders", &cluster).await;
     enable(&fleet).await;
     let chains = Chains::start(&cluster, 3);
@@ -193,6 +195,15 @@ async fn chains_are_whole_at_every_restore_point_over_a_move_of_slots() {
     let mut rng = StdRng::seed_from_u64(9);
     times.extend((0..15).map(|_| rng.random_range(first..=window[0].latest)));
     times.sort_unstable();
+    let alone = Server::start(Flavor::Redis, &[]);
+    protect_one(&mut fleet, "alone", &alone).await;
+    let request = RestoreRequest { at: Some(times[times.len() / 2]), ..restore_of("orders", "alone") };
+    let _ = fleet.restore(&request).await.unwrap_or_else(|e| panic!("{}", e.report()));
+    let (middle, mut clients) = (extracted(&fleet, times[times.len() / 2]), [alone.client()]);
+    assert_eq!(alone.client().run("DBSIZE").integer(), middle.len() as i64);
+    for (key, value) in &middle {
+        assert_eq!(get(&mut clients, key).map(|n| n.to_string()).as_ref(), Some(value), "{key}");
+    }
     let mut before = 0;
     for at in times {
         let state = extracted(&fleet, at);

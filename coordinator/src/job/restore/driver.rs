@@ -145,7 +145,7 @@ async fn prepared(
     let source = plan.request.cluster.clone();
     let target = plan.request.target.clone().unwrap_or_else(|| source.clone());
     let id = job.id();
-    let missing = match ready(job, &plan, &mut sources).await {
+    let missing = match ready(job, &plan, &mut sources, context.config.pitr.work_off_mib << 20).await {
         Err(e) if recorder.revision() > 0 => {
             // Another coordinator had begun it, when the backup was still whole.
             let nodes: Vec<_> = plan.targets.iter().map(|t| t.node.clone()).collect();

@@ -17,8 +17,9 @@ use crate::serve::{ServedLog, WorkedOff};
 /// Inspects the backup: every block where present data is replaced, damage is to be left out, or the targets' versions
 /// leave it in doubt whether they load every value; else every object and every index, because a block that does not open
 /// later leaves empty nodes empty. A damaged backup is refused, unless it is salvaged: then the damaged parts are noted in
-/// `sources`, and what will be missing is answered. Values that a target does not load are refused.
-pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sources) -> Result<Damage> {
+/// `sources`, and what will be missing is answered. Values that a target does not load are refused. A log of commands is worked off
+/// here where it and the backup's records are at most `small` bytes.
+pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sources, small: u64) -> Result<Damage> {
     let replaces = plan.request.in_place && plan.targets.iter().any(|t| t.present_records > 0);
     let every = replaces || plan.request.salvage || sources.types.in_doubt();
     let depth = if every { Depth::Blocks } else { Depth::Indexes };
@@ -49,7 +50,7 @@ pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sour
     }
     sources.types.verdict()?;
     let (served, functions) = tokio::select! {
-        looked = log_of(job, plan, sources).boxed() => looked?,
+        looked = log_of(job, plan, sources, small).boxed() => looked?,
         () = job.cancel.cancelled() => return Err(Error::cancelled("the restore was cancelled")),
     };
     sources.served = served;
@@ -74,7 +75,12 @@ pub(super) async fn ready(job: &Arc<Job>, plan: &RestorePlan, sources: &mut Sour
 type Functions = Option<std::result::Result<Vec<Vec<u8>>, String>>;
 
 /// How the log is given out, and what it makes of the functions.
-async fn log_of(job: &Arc<Job>, plan: &RestorePlan, sources: &Sources) -> Result<(Option<ServedLog>, Functions)> {
+async fn log_of(
+    job: &Arc<Job>,
+    plan: &RestorePlan,
+    sources: &Sources,
+    small: u64,
+) -> Result<(Option<ServedLog>, Functions)> {
     let Some(log) = sources.log.clone() else { return Ok((None, None)) };
     let (manifest, at) = (&sources.manifest, plan.state());
     if manifest.root().engine != REDIS_ENGINE {
@@ -92,12 +98,23 @@ async fn log_of(job: &Arc<Job>, plan: &RestorePlan, sources: &Sources) -> Result
             told
         })
     });
-    let Some(tie) = ties(manifest, &log, at).await? else {
+    let tie = ties(manifest, &log, at).await?;
+    let by_agents = || {
         let nodes = Arc::new(manifest.root().nodes.clone());
-        return Ok((Some(ServedLog::Commands { log, nodes }), functions));
+        ServedLog::Commands { log: log.clone(), nodes }
     };
+    // What is small is read twice sooner than a server is started for each of its parts.
+    let small = manifest.root().totals.live_bytes + log.bytes <= small && crate::fold::has_server();
+    if tie.is_none() && !small {
+        return Ok((Some(by_agents()), functions));
+    }
     // It is worked off here, before any node is touched.
-    let told = format!("`{}` at {} ties keys of several parts together", tie.command, crate::cli::exact(tie.at));
+    let told = match &tie {
+        Some(tie) => {
+            format!("`{}` at {} ties keys of several parts together", tie.command, crate::cli::exact(tie.at))
+        }
+        None => "the log and its backup are small".to_owned(),
+    };
     tracing::info!("{told}: the log is worked off here");
     job.log.note("log", "", format!("{told}: the log is worked off by the coordinator"));
     job.phase("working the log off");
@@ -106,7 +123,12 @@ async fn log_of(job: &Arc<Job>, plan: &RestorePlan, sources: &Sources) -> Result
         let check = tokio::task::spawn_blocking(move || records.check().map(|()| records)).await;
         check.map_err(|e| Error::bug("looking at the records of a log").with_source(e))?
     };
-    let records =
-        work.await.map_err(|e| e.context(format_args!("{told}, and the log cannot be worked off here")))?;
-    Ok((Some(ServedLog::WorkedOff(Arc::new(records))), functions))
+    match work.await {
+        Ok(records) => Ok((Some(ServedLog::WorkedOff(Arc::new(records))), functions)),
+        Err(e) if tie.is_none() => {
+            tracing::info!(error = %e.report(), "the log cannot be worked off here: the agents do it");
+            Ok((Some(by_agents()), functions))
+        }
+        Err(e) => Err(e.context(format_args!("{told}, and the log cannot be worked off here"))),
+    }
 }
