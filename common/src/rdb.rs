@@ -43,7 +43,7 @@ pub use reader::{Trailer, read};
 pub use sink::{RdbSink, RecordHead, SlotImport, SlotInfo};
 pub use types::{Class, Family, class_of, highest_type_of, loads, version_of_server};
 pub use visitor::{Group, Role, StreamId, StreamMeta, ValueVisitor};
-pub use writer::RdbWriter;
+pub use writer::{RdbWriter, ValueOf};
 
 use tidemark_proto::Error;
 

@@ -187,3 +187,18 @@ impl<W: Write> RdbWriter<W> {
         written.or_kind(ErrorKind::Retry, "cannot write RDB")
     }
 }
+
+/// The value of the record that a writer is at, as something to write into: for values that are copied piece by piece.
+#[derive(Debug)]
+pub struct ValueOf<'w, W>(pub &'w mut RdbWriter<W>);
+
+impl<W: Write> Write for ValueOf<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.value(bytes).map_err(std::io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

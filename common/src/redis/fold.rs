@@ -26,7 +26,7 @@ use super::folded::Sink;
 use super::keys::Commands;
 use super::log::Ordered;
 use super::scratch::Scratch;
-use crate::rdb::{self, RdbWriter, RecordHead, convert};
+use crate::rdb::{self, RdbWriter, RecordHead, ValueOf, convert};
 use crate::record::{RedisMeta, split_redis_key};
 use crate::run::{Entry, LongValue};
 
@@ -171,8 +171,8 @@ impl Fold {
         match (long, target == meta.type_byte) {
             (Some(long), true) => long.pieces(|piece| writer.value(piece))?,
             (None, true) => writer.value(value)?,
-            (Some(long), false) => convert(meta.type_byte, &mut long.reader(), target, &mut Value(writer))?,
-            (None, false) => convert(meta.type_byte, &mut &value[..], target, &mut Value(writer))?,
+            (Some(long), false) => convert(meta.type_byte, &mut long.reader(), target, &mut ValueOf(writer))?,
+            (None, false) => convert(meta.type_byte, &mut &value[..], target, &mut ValueOf(writer))?,
         }
         writer.end()
     }
@@ -202,20 +202,6 @@ impl Fold {
         let folded = sink.finish(self.named)?;
         tracing::debug!(records = folded.records, "a log of commands was worked off");
         Ok(folded)
-    }
-}
-
-/// The value of the record that a writer is at.
-struct Value<'w, W>(&'w mut RdbWriter<W>);
-
-impl<W: Write> Write for Value<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.value(bytes).map_err(std::io::Error::other)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

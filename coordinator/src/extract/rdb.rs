@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use tidemark_common::rdb::{RawValue, RdbWriter, RecordHead, convert, types};
+use tidemark_common::rdb::{RawValue, RdbWriter, RecordHead, ValueOf, convert, types};
 use tidemark_common::record::{RedisMeta, split_redis_key};
 use tidemark_common::run::{Entry, LongValue};
 use tidemark_proto::{Error, ErrorKind, Result};
@@ -80,7 +80,7 @@ impl<W: Write> RdbFile<W> {
             return Ok(true);
         }
         writer.begin(&head).map_err(full)?;
-        convert(meta.type_byte, &mut value.reader(), type_byte, &mut Value(writer))
+        convert(meta.type_byte, &mut value.reader(), type_byte, &mut ValueOf(writer))
             .map_err(|e| full(e).context(format_args!("key `{}`", shown(key))))?;
         writer.end()?;
         Ok(true)
@@ -92,19 +92,5 @@ fn full(e: Error) -> Error {
     match e.kind() {
         ErrorKind::Retry => Error::new(ErrorKind::Full, "the records cannot be written").with_source(e),
         _ => e,
-    }
-}
-
-/// The value of the record that a writer is at.
-struct Value<'w, W>(&'w mut RdbWriter<W>);
-
-impl<W: Write> Write for Value<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.value(bytes).map_err(std::io::Error::other)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
