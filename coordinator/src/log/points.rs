@@ -36,6 +36,9 @@ pub(super) struct Points {
     /// Cuts up to which not all nodes have been read, ascending.
     pending: Vec<Timestamp>,
     last: Timestamp,
+    /// The latest change that is in a segment, and the latest restore point that a segment tells of.
+    news: Timestamp,
+    told: Timestamp,
 }
 
 impl Session {
@@ -124,6 +127,11 @@ impl Session {
         }
     }
 
+    /// Time up to which all nodes have been read.
+    pub(super) fn reached(&self) -> Timestamp {
+        self.nodes.values().map(Tail::reaches).min().unwrap_or_default()
+    }
+
     async fn cut_once(&self, lanes: &[NodeName], budget_millis: u32) -> Result<Timestamp> {
         let deadline = CUT_DEADLINE + Duration::from_millis(u64::from(budget_millis));
         let held: Result<Vec<Held>> =
@@ -199,7 +207,20 @@ impl Points {
     /// The cuts up to which all nodes were read by now: `closed` is the least of what they have closed.
     pub(super) fn whole(&mut self, closed: Timestamp) -> Vec<Timestamp> {
         let count = self.pending.partition_point(|at| *at <= closed);
-        self.pending.drain(..count).collect()
+        let whole: Vec<Timestamp> = self.pending.drain(..count).collect();
+        self.told = self.told.max(whole.last().copied().unwrap_or_default());
+        whole
+    }
+
+    /// A segment has changes up to `last`.
+    pub(super) fn has_news(&mut self, last: Timestamp) {
+        self.news = self.news.max(last);
+    }
+
+    /// Whether changes are stored that no restore point covers yet, and one that does only waits for a segment: without one
+    /// they could not be restored before the log rests.
+    pub(super) fn waits(&self, closed: Timestamp) -> bool {
+        self.news > self.told && self.pending.iter().any(|at| *at >= self.news && *at <= closed)
     }
 }
 
@@ -233,7 +254,10 @@ mod tests {
         let mut points = Points::default();
         [30, 10, 20].into_iter().for_each(|at| points.add(Timestamp(at)));
         assert_eq!(points.whole(Timestamp(9)), []);
+        points.has_news(Timestamp(18));
+        assert!(points.waits(Timestamp(20)) && !points.waits(Timestamp(19)), "20 covers it, 10 does not");
         assert_eq!(points.whole(Timestamp(20)), [Timestamp(10), Timestamp(20)]);
+        assert!(!points.waits(Timestamp(99)), "nothing is new since");
         assert_eq!(points.whole(Timestamp(99)), [Timestamp(30)]);
     }
 }

@@ -216,6 +216,8 @@ impl Session {
         let idle = Duration::from_millis(self.policy.idle_millis);
         // A backup whose cut lies behind the window's end is no base before that is passed.
         let waits = self.chains.open().is_some_and(|open| self.published.newest_cut() > open.end);
+        let reached = self.reached();
+        let waits = waits || self.points.as_ref().is_some_and(|points| points.waits(reached));
         let due = (waits || self.last_put.is_none_or(|at| at.elapsed() >= idle))
             && self.nodes.values().any(|t| t.batch.is_some());
         if !any && !due {
@@ -248,7 +250,7 @@ impl Session {
 
     fn begin_put(&mut self) -> Result<()> {
         let (mut nodes, mut chunks): (Vec<SegmentNode>, Vec<(SegmentChunk, Bytes)>) = Default::default();
-        let reached = self.nodes.values().map(Tail::reaches).min().unwrap_or_default();
+        let reached = self.reached();
         let points = self.points.as_mut().map(|points| points.whole(reached));
         for (name, tail) in &mut self.nodes {
             let Some(mut batch) = tail.batch.take() else { continue };
@@ -261,6 +263,9 @@ impl Session {
             }
             tail.sent(&batch.header);
             gather(name, batch, &mut nodes, &mut chunks);
+        }
+        if let (Some(points), Some(last)) = (&mut self.points, chunks.iter().map(|(c, _)| c.last).max()) {
+            points.has_news(last);
         }
         chunks.sort_by_key(|(c, _)| (c.region, c.node, c.number));
         let (places, sealed): (Vec<_>, Vec<_>) = chunks.into_iter().unzip();

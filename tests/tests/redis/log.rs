@@ -130,11 +130,13 @@ async fn what_is_written_after_a_quiet_time_is_logged_before_the_log_would_rest(
         })
         .await;
         let _ = server.client().run(&format!("SET round {round}"));
-        let line = format!("SET round {round}");
+        let (line, written) = (format!("SET round {round}"), now());
         later("the write to be logged", async || {
             logged(&fleet).await.iter().any(|(.., l)| *l == line).then_some(())
         })
         .await;
+        // And a restore point covers it, though nothing more is written.
+        let _ = point_after(&fleet, written).await;
     }
 }
 
