@@ -69,6 +69,8 @@ pub(super) struct State {
     pub(super) arrivals: Option<Arrivals>,
     pub(super) failed: Option<(ErrorKind, String)>,
     pub(super) ended: bool,
+    /// How many wait for the stream to come somewhere.
+    awaited: usize,
 }
 
 #[derive(Debug, Default)]
@@ -95,6 +97,13 @@ impl Shared {
     /// Waits for some time, or until the link is stopped.
     pub(super) fn rest(&self, time: Duration) {
         let woken = self.changed.wait_timeout_while(self.lock(), time, |_| !self.stopped());
+        drop(woken.expect("no panic while held"));
+    }
+
+    /// Waits for some time, or until somebody waits for the stream.
+    pub(super) fn gather(&self, time: Duration) {
+        let idle = |state: &mut State| state.awaited == 0 && !self.stopped();
+        let woken = self.changed.wait_timeout_while(self.lock(), time, idle);
         drop(woken.expect("no panic while held"));
     }
 
@@ -132,7 +141,13 @@ impl Shared {
             if state.ended || left.is_zero() {
                 return Ok(None);
             }
+            // Whoever gathers is told once: those who wait must not wake each other.
+            if state.awaited == 0 {
+                self.changed.notify_all();
+            }
+            state.awaited += 1;
             state = self.changed.wait_timeout(state, left).expect("no panic while held").0;
+            state.awaited -= 1;
         }
     }
 }

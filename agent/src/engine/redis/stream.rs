@@ -70,18 +70,9 @@ impl Splitter {
 
     /// Takes the next bytes; `passed` hears of every command that ends in them.
     pub fn feed(&mut self, mut bytes: &[u8], mut passed: impl FnMut(Passed<'_>) -> Result<()>) -> Result<()> {
-        while let Some(&byte) = bytes.first() {
+        while !bytes.is_empty() {
             let At::Body(args, left) = self.at else {
-                bytes = &bytes[1..];
-                self.position += 1;
-                if byte != b'\n' {
-                    self.head.push(byte);
-                    if self.head.len() > MAX_HEAD {
-                        return Err(unreadable());
-                    }
-                    continue;
-                }
-                self.line()?;
+                bytes = self.head(bytes)?;
                 continue;
             };
             let taken = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -106,11 +97,39 @@ impl Splitter {
         Ok(())
     }
 
-    fn line(&mut self) -> Result<()> {
-        let line = std::mem::take(&mut self.head);
+    /// Takes the rest of a head, or as much of it as is there; answers what follows.
+    fn head<'b>(&mut self, bytes: &'b [u8]) -> Result<&'b [u8]> {
+        let room = MAX_HEAD + 1 - self.head.len();
+        let Some(end) = bytes.iter().take(room).position(|b| *b == b'\n') else {
+            if bytes.len() >= room {
+                return Err(unreadable());
+            }
+            self.head.extend_from_slice(bytes);
+            self.position += bytes.len() as u64;
+            return Ok(&[]);
+        };
+        self.position += end as u64 + 1;
+        if self.head.is_empty() {
+            self.line(&bytes[..end])?;
+        } else {
+            let mut line = std::mem::take(&mut self.head);
+            line.extend_from_slice(&bytes[..end]);
+            self.line(&line)?;
+            line.clear();
+            self.head = line;
+        }
+        Ok(&bytes[end + 1..])
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<()> {
         let number = |mark: u8| -> Result<u64> {
             let digits = line.strip_suffix(b"\r").and_then(|l| l.strip_prefix(&[mark])).ok_or_else(unreadable)?;
-            std::str::from_utf8(digits).ok().and_then(|d| d.parse().ok()).ok_or_else(unreadable)
+            let add = |sum: u64, digit: &u8| match digit {
+                b'0'..=b'9' => sum.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
+                _ => None,
+            };
+            let known = if digits.is_empty() { None } else { digits.iter().try_fold(0u64, add) };
+            known.ok_or_else(unreadable)
         };
         self.at = match self.at {
             // A primary that has nothing to say keeps the link alive by empty lines.
@@ -128,8 +147,6 @@ impl Splitter {
             }
             At::Body(..) => return Err(unreadable()),
         };
-        self.head = line;
-        self.head.clear();
         Ok(())
     }
 }

@@ -29,6 +29,11 @@ const RECONNECTS: u32 = 20;
 const RECONNECT_WAIT: Duration = Duration::from_millis(500);
 /// Bytes of the stream read at once.
 const READ: usize = 256 << 10;
+/// After a read of less than this the next one waits for [`GATHER`]: a read for every few commands would cost the server, which
+/// wakes the reader with each of its writes, as much as it costs the agent.
+const ENOUGH: usize = 64 << 10;
+/// Time in which bytes of the stream gather, unless somebody waits for them.
+const GATHER: Duration = Duration::from_millis(5);
 /// Most bytes of stream that are kept on disk before the cut.
 const MAX_LOG: u64 = 64 << 30;
 
@@ -42,6 +47,9 @@ pub(super) trait Keeps {
 
     /// The stream goes on under another history.
     fn renamed(&mut self, history: &str) -> Result<()>;
+
+    /// Whether bytes may wait for a moment in the socket: not where it counts when they came.
+    fn may_gather(&self, shared: &Shared) -> bool;
 }
 
 /// Does the work of a link, on a thread of its own.
@@ -173,7 +181,13 @@ impl Worker {
         while !self.shared.stopped() {
             let asked = match connection.reader().read(&mut buffer) {
                 Ok(0) => return Err(Error::retry("the server closed the link")),
-                Ok(len) => stream.take(&self.shared, &buffer[..len])?,
+                Ok(len) => {
+                    let asked = stream.take(&self.shared, &buffer[..len])?;
+                    if !asked && len < ENOUGH && stream.may_gather(&self.shared) {
+                        self.shared.gather(GATHER);
+                    }
+                    asked
+                }
                 Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
                     false
                 }
@@ -220,6 +234,10 @@ impl Keeps for Stream {
 
     fn renamed(&mut self, _: &str) -> Result<()> {
         Ok(())
+    }
+
+    fn may_gather(&self, shared: &Shared) -> bool {
+        shared.lock().arrivals.is_none()
     }
 
     fn take(&mut self, shared: &Shared, bytes: &[u8]) -> Result<bool> {

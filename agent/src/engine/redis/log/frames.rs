@@ -27,7 +27,7 @@ const MAX_FRAME: usize = 4 << 20;
 
 /// What a frame holds.
 pub(super) enum Frame {
-    Bytes { offset: u64, millis: u64, bytes: Vec<u8> },
+    Bytes { offset: u64, millis: u64 },
     Other,
 }
 
@@ -106,6 +106,12 @@ fn filled(file: &mut impl Read, buf: &mut [u8]) -> Result<bool> {
 
 /// The next frame: its head and its bytes. `None` at the end, and where it does not hold.
 pub(super) fn read_frame(file: &mut impl Read) -> Result<Option<([u8; FRAME_HEAD], Vec<u8>)>> {
+    let mut bytes = Vec::new();
+    Ok(frame_onto(file, &mut bytes)?.map(|head| (head, bytes)))
+}
+
+/// The same, with its bytes behind those that `onto` holds; they stay as they are where there is no frame.
+fn frame_onto(file: &mut impl Read, onto: &mut Vec<u8>) -> Result<Option<[u8; FRAME_HEAD]>> {
     let mut head = [0; FRAME_HEAD];
     if !filled(file, &mut head)? {
         return Ok(None);
@@ -114,19 +120,25 @@ pub(super) fn read_frame(file: &mut impl Read) -> Result<Option<([u8; FRAME_HEAD
     if len > MAX_FRAME {
         return Ok(None);
     }
-    let mut bytes = vec![0; len];
-    if !filled(file, &mut bytes)? {
-        return Ok(None);
-    }
+    let before = onto.len();
+    let read = file.take(len as u64).read_to_end(onto).or_kind(ErrorKind::Retry, "the spool of the log")?;
     let mut kept = [0; 8];
     kept.copy_from_slice(&head[24..]);
-    Ok((sum(&head[..24], &bytes) == u64::from_le_bytes(kept)).then_some((head, bytes)))
+    if read == len && sum(&head[..24], &onto[before..]) == u64::from_le_bytes(kept) {
+        return Ok(Some(head));
+    }
+    onto.truncate(before);
+    Ok(None)
 }
 
-/// The next frame of a file that is being written.
-pub(super) fn next_frame(file: &mut impl Read) -> Result<Option<Frame>> {
-    Ok(read_frame(file)?.map(|(head, bytes)| match fields(&head) {
-        (BYTES, offset, millis) => Frame::Bytes { offset, millis, bytes },
-        _ => Frame::Other,
+/// The next frame of a file that is being written. Its bytes are put behind those that `onto` holds if they are of the stream.
+pub(super) fn next_frame(file: &mut impl Read, onto: &mut Vec<u8>) -> Result<Option<Frame>> {
+    let before = onto.len();
+    Ok(frame_onto(file, onto)?.map(|head| match fields(&head) {
+        (BYTES, offset, millis) => Frame::Bytes { offset, millis },
+        _ => {
+            onto.truncate(before);
+            Frame::Other
+        }
     }))
 }

@@ -1,7 +1,7 @@
 //! From the bytes of a stream to the entries of a log: each command under its slot, with a timestamp of its own.
 
 use std::fs::File;
-use std::io::{BufReader, Seek, SeekFrom};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use tidemark_proto::stored::log::{ALL_SLOTS, EntryKind, LogEntry, MAX_PIECE};
 use tidemark_proto::stored::run::put_varint;
@@ -17,6 +17,11 @@ use crate::engine::LogSink;
 
 /// Longest command that a log takes, in bytes: one batch holds it.
 pub(super) const MAX_COMMAND: u64 = 28 << 20;
+
+/// Buffer for reading a file of the spool, in bytes.
+const FILE_BUFFER: usize = 256 << 10;
+/// Most bytes that room is made for before they are read.
+const MOST_RESERVED: usize = 32 << 20;
 
 /// Contiguous bytes of the stream from a border on, and when they came.
 #[derive(Debug, Default)]
@@ -34,32 +39,44 @@ impl Stretch {
     /// Reads `files`, the first of which holds `from`, up to the offset `end`, or until there are `most` bytes behind `from`.
     pub(super) fn read(files: &[SpoolFile], (from, end): (u64, u64), most: u64) -> Result<Self> {
         let first = files.first().ok_or_else(|| Error::bug("a spool without files"))?;
-        let mut out = Self { start: first.start, db: first.db, ..Self::default() };
+        let begin = first.border_before(from);
+        let mut out = Self { start: begin.offset, db: begin.db, ..Self::default() };
         let stop = end.min(from.saturating_add(most));
-        for file in files.iter().take_while(|f| f.start < stop) {
+        out.bytes.reserve_exact(usize::try_from(stop.saturating_sub(out.start)).unwrap_or(0).min(MOST_RESERVED));
+        for (n, file) in files.iter().take_while(|f| f.start < stop).enumerate() {
             // One that was dropped meanwhile holds what nobody asks for any more.
-            let opened =
-                File::open(&file.path).or_kind(ErrorKind::Retry, format_args!("{}", file.path.display()))?;
-            let mut reader = BufReader::with_capacity(1 << 20, opened);
-            let skipped = reader.seek(SeekFrom::Start(FILE_HEAD as u64));
-            let _ = skipped.or_kind(ErrorKind::Retry, format_args!("{}", file.path.display()))?;
-            let file_end = file.end.min(stop);
-            while out.end() < file_end {
-                match next_frame(&mut reader)? {
-                    Some(Frame::Bytes { offset, millis, bytes }) if offset == out.end() => {
-                        let len = ((file_end - offset) as usize).min(bytes.len());
-                        out.bytes.extend_from_slice(&bytes[..len]);
-                        out.came.push((out.end(), millis));
-                    }
-                    Some(_) => {}
-                    None => {
-                        let told = format!("{} ends before offset {file_end}", file.path.display());
-                        return Err(Error::damaged(told));
-                    }
+            let failed = || (ErrorKind::Retry, file.path.display().to_string());
+            let mut opened = File::open(&file.path).or_kind(failed().0, failed().1)?;
+            let at = if n == 0 { begin.at } else { FILE_HEAD as u64 };
+            let _ = opened.seek(SeekFrom::Start(at)).or_kind(failed().0, failed().1)?;
+            out.add(&mut BufReader::with_capacity(FILE_BUFFER, opened), file, stop)?;
+        }
+        Ok(out)
+    }
+
+    /// Adds what a file holds, up to `stop`.
+    fn add(&mut self, reader: &mut impl Read, file: &SpoolFile, stop: u64) -> Result<()> {
+        let file_end = file.end.min(stop);
+        while self.end() < file_end {
+            let (end, before) = (self.end(), self.bytes.len());
+            match next_frame(reader, &mut self.bytes)? {
+                // The first one may begin before the border.
+                Some(Frame::Bytes { offset, millis }) if offset <= end && (offset == end || before == 0) => {
+                    let skipped = ((end - offset) as usize).min(self.bytes.len() - before);
+                    drop(self.bytes.drain(before..before + skipped));
+                    let over = self.end().saturating_sub(file_end) as usize;
+                    self.bytes.truncate(self.bytes.len() - over);
+                    self.came.push((self.end(), millis));
+                }
+                Some(Frame::Bytes { .. }) => self.bytes.truncate(before),
+                Some(Frame::Other) => {}
+                None => {
+                    let told = format!("{} ends before offset {file_end}", file.path.display());
+                    return Err(Error::damaged(told));
                 }
             }
         }
-        Ok(out)
+        Ok(())
     }
 
     fn end(&self) -> u64 {

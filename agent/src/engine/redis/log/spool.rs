@@ -9,20 +9,55 @@ use std::path::{Path, PathBuf};
 use tidemark_proto::{Error, ErrorKind, Incarnation, Result, Timestamp};
 
 use super::super::stream::Splitter;
-use super::frames::{BYTES, HISTORY, MARK, fields, file_head, frame_head, read_file_head, read_frame};
+use super::frames::{
+    BYTES, FILE_HEAD, FRAME_HEAD, HISTORY, MARK, fields, file_head, frame_head, read_file_head, read_frame,
+};
 
 /// A file is ended at the next border of commands when it has this many bytes.
 const FILE_TARGET: u64 = 16 << 20;
+/// Bytes of the stream between two borders at which a read may begin.
+const BORDER_EVERY: u64 = 128 << 10;
+
 /// One file.
 #[derive(Debug, Clone)]
 pub(super) struct SpoolFile {
     pub(super) path: PathBuf,
     /// Offset of its first byte of the stream.
     pub(super) start: u64,
-    /// Database at its beginning.
-    pub(super) db: u64,
     /// Offset behind its last byte.
     pub(super) end: u64,
+    /// Borders of commands in it, where reads begin.
+    borders: Vec<Border>,
+}
+
+/// The border of two commands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Border {
+    /// Its offset.
+    pub(super) offset: u64,
+    /// Database behind it.
+    pub(super) db: u64,
+    /// Where in the file the frame begins in which it lies.
+    pub(super) at: u64,
+}
+
+impl SpoolFile {
+    fn new(path: PathBuf, start: u64, db: u64) -> Self {
+        let first = Border { offset: start, db, at: FILE_HEAD as u64 };
+        Self { path, start, end: start, borders: vec![first] }
+    }
+
+    /// Remembers a border now and then.
+    fn note(&mut self, border: Border) {
+        if self.borders.last().is_none_or(|last| border.offset >= last.offset + BORDER_EVERY) {
+            self.borders.push(border);
+        }
+    }
+
+    /// The last border at or before `from` that is remembered.
+    pub(super) fn border_before(&self, from: u64) -> Border {
+        self.borders[self.borders.partition_point(|b| b.offset <= from).max(1) - 1]
+    }
 }
 
 /// What passed with some bytes.
@@ -41,6 +76,8 @@ pub(super) struct Spool {
     incarnation: Incarnation,
     files: VecDeque<SpoolFile>,
     out: Option<File>,
+    /// Bytes of the file that is written to.
+    written: u64,
     splitter: Splitter,
     db: u64,
     /// Where each history of the stream begins that may still be asked for; the last is the present one.
@@ -72,6 +109,7 @@ impl Spool {
             incarnation,
             files: VecDeque::new(),
             out: None,
+            written: 0,
             splitter: Splitter::new(offset),
             db,
             histories: vec![(offset, history.to_owned())],
@@ -101,6 +139,7 @@ impl Spool {
                 incarnation,
                 files: VecDeque::new(),
                 out: None,
+                written: 0,
                 splitter: Splitter::new(start),
                 db,
                 histories: vec![(start, history)],
@@ -113,7 +152,7 @@ impl Spool {
             }
             // Nothing holds the bytes behind the border any more: the file begins there.
             (this.splitter, this.db) = (Splitter::new(start), db);
-            this.files.push_back(SpoolFile { path: path.clone(), start, db, end: start });
+            this.files.push_back(SpoolFile::new(path.clone(), start, db));
             this.recover(&mut file)?;
         }
         let Some(mut spool) = spool else { return Ok(None) };
@@ -124,11 +163,15 @@ impl Spool {
     }
 
     fn recover(&mut self, file: &mut File) -> Result<()> {
+        let mut at = FILE_HEAD as u64;
         while let Some((head, bytes)) = read_frame(file)? {
             let (kind, offset, value) = fields(&head);
+            let next = at + (FRAME_HEAD + bytes.len()) as u64;
+            let frame = std::mem::replace(&mut at, next);
             match kind {
                 BYTES if offset == self.splitter.position() => {
                     let _ = self.pass(&bytes)?;
+                    self.note(frame);
                 }
                 BYTES => break,
                 MARK => drop(self.marks.insert(offset, Timestamp(value))),
@@ -154,8 +197,8 @@ impl Spool {
         if self.files.back().is_some_and(|f| f.start == start) {
             let _ = self.files.pop_back();
         }
-        self.files.push_back(SpoolFile { path, start, db: self.db, end: start });
-        self.out = Some(file);
+        self.files.push_back(SpoolFile::new(path, start, self.db));
+        (self.out, self.written) = (Some(file), FILE_HEAD as u64);
         // Marks of before that still count go with the file: those before it may be dropped.
         let marks: Vec<_> = self.marks.range(start..).map(|(o, t)| (*o, *t)).collect();
         for (offset, at) in marks {
@@ -167,7 +210,17 @@ impl Spool {
     fn put(&mut self, kind: u8, offset: u64, value: u64, bytes: &[u8]) -> Result<()> {
         let head = frame_head(kind, offset, value, bytes);
         let out = self.out.as_mut().ok_or_else(|| Error::bug("a spool without a file"))?;
-        out.write_all(&head).and_then(|()| out.write_all(bytes)).map_err(full(&self.dir))
+        out.write_all(&head).and_then(|()| out.write_all(bytes)).map_err(full(&self.dir))?;
+        self.written += (FRAME_HEAD + bytes.len()) as u64;
+        Ok(())
+    }
+
+    /// Remembers the border where the stream stands, which lies in the frame at `at` of the last file.
+    fn note(&mut self, at: u64) {
+        let border = Border { offset: self.border, db: self.db, at };
+        if let Some(file) = self.files.back_mut() {
+            file.note(border);
+        }
     }
 
     /// Feeds the splitter, which finds borders, databases, and what moves.
@@ -196,8 +249,10 @@ impl Spool {
         let file = self.files.back().ok_or_else(|| Error::bug("a spool without a file"))?;
         let large = self.border - file.start >= FILE_TARGET && self.border > before;
         let (old, new) = if large { bytes.split_at((self.border - from) as usize) } else { (bytes, &[][..]) };
+        let frame = self.written;
         self.put(BYTES, from, millis, old)?;
         self.bytes += self.border - before;
+        self.note(frame);
         if let Some(file) = self.files.back_mut() {
             file.end = self.border;
         }

@@ -211,6 +211,10 @@ impl Keeps for Spooled {
     fn renamed(&mut self, history: &str) -> Result<()> {
         self.with(|spool| spool.renamed(history)).unwrap_or(Ok(()))
     }
+
+    fn may_gather(&self, _: &Shared) -> bool {
+        self.0.known.get().is_some_and(|known| !known.relative)
+    }
 }
 
 /// Drops what it is given.

@@ -1,5 +1,7 @@
 //! Spools over restarts, torn ends and full disks of their own.
 
+use std::collections::HashSet;
+
 use super::super::super::resp::put_request;
 use super::super::read::Stretch;
 use super::*;
@@ -50,7 +52,7 @@ fn what_was_appended_is_read_back_also_by_another_process() {
     let _ = again.append(&more, 9).unwrap();
     assert_eq!(whole(&again, 100), [commands, more].concat());
     // The database is known at the begin of every file.
-    assert_eq!(again.files_from(border).first().map(|f| (f.start, f.db)), Some((border, 3)));
+    assert_eq!(again.files_from(border).first().map(|f| (f.start, f.border_before(border).db)), Some((border, 3)));
 }
 
 #[test]
@@ -101,4 +103,51 @@ fn files_are_ended_and_dropped_and_a_full_spool_is_forgotten() {
     assert_eq!(there, spool.files.len());
     spool.forget().unwrap();
     assert_eq!((spool.start(), spool.bytes(), std::fs::read_dir(&path).unwrap().count()), (spool.border(), 0, 1));
+}
+
+#[test]
+fn reads_begin_at_a_border_close_by_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spool");
+    let mut spool = begin(&path);
+    let value = "x".repeat(700);
+    let mut all = Vec::new();
+    let mut borders = vec![(100, 0)];
+    for n in 0..2000u64 {
+        let db = n / 300;
+        if n % 300 == 0 {
+            all.extend_from_slice(&command(&["SELECT", &db.to_string()]));
+            borders.push((100 + all.len() as u64, db));
+        }
+        all.extend_from_slice(&command(&["SET", &n.to_string(), &value]));
+        borders.push((100 + all.len() as u64, db));
+    }
+    // Pieces of all lengths, of which few end where a command does.
+    let mut at = 0;
+    for n in 0.. {
+        let len = (n * 7919 % 50_000 + 1).min(all.len() - at);
+        if n == 40 {
+            spool.mark(spool.border(), Timestamp(5)).unwrap();
+        }
+        let _ = spool.append(&all[at..at + len], n as u64).unwrap();
+        at += len;
+        if at == all.len() {
+            break;
+        }
+    }
+    let check = |spool: &Spool| {
+        assert_eq!(spool.border(), 100 + all.len() as u64);
+        let mut begun = HashSet::new();
+        for &(from, _) in borders.iter().step_by(37) {
+            assert!(whole(spool, from) == all[(from - 100) as usize..], "from {from}");
+            let stretch = Stretch::read(&spool.files_from(from), (from, spool.border()), 1).unwrap();
+            assert!(from - stretch.start <= BORDER_EVERY + 60_000, "{from} is read from {} on", stretch.start);
+            assert!(borders.contains(&(stretch.start, stretch.db)), "{} {}", stretch.start, stretch.db);
+            let _ = begun.insert(stretch.start);
+        }
+        assert!(begun.len() >= 8, "{begun:?}");
+    };
+    check(&spool);
+    drop(spool);
+    check(&Spool::reopen(&path, DATA).unwrap().expect("a spool"));
 }
