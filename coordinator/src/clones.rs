@@ -244,7 +244,7 @@ async fn undone(
     let left = left.collect::<Vec<_>>().join(", ");
     let failed: Vec<Error> = made.into_iter().filter_map(Result::err).collect();
     let kind = failed.first().map_or(ErrorKind::Bug, Error::kind);
-    let why = failed.iter().map(Error::report).collect::<Vec<_>>().join("; ");
+    let why = joined(failed.iter().map(Error::report));
     let told = if left.is_empty() {
         "no node keeps anything of it".to_owned()
     } else {
@@ -253,6 +253,26 @@ async fn undone(
         )
     };
     Error::new(kind, format!("clone {name} of cluster {cluster} was not made ({why}); {told}"))
+}
+
+/// What nodes report, each reason once: `node a, node b: why`.
+fn joined(reports: impl Iterator<Item = String>) -> String {
+    let mut reasons: Vec<(String, Vec<String>)> = Vec::new();
+    for report in reports {
+        let (who, why) = match report.split_once(": ").filter(|(who, _)| who.starts_with("node ")) {
+            Some((who, why)) => (vec![who.to_owned()], why.to_owned()),
+            None => (Vec::new(), report),
+        };
+        match reasons.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, nodes)) => nodes.extend(who),
+            None => reasons.push((why, who)),
+        }
+    }
+    let told = reasons.into_iter().map(|(why, who)| match who.is_empty() {
+        true => why,
+        false => format!("{}: {why}", who.join(", ")),
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 async fn drop_on(
@@ -325,4 +345,16 @@ pub async fn in_the_way(context: &Context, cluster: &ClusterName, nodes: &[(Node
     Some(format!(
         "clones of cluster {cluster} stand ({names}): drop them (`tidemark clone drop`), or restore onto other nodes"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::joined;
+
+    #[test]
+    fn a_reason_is_told_once() {
+        let reports = ["node d/a: too old: 7", "node d/b: too old: 7", "node d/c: away", "the link: broke"];
+        let told = joined(reports.into_iter().map(str::to_owned));
+        assert_eq!(told, "node d/a, node d/b: too old: 7; node d/c: away; the link: broke");
+    }
 }

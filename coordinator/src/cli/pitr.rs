@@ -76,13 +76,23 @@ fn lag(millis: u64) -> String {
     format!("{}.{} s", millis / 1000, millis % 1000 / 100)
 }
 
+/// What would be lost with all nodes; empty while that is not known.
+fn lost(s: &PitrStatus) -> String {
+    match s.nodes.iter().any(|n| n.safe == 0) {
+        true => "everything: neither the log nor a backup holds anything yet".into(),
+        false if s.nodes.is_empty() => String::new(),
+        false => lag(s.rpo_millis),
+    }
+}
+
 fn text(s: &PitrStatus) -> String {
     let state = match (s.state.as_str(), s.healthy) {
         ("on", true) => "on".to_owned(),
         ("on", false) if s.broken_since > 0 => {
             format!("on, broken since {}", time::exact(Timestamp(s.broken_since)))
         }
-        ("on", false) => "on, nothing can be restored from it yet".to_owned(),
+        ("on", false) if s.windows.is_empty() => "on, nothing can be restored from it yet".to_owned(),
+        ("on", false) => "on, not healthy".to_owned(),
         (other, _) => other.to_owned(),
     };
     let on = s.state == "on";
@@ -90,7 +100,7 @@ fn text(s: &PitrStatus) -> String {
         ("cluster", s.cluster.clone()),
         ("log", state),
         ("trouble", s.trouble.clone()),
-        ("lost if all were lost now", if on { lag(s.rpo_millis) } else { String::new() }),
+        ("lost if all were lost now", if on { lost(s) } else { String::new() }),
         ("segments", format!("{}, {}", count(s.segments), size(s.bytes))),
         (
             "a segment every",
@@ -116,7 +126,8 @@ fn text(s: &PitrStatus) -> String {
     if !s.nodes.is_empty() {
         let nodes = s.nodes.iter().map(|n| {
             let state = if n.streaming { "streaming" } else { "not streaming" };
-            [n.node.clone(), state.into(), lag(n.lag_millis), size(n.behind_bytes), n.error.clone()]
+            let behind = if n.safe == 0 { "everything".into() } else { lag(n.lag_millis) };
+            [n.node.clone(), state.into(), behind, size(n.behind_bytes), n.error.clone()]
         });
         out.push_str(&format!("\n{}", listing(["NODE", "LOG", "BEHIND", "WAITING", "WHY"], nodes, "")));
     }

@@ -226,22 +226,27 @@ pub async fn status(context: &Context, cluster: &ClusterName) -> Result<PitrStat
         Some(LOG_PAUSED) => "paused",
         _ => "off",
     };
-    let running = context.logs.state(cluster, context.now_millis());
-    let (session, trouble) = match running.filter(|_| state == "on") {
-        Some(running) => running,
-        // Nothing runs: what lies in the repository is all there is to tell.
-        None => (at_rest(&LogIndex::load(&context.repository, &ledger).await?), None),
+    let running = context.logs.state(cluster, context.now_millis()).filter(|_| state == "on");
+    let (running, trouble) = running.unwrap_or_default();
+    let streams = running.is_some();
+    let session = match running {
+        Some(session) => session,
+        // Nothing runs, or not yet: what lies in the repository is all there is to tell.
+        None => at_rest(&LogIndex::load(&context.repository, &ledger).await?),
     };
     let windows = session.windows;
     let restorable = windows.restorable(&cuts(&ledger));
     let goes_on = restorable.last().is_some_and(|w| w.interval.ended.is_none());
     let last_end = restorable.last().map_or(0, |w| w.latest.0);
-    let waiting = (state == "on" && !goes_on).then(|| why_not(&session.open, &session.nodes));
+    let waiting = match streams {
+        true => (!goes_on).then(|| why_not(&session.open, &session.nodes)),
+        false => (state == "on").then(|| "the log is being taken up".into()),
+    };
     Ok(PitrStatus {
         cluster: cluster.to_string(),
         state: state.into(),
-        healthy: state == "on" && goes_on && trouble.is_none(),
-        broken_since: if state == "on" && !goes_on { last_end } else { 0 },
+        healthy: streams && goes_on && trouble.is_none(),
+        broken_since: if streams && !goes_on { last_end } else { 0 },
         trouble: trouble.or(waiting).unwrap_or_default(),
         windows: restorable.iter().map(WindowItem::of).collect(),
         rpo_millis: session.nodes.iter().map(|n| n.lag_millis).max().unwrap_or(0),

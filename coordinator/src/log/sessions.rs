@@ -88,8 +88,9 @@ impl Logs {
         node::serve(&mut asks, reader, writer, &pace).await
     }
 
-    /// How the session of a cluster stands, and why segments cannot be stored; `None` when it has none.
-    pub fn state(&self, cluster: &ClusterName, now_millis: u64) -> Option<(SessionState, Option<String>)> {
+    /// How the session of a cluster stands, if it has read what is durable, and why segments cannot be stored; `None` when it has
+    /// no session.
+    pub fn state(&self, cluster: &ClusterName, now_millis: u64) -> Option<(Option<SessionState>, Option<String>)> {
         let running = self.running.lock().expect("running");
         running.get(cluster).map(|r| (r.published.state(now_millis), r.published.what_troubles()))
     }

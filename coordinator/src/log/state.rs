@@ -20,7 +20,8 @@ pub struct NodeLag {
     pub streaming: bool,
     /// Everything up to here is durable, a raw timestamp; 0 for nothing.
     pub closed: u64,
-    /// With the node nothing up to here would be lost, a raw timestamp: it is durable, or there was no change since.
+    /// With the node nothing up to here would be lost, a raw timestamp: it is durable, or there was no change since, or a backup
+    /// holds it. 0: all would be lost.
     pub safe: u64,
     /// How long ago that is, in milliseconds.
     pub lag_millis: u64,
@@ -48,7 +49,8 @@ pub struct SessionState {
 /// What is told of a session.
 #[derive(Debug, Default)]
 pub(super) struct Published {
-    state: Mutex<SessionState>,
+    /// `None` until the session has read what is durable.
+    state: Mutex<Option<SessionState>>,
     cuts: Mutex<Vec<(Timestamp, JobId)>>,
     trouble: Mutex<Option<String>>,
     slots_per_region: Mutex<u16>,
@@ -144,27 +146,24 @@ impl Published {
 
     /// Takes what is told from now on.
     pub(super) fn publish(&self, cluster: &ClusterName, state: SessionState) {
-        Self::tell_lags(cluster, &state);
-        *self.state.lock().expect("state") = state;
+        *self.state.lock().expect("state") = Some(state);
         self.tell(cluster);
     }
 
-    /// As it stands; lags are those of now.
-    pub(super) fn state(&self, now_millis: u64) -> SessionState {
-        let mut state = self.state.lock().expect("state").clone();
+    /// As it stands; lags are those of now. What a backup holds would not be lost either.
+    pub(super) fn state(&self, now_millis: u64) -> Option<SessionState> {
+        let backed_up = self.newest_cut();
+        let mut state = self.state.lock().expect("state").clone()?;
         for node in &mut state.nodes {
+            node.safe = node.safe.max(backed_up.0);
             node.lag_millis = now_millis.saturating_sub(Timestamp(node.safe).millis());
         }
-        state
+        Some(state)
     }
 
     /// Tells the lags of now: a session that waits for the store publishes nothing.
     pub(super) fn observe(&self, cluster: &ClusterName, now_millis: u64) {
-        let state = self.state(now_millis);
-        Self::tell_lags(cluster, &state);
-    }
-
-    fn tell_lags(cluster: &ClusterName, state: &SessionState) {
+        let Some(state) = self.state(now_millis) else { return };
         for node in &state.nodes {
             let labels = [("cluster", cluster.to_string()), ("node", node.node.clone())];
             gauge!(LOG_LAG, &labels).set(node.lag_millis as f64 / 1e3);
@@ -175,9 +174,37 @@ impl Published {
 
     fn tell(&self, cluster: &ClusterName) {
         let cuts = self.cuts.lock().expect("cuts").clone();
-        let windows = self.state.lock().expect("state").windows.restorable(&cuts);
+        let state = self.state.lock().expect("state");
+        let Some(windows) = state.as_ref().map(|s| s.windows.restorable(&cuts)) else { return };
+        drop(state);
         let (start, end) = windows.last().map_or((0, 0), |w| (w.earliest.millis(), w.latest.millis()));
         gauge!(WINDOW_START, "cluster" => cluster.to_string()).set(start as f64 / 1e3);
         gauge!(WINDOW_END, "cluster" => cluster.to_string()).set(end as f64 / 1e3);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_backup_holds_would_not_be_lost() {
+        let (published, cluster) = (Published::default(), "orders".parse().unwrap());
+        assert!(published.state(5000).is_none(), "nothing was read yet");
+        let node = |node: &str, safe: u64| NodeLag {
+            node: node.into(),
+            streaming: true,
+            closed: 0,
+            safe: if safe == 0 { 0 } else { Timestamp::new(safe, 0).0 },
+            lag_millis: 0,
+            behind_bytes: 0,
+            error: String::new(),
+        };
+        let state = SessionState { nodes: vec![node("a", 0), node("b", 4000)], ..SessionState::default() };
+        published.publish(&cluster, state);
+        let lags = || published.state(5000).unwrap().nodes.iter().map(|n| n.lag_millis).collect::<Vec<_>>();
+        assert_eq!(lags(), [5000, 1000], "of the first node all would be lost");
+        published.cuts(&cluster, vec![(Timestamp::new(3000, 0), JobId::default())]);
+        assert_eq!(lags(), [2000, 1000]);
     }
 }

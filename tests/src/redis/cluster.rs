@@ -36,8 +36,8 @@ impl Cluster {
         Self { nodes }.up(count)
     }
 
-    /// As [`Self::start`], where the tool refuses so few.
-    fn by_hand(nodes: Vec<(u16, Server)>) -> Self {
+    /// Makes a Cluster of nodes that know nothing yet; where the servers' own tool refuses so few, or cannot reach them.
+    pub fn by_hand(nodes: Vec<(u16, Server)>) -> Self {
         let count = nodes.len();
         for (n, (_, server)) in (0..).zip(&nodes) {
             let mut client = server.client();
@@ -65,7 +65,11 @@ impl Cluster {
 
     /// Adds a replica of the node of this number, the last one of the nodes then, and waits until it follows.
     pub fn add_replica(&mut self, of: usize, options: &[&str]) {
-        let (port, server) = node(self.nodes[of].1.flavor, options);
+        self.follow(of, node(self.nodes[of].1.flavor, options));
+    }
+
+    /// As [`Self::add_replica`], of a node that knows nothing yet.
+    pub fn follow(&mut self, of: usize, (port, server): (u16, Server)) {
         let (mut client, mut primary) = (server.client(), self.nodes[of].1.client());
         let _ = client.run(&format!("CLUSTER MEET 127.0.0.1 {}", self.nodes[of].0));
         let id = primary.run("CLUSTER MYID").text();

@@ -18,7 +18,7 @@ fn nodes(backup: &BackupDetail) -> Vec<String> {
     backup.node_evidence.iter().map(|n| n.node.clone()).collect()
 }
 
-fn forks(server: &Server) -> u64 {
+pub(crate) fn forks(server: &Server) -> u64 {
     let info = server.client().run("INFO stats").text();
     let value = info.lines().find_map(|l| l.strip_prefix("total_forks:")).expect("total_forks");
     value.trim().parse().expect("number")

@@ -4,13 +4,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use tidemark_coordinator::job::restore::RestoreRequest;
 use tidemark_tests::fleet::{AgentSpec, EngineKind, Fleet, eventually, restore_of};
-use tidemark_tests::redis::{Flavor, Server, listening_by};
+use tidemark_tests::redis::{Cluster, Flavor, Server, listening_by};
 
-use super::contents::{compare, held_by};
+use super::contents::{Contents, compare, held_by, held_by_all};
 use super::fenced::good;
 use super::flow::{filling, spec};
 use super::load::{Load, Wildness};
+use super::replicas::forks;
 
 /// An authority, with a certificate for the server and one for the agent.
 struct Issued {
@@ -45,9 +47,19 @@ impl Issued {
     }
 
     fn server(&self) -> (u16, Server) {
+        self.server_with(&[])
+    }
+
+    /// A node of a Cluster, whose bus and replication are over TLS too.
+    fn node(&self) -> (u16, Server) {
+        let bus = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--tls-cluster", "yes"];
+        self.server_with(&[&bus[..], &["--tls-replication", "yes"]].concat())
+    }
+
+    fn server_with(&self, more: &[&str]) -> (u16, Server) {
         let [cert, key, ca] = ["server.crt", "server.key", "ca.crt"].map(|name| self.file(name));
         let files = ["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
-        let options = [&["--port", "0", "--tls-auth-clients", "yes"][..], &files].concat();
+        let options = [&["--port", "0", "--tls-auth-clients", "yes"][..], &files, more].concat();
         listening_by(Flavor::Redis, "--tls-port", &options)
     }
 
@@ -108,4 +120,42 @@ async fn an_agent_without_a_certificate_or_with_another_authority_is_told_so() {
         println!("{cluster}: {told}");
         assert!(told.contains(&format!("127.0.0.1:{port}")), "{cluster}: {told}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_speaks_tls_alone_is_backed_up_from_a_replica_and_restored_beside_and_in_place() {
+    let dir = tempfile::tempdir().expect("folder");
+    let issued = Issued::by_one_authority(&dir.path().join("ours"));
+    let mut source = Cluster::by_hand(vec![issued.node(), issued.node()]);
+    source.follow(0, issued.node());
+    let target = Cluster::by_hand(vec![issued.node()]);
+    for n in 0..400 {
+        let key = format!("key:{n}");
+        let _ = source.owner(key.as_bytes()).client().run(&format!("SET {key} {n}"));
+    }
+    let mut fleet = Fleet::start().await;
+    for (n, (port, _)) in source.nodes.iter().enumerate() {
+        let mut agent = agent("source", *port, issued.engine(true));
+        agent.node = format!("n{n}");
+        fleet.start_agent(agent);
+    }
+    fleet.start_agent(agent("target", target.nodes[0].0, issued.engine(true)));
+    let _ = (fleet.ready("source", 3).await, fleet.ready("target", 1).await);
+    let held = || -> Contents { source.nodes[..2].iter().flat_map(|(_, server)| held_by(server)).collect() };
+    let wanted = held();
+    assert_eq!(wanted.len(), 400);
+    let before = forks(&source.nodes[0].1);
+    let _ = good(fleet.backup("source").await);
+    assert_eq!(forks(&source.nodes[0].1), before, "the replica's stream was read");
+    let _ = good(fleet.restore(&restore_of("source", "target")).await);
+    compare("into another Cluster", &held_by_all(&target), &wanted);
+    // In place the replica's clients are kept out, too, and all users come in again by TLS.
+    let _ = source.owner(b"key:7").client().run("SET key:7 later");
+    let request = RestoreRequest { in_place: true, ..restore_of("source", "source") };
+    let _ = good(fleet.restore(&request).await);
+    compare("in place", &held(), &wanted);
+    eventually("the replica to have the same", async || {
+        (held_by(&source.nodes[2].1) == held_by(&source.nodes[0].1)).then_some(())
+    })
+    .await;
 }

@@ -27,13 +27,13 @@ const TICK: Duration = Duration::from_millis(200);
 /// Attempts at taking a dropped link up again, and the wait between them.
 const RECONNECTS: u32 = 20;
 const RECONNECT_WAIT: Duration = Duration::from_millis(500);
-/// Bytes of the stream read at once.
-const READ: usize = 256 << 10;
-/// After a read of less than this the next one waits for [`GATHER`]: a read for every few commands would cost the server, which
-/// wakes the reader with each of its writes, as much as it costs the agent.
-const ENOUGH: usize = 64 << 10;
-/// Time in which bytes of the stream gather, unless somebody waits for them.
+/// Bytes of the stream read, and written to files, at once.
+const READ: usize = 64 << 10;
+/// After a read of less than that the next one waits so long, unless somebody waits for the stream: a read for every few commands
+/// would cost the server, which wakes the reader with each of its writes, as much as it costs the agent.
 const GATHER: Duration = Duration::from_millis(5);
+/// The same, where more than [`READ`] came since the last wait.
+const GATHER_MUCH: Duration = Duration::from_millis(1);
 /// Most bytes of stream that are kept on disk before the cut.
 const MAX_LOG: u64 = 64 << 30;
 
@@ -178,13 +178,19 @@ impl Worker {
     fn keep(&self, connection: &mut Connection, stream: &mut impl Keeps) -> Result<()> {
         connection.set_timeout(TICK)?;
         let (mut buffer, mut acked, mut asking) = (vec![0; READ], Instant::now(), None);
+        // Over TLS a read gives one of its records at most, however much there is.
+        let (gathers, mut gathered) = (self.login.tls.is_none(), 0);
         while !self.shared.stopped() {
             let asked = match connection.reader().read(&mut buffer) {
                 Ok(0) => return Err(Error::retry("the server closed the link")),
                 Ok(len) => {
                     let asked = stream.take(&self.shared, &buffer[..len])?;
-                    if !asked && len < ENOUGH && stream.may_gather(&self.shared) {
-                        self.shared.gather(GATHER);
+                    gathered += len;
+                    if !asked && len < READ && gathers && stream.may_gather(&self.shared) {
+                        // The socket must not be full before: then the server would keep what it holds no room for.
+                        let most = if gathered < READ { GATHER } else { GATHER_MUCH };
+                        self.shared.gather(most);
+                        gathered = 0;
                     }
                     asked
                 }
