@@ -129,8 +129,18 @@ pub const ALL: &[Metric] = &[
     ),
     Metric::counter(LOG_SEGMENTS, Count, &["cluster"], "Log segments stored"),
     Metric::counter(LOG_BYTES, Bytes, &["cluster"], "Bytes of log segments stored"),
-    Metric::gauge(LOG_LAG, Seconds, &["cluster", "node"], "Age of the newest durable change of a node's log"),
-    Metric::gauge(LOG_RPO, Seconds, &["cluster"], "What would be lost if all nodes were lost now: the largest lag"),
+    Metric::gauge(
+        LOG_LAG,
+        Seconds,
+        &["cluster", "node"],
+        "Age of the newest durable change of a node's log; NaN while none is streamed",
+    ),
+    Metric::gauge(
+        LOG_RPO,
+        Seconds,
+        &["cluster"],
+        "What would be lost if all nodes were lost now: the largest lag; NaN while no log is streamed",
+    ),
     Metric::gauge(
         WINDOW_START,
         Seconds,

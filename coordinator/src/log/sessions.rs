@@ -162,6 +162,7 @@ impl Logs {
         if let Some(running) = running {
             running.cancel.cancel();
             let _ = running.ended.await;
+            running.published.ended(cluster);
         }
     }
 

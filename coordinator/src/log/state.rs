@@ -146,7 +146,11 @@ impl Published {
 
     /// Takes what is told from now on.
     pub(super) fn publish(&self, cluster: &ClusterName, state: SessionState) {
-        *self.state.lock().expect("state") = Some(state);
+        let gone = |node: &&NodeLag| !state.nodes.iter().any(|n| n.node == node.node);
+        let mut present = self.state.lock().expect("state");
+        present.iter().flat_map(|s| &s.nodes).filter(gone).for_each(|node| unknown(cluster, node));
+        *present = Some(state);
+        drop(present);
         self.tell(cluster);
     }
 
@@ -172,6 +176,13 @@ impl Published {
         gauge!(LOG_RPO, "cluster" => cluster.to_string()).set(rpo as f64 / 1e3);
     }
 
+    /// The session is over: nobody knows by now how far the log is behind.
+    pub(super) fn ended(&self, cluster: &ClusterName) {
+        let Some(state) = self.state.lock().expect("state").clone() else { return };
+        state.nodes.iter().for_each(|node| unknown(cluster, node));
+        gauge!(LOG_RPO, "cluster" => cluster.to_string()).set(f64::NAN);
+    }
+
     fn tell(&self, cluster: &ClusterName) {
         let cuts = self.cuts.lock().expect("cuts").clone();
         let state = self.state.lock().expect("state");
@@ -181,6 +192,11 @@ impl Published {
         gauge!(WINDOW_START, "cluster" => cluster.to_string()).set(start as f64 / 1e3);
         gauge!(WINDOW_END, "cluster" => cluster.to_string()).set(end as f64 / 1e3);
     }
+}
+
+/// The lag of a node is not known any more.
+fn unknown(cluster: &ClusterName, node: &NodeLag) {
+    gauge!(LOG_LAG, "cluster" => cluster.to_string(), "node" => node.node.clone()).set(f64::NAN);
 }
 
 #[cfg(test)]

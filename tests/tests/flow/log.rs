@@ -103,7 +103,13 @@ async fn the_log_goes_on_over_restarts_of_everything() {
     let load = Running::start(&router, 6, 500);
     chains_have(&router, 200).await;
     let first = restorable_to(&fleet, Timestamp(1)).await;
+    let lag = r#"tidemark_coordinator_log_lag_seconds{cluster="orders",node="n2"}"#;
+    let rpo = r#"tidemark_coordinator_log_rpo_seconds{cluster="orders"}"#;
+    let told = fleet.scrape().await;
+    assert!(told.value(lag) < 600.0 && told.value(rpo) < 600.0, "{}", told.text);
     let _ = fleet.tidemark(&["pitr", "pause", "--cluster", "orders"]).await;
+    let told = fleet.scrape().await;
+    assert!(told.value(lag).is_nan() && told.value(rpo).is_nan(), "nobody knows while nothing is streamed");
     fleet.agent("orders", "n2").process.kill().await;
     fleet.revive_agent("orders", "n2").await;
     fleet.coordinator().process.signal(nix::sys::signal::Signal::SIGKILL);
@@ -111,7 +117,8 @@ async fn the_log_goes_on_over_restarts_of_everything() {
     let paused = fleet.tidemark(&["pitr", "status", "--cluster", "orders"]).await;
     assert!(paused.contains("paused"), "{paused}");
     assert!(status(&fleet).await.segments > 0, "what is stored is told of also while nothing runs");
-    let _ = fleet.tidemark(&["pitr", "resume", "--cluster", "orders"]).await;
+    let resumed = fleet.tidemark(&["pitr", "resume", "--cluster", "orders"]).await;
+    assert!(resumed.contains("RESTORABLE FROM"), "what stands can be restored also now: {resumed}");
     let router = fleet.router("orders", 3).await;
     chains_have(&router, 600).await;
     let _ = load.stop().await;
