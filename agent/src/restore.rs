@@ -256,7 +256,7 @@ fn apply(
 ) -> Result<LoadedPart> {
     let mut feed = Feed::begin(job, number)?;
     let mut source = SetDigest::default();
-    let mut over = Over::new(job, log)?;
+    let mut over = Over::new(log)?;
     while merge.advance()? {
         feed.tick()?;
         let entry = merge.current();

@@ -24,6 +24,7 @@ use crate::log::{Group, LogParts, Piece};
 use crate::part::{self, Blocks, LongValues};
 use crate::repository::Manifest;
 
+mod shares;
 mod ties;
 
 pub use ties::{Tie, ties};
@@ -51,6 +52,8 @@ pub struct CommandFold {
     dir: PathBuf,
     /// Whether it is worked off whole.
     whole: bool,
+    /// Raw bytes for which a share of its own is worth it.
+    least_share: u64,
     folded: OnceCell<Arc<Folded>>,
 }
 
@@ -89,7 +92,8 @@ impl CommandFold {
         program: Option<String>,
     ) -> Self {
         let (server, dir) = (server(manifest, program), dir.to_owned());
-        Self { manifest: manifest.clone(), log, at, server, dir, whole: true, folded: OnceCell::new() }
+        let (manifest, least_share) = (manifest.clone(), shares::least_share());
+        Self { manifest, log, at, server, dir, whole: true, least_share, folded: OnceCell::new() }
     }
 
     /// Works each part off by itself, however small the log is.
@@ -103,18 +107,16 @@ impl CommandFold {
             return self.whole(cancel).await;
         }
         let scope = scope_of(part);
-        let log = self.ordered(&part.slots, cancel).await?;
-        let fold = self.begin(log, scope).await?;
+        let log = self.ordered(&part.slots, SORT_MEMORY, cancel).await?;
+        let fold = self.begin(log, scope, SORT_MEMORY).await?;
         self.finish(fold, vec![part.clone()], None, cancel).await.map(|(folded, _)| Arc::new(folded))
     }
 
     /// What the log makes of all parts: worked off when it is asked for first.
     pub async fn whole(&self, cancel: &CancellationToken) -> Result<Arc<Folded>> {
         let work = async {
-            let log = self.ordered(&SlotSet::all(), cancel).await?;
-            let fold = self.begin(log, Scope::slots(SlotSet::all())).await?;
-            let parts = if fold.is_empty() { Vec::new() } else { self.parts().await? };
-            self.finish(fold, parts, None, cancel).await.map(|(folded, _)| Arc::new(folded))
+            let shares = self.all(false, cancel).boxed().await?;
+            Ok(Arc::new(Folded::join(shares.into_iter().map(|(folded, _)| folded))))
         };
         self.folded.get_or_try_init(|| work).await.cloned()
     }
@@ -122,12 +124,61 @@ impl CommandFold {
     /// All records that come of the log, with deletes for those of the backup that are gone: what a restore lays over its parts
     /// where they cannot be followed one by one.
     pub async fn records(&self, cancel: &CancellationToken) -> Result<Sorted> {
-        let log = self.ordered(&SlotSet::all(), cancel).await?;
-        let fold = self.begin(log, Scope::slots(SlotSet::all())).await?;
-        let gone = Gone::new(SORT_MEMORY, &self.dir);
-        let (folded, gone) = self.finish(fold, self.parts().await?, Some(gone), cancel).await?;
-        let (gone, dir) = (gone.ok_or_else(|| Error::bug("a fold that forgot what is gone"))?, self.dir.clone());
-        in_thread(move || folded.with_gone(gone, &dir)).await
+        let (shares, dir) = (self.all(true, cancel).boxed().await?, self.dir.clone());
+        let forgot = || Error::bug("a fold that forgot what is gone");
+        in_thread(move || {
+            let with_gone =
+                |(folded, gone): (Folded, Option<Gone>)| folded.with_gone(gone.ok_or_else(forgot)?, &dir);
+            Ok(Sorted::join(shares.into_iter().map(with_gone).collect::<Result<Vec<_>>>()?))
+        })
+        .await
+    }
+
+    /// Works all of the log off, in several shares of the slots at once where that can be done. Says for each what is `gone`, where
+    /// that is asked for.
+    async fn all(&self, gone: bool, cancel: &CancellationToken) -> Result<Vec<(Folded, Option<Gone>)>> {
+        let (parts, shares) = (self.parts().await?, self.shares().await?);
+        if shares.len() > 1 {
+            match self.at_once(shares, &parts, gone, cancel).await {
+                // E.g. a command of many keys that is too long to be taken apart.
+                Err(e) if e.kind() == ErrorKind::Unsupported => {
+                    tracing::info!(error = %e.report(), "the log cannot be worked off in shares");
+                }
+                done => return done,
+            }
+        }
+        self.at_once(vec![SlotSet::all()], &parts, gone, cancel).await
+    }
+
+    async fn at_once(
+        &self,
+        shares: Vec<SlotSet>,
+        parts: &[PartEntry],
+        gone: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<(Folded, Option<Gone>)>> {
+        tracing::debug!(shares = shares.len(), "working the log off");
+        let (budget, cancel) = (SORT_MEMORY / shares.len().max(1), cancel.child_token());
+        // With the first that fails the others end.
+        let _stop = cancel.clone().drop_guard();
+        let work = shares.into_iter().map(|slots| self.share(slots, parts, gone, budget, &cancel).boxed());
+        futures::future::try_join_all(work).await
+    }
+
+    /// Works the log of some slots off.
+    async fn share(
+        &self,
+        slots: SlotSet,
+        parts: &[PartEntry],
+        gone: bool,
+        budget: usize,
+        cancel: &CancellationToken,
+    ) -> Result<(Folded, Option<Gone>)> {
+        let parts = parts.iter().filter(|part| !part.slots.intersect(&slots).is_empty()).cloned().collect();
+        let log = self.ordered(&slots, budget, cancel).await?;
+        let fold = self.begin(log, Scope::slots(slots), budget).await?;
+        let gone = gone.then(|| Gone::new(budget, &self.dir));
+        self.finish(fold, parts, gone, cancel).await
     }
 
     async fn parts(&self) -> Result<Vec<PartEntry>> {
@@ -146,7 +197,7 @@ impl CommandFold {
             a.segment == b.segment && node(a) == node(b)
         });
         let groups = groups.map(|pieces| Group { pieces: pieces.to_vec(), slots: SlotSet::all() }).collect();
-        let log = self.sorted(groups, SlotSet::EMPTY, cancel).await?;
+        let log = self.sorted(groups, SlotSet::EMPTY, SORT_MEMORY, cancel).await?;
         let (read, dir) = (log.clone(), self.dir.clone());
         let changed = in_thread(move || {
             let mut commands = read.commands(&dir);
@@ -161,24 +212,30 @@ impl CommandFold {
         if !changed.await? {
             return Ok(None);
         }
-        let mut fold = self.begin(log, Scope::functions()).await?;
+        let mut fold = self.begin(log, Scope::functions(), SORT_MEMORY).await?;
         let (libraries, _) = crate::job::restore::libraries(&self.manifest).await?;
         fold.base_functions(libraries);
         in_thread(move || Ok(fold.run()?.functions)).await
     }
 
     /// The commands for `slots`, in order.
-    async fn ordered(&self, slots: &SlotSet, cancel: &CancellationToken) -> Result<Ordered> {
+    async fn ordered(&self, slots: &SlotSet, budget: usize, cancel: &CancellationToken) -> Result<Ordered> {
         let groups = self.log.groups(slots, &self.manifest.root().nodes)?;
-        self.sorted(groups, slots.clone(), cancel).await
+        self.sorted(groups, slots.clone(), budget, cancel).await
     }
 
-    async fn sorted(&self, groups: Vec<Group>, slots: SlotSet, cancel: &CancellationToken) -> Result<Ordered> {
+    async fn sorted(
+        &self,
+        groups: Vec<Group>,
+        slots: SlotSet,
+        budget: usize,
+        cancel: &CancellationToken,
+    ) -> Result<Ordered> {
         let span = Span { after: self.manifest.root().cut, at: self.at, slots };
         let (repository, log, dir) = (self.manifest.repository().clone(), self.log.clone(), self.dir.clone());
         let cancel = cancel.clone();
         in_thread(move || {
-            let mut sorter = CommandLog::new(span, SORT_MEMORY, &dir);
+            let mut sorter = CommandLog::new(span, budget, &dir);
             for group in groups {
                 sorter.group(group.slots)?;
                 for pieces in log.spans_of(&group.pieces, READ_SPAN) {
@@ -195,10 +252,9 @@ impl CommandFold {
     }
 
     /// Reads what a log names.
-    async fn begin(&self, log: Ordered, scope: Scope) -> Result<Fold> {
+    async fn begin(&self, log: Ordered, scope: Scope, budget: usize) -> Result<Fold> {
         let (server, dir) = (self.server.clone(), self.dir.clone());
-        in_thread(move || Fold::begin(&log, scope, &server, SORT_MEMORY, &dir).map_err(|e| explain(e, &server)))
-            .await
+        in_thread(move || Fold::begin(&log, scope, &server, budget, &dir).map_err(|e| explain(e, &server))).await
     }
 
     /// Gives a log those records of the base that it needs, of these parts, and works it off; notes those that are `gone`.
@@ -230,7 +286,7 @@ impl CommandFold {
     where
         F: Fn(&[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>> + Send + 'static,
     {
-        let log = self.ordered(&slots, &CancellationToken::new()).await?;
+        let log = self.ordered(&slots, SORT_MEMORY, &CancellationToken::new()).await?;
         let (server, dir) = (self.server.clone(), self.dir.clone());
         let whole = slots == SlotSet::all();
         in_thread(move || {
@@ -260,6 +316,9 @@ fn walk(
             stop(cancel)?;
         }
         let entry = merge.current();
+        if !fold.scope().slots.contains(entry.slot) {
+            continue;
+        }
         if entry.put.is_none_or(|(meta, _)| meta.first() != Some(&REDIS_RECORD)) {
             return Err(Error::damaged("a backup of Redis holds a record of another store"));
         }

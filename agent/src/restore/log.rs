@@ -152,16 +152,15 @@ pub(super) async fn fetch(
 /// A log that is laid over the records of a part.
 pub(super) enum Over {
     Records(Overlaid),
-    Commands { fold: Box<Fold>, budget: usize, dir: PathBuf },
+    Commands(Box<Fold>),
 }
 
 impl Over {
     /// Over nothing yet.
-    pub(super) fn new(job: &LoadJob, log: PartLog) -> Result<Self> {
-        let (budget, dir) = (SORT_MEMORY / job.concurrency.max(1), job.agent.config.state_dir.clone());
+    pub(super) fn new(log: PartLog) -> Result<Self> {
         match log {
             PartLog::Records(overlay) => Ok(Self::Records(Overlaid::new(overlay)?)),
-            PartLog::Commands(fold) => Ok(Self::Commands { fold, budget, dir }),
+            PartLog::Commands(fold) => Ok(Self::Commands(fold)),
         }
     }
 
@@ -174,7 +173,7 @@ impl Over {
     ) -> Result<bool> {
         match self {
             Self::Records(over) => over.before(entry, |newer, long| feed.give_any(&newer, long)),
-            Self::Commands { fold, .. } => match fold.fate(entry.slot, entry.key)? {
+            Self::Commands(fold) => match fold.fate(entry.slot, entry.key)? {
                 Fate::Stays => Ok(false),
                 Fate::Void => Ok(true),
                 Fate::Needed => fold.base(&entry, long).map(|()| true),
@@ -186,8 +185,8 @@ impl Over {
     pub(super) fn rest(self, feed: &mut Feed<'_>, slots: &SlotSet) -> Result<()> {
         match self {
             Self::Records(mut over) => over.rest(|newer, long| feed.give_any(&newer, long)),
-            Self::Commands { fold, budget, dir } => {
-                let overlay = fold.run()?.overlay(&Scope::slots(slots.clone()), budget, &dir)?;
+            Self::Commands(fold) => {
+                let overlay = fold.run()?.overlay(&Scope::slots(slots.clone()))?;
                 Overlaid::new(overlay)?.rest(|newer, long| feed.give_any(&newer, long))
             }
         }

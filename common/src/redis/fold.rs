@@ -121,6 +121,11 @@ impl Fold {
         self.named.keys()
     }
 
+    /// The keys that count.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
     /// Whether the log does nothing to the keys that count.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty()
@@ -179,7 +184,9 @@ impl Fold {
 
     /// Works the log off. The base is whole by now.
     pub fn run(mut self) -> Result<Folded> {
-        let Some(commands) = self.named.commands.take() else { return Ok(Folded::nothing(self.named)) };
+        let Some(commands) = self.named.commands.take() else {
+            return Ok(Folded::nothing(self.named, self.scope.slots));
+        };
         let _ = self.writer()?;
         let (file, _) = self.base.take().ok_or_else(|| Error::bug("no file for the base"))?.finish()?;
         let base = file.into_inner().map_err(std::io::IntoInnerError::into_error);

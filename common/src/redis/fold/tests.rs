@@ -83,7 +83,7 @@ type Record = (u16, Vec<u8>, Vec<u8>);
 type State = BTreeMap<Vec<u8>, Record>;
 
 fn of_overlay(folded: &Folded, scope: &Scope, dir: &Path) -> State {
-    let mut overlay = folded.overlay(scope, 200, dir).unwrap();
+    let mut overlay = folded.overlay(scope).unwrap();
     let mut state = State::new();
     let mut before = None;
     while overlay.advance().unwrap() {
