@@ -10,23 +10,25 @@ use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
 use tidemark_common::record::REDIS as REDIS_RECORD;
-use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Folded, Gone, Scope, ScratchServer, Sorted, Span};
+use tidemark_common::redis::fold::{
+    CommandLog, Fate, Fold, Folded, Gone, Naming, Scope, ScratchServer, Sorted, Span,
+};
 use tidemark_common::redis::log::Ordered;
 use tidemark_common::run::Merge;
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp};
-use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::blocks::READ_SPAN;
 use crate::log::{Group, LogParts, Piece};
 use crate::part::{self, Blocks, LongValues};
 use crate::repository::Manifest;
 
+mod reading;
 mod shares;
 mod ties;
 
+use reading::Reading;
 pub use ties::{Tie, ties};
 
 /// Engine of Redis and Valkey, as manifests name it.
@@ -52,8 +54,8 @@ pub struct CommandFold {
     dir: PathBuf,
     /// Whether it is worked off whole.
     whole: bool,
-    /// Raw bytes for which a share of its own is worth it.
-    least_share: u64,
+    /// Shares of the slots at most, and the raw bytes for which one is worth it.
+    most_shares: (usize, u64),
     folded: OnceCell<Arc<Folded>>,
 }
 
@@ -92,8 +94,8 @@ impl CommandFold {
         program: Option<String>,
     ) -> Self {
         let (server, dir) = (server(manifest, program), dir.to_owned());
-        let (manifest, least_share) = (manifest.clone(), shares::least_share());
-        Self { manifest, log, at, server, dir, whole: true, least_share, folded: OnceCell::new() }
+        let (manifest, most_shares) = (manifest.clone(), shares::usual());
+        Self { manifest, log, at, server, dir, whole: true, most_shares, folded: OnceCell::new() }
     }
 
     /// Works each part off by itself, however small the log is.
@@ -107,8 +109,7 @@ impl CommandFold {
             return self.whole(cancel).await;
         }
         let scope = scope_of(part);
-        let log = self.ordered(&part.slots, SORT_MEMORY, cancel).await?;
-        let fold = self.begin(log, scope, SORT_MEMORY).await?;
+        let fold = self.begin(scope, SORT_MEMORY, false, cancel).await?;
         self.finish(fold, vec![part.clone()], None, cancel).await.map(|(folded, _)| Arc::new(folded))
     }
 
@@ -138,21 +139,19 @@ impl CommandFold {
     /// that is asked for.
     async fn all(&self, gone: bool, cancel: &CancellationToken) -> Result<Vec<(Folded, Option<Gone>)>> {
         let (parts, shares) = (self.parts().await?, self.shares().await?);
-        if shares.len() > 1 {
-            match self.at_once(shares, &parts, gone, cancel).await {
-                // E.g. a command of many keys that is too long to be taken apart.
-                Err(e) if e.kind() == ErrorKind::Unsupported => {
-                    tracing::info!(error = %e.report(), "the log cannot be worked off in shares");
-                }
-                done => return done,
+        match self.at_once((shares, true), &parts, gone, cancel).await {
+            // E.g. a command of many keys that is too long to be taken apart.
+            Err(e) if e.kind() == ErrorKind::Unsupported => {
+                tracing::info!(error = %e.report(), "the log cannot be worked off in shares, or as it stands");
             }
+            done => return done,
         }
-        self.at_once(vec![SlotSet::all()], &parts, gone, cancel).await
+        self.at_once((vec![SlotSet::all()], false), &parts, gone, cancel).await
     }
 
     async fn at_once(
         &self,
-        shares: Vec<SlotSet>,
+        (shares, in_order): (Vec<SlotSet>, bool),
         parts: &[PartEntry],
         gone: bool,
         cancel: &CancellationToken,
@@ -161,22 +160,22 @@ impl CommandFold {
         let (budget, cancel) = (SORT_MEMORY / shares.len().max(1), cancel.child_token());
         // With the first that fails the others end.
         let _stop = cancel.clone().drop_guard();
-        let work = shares.into_iter().map(|slots| self.share(slots, parts, gone, budget, &cancel).boxed());
+        let work =
+            shares.into_iter().map(|slots| self.share((slots, in_order), parts, gone, budget, &cancel).boxed());
         futures::future::try_join_all(work).await
     }
 
     /// Works the log of some slots off.
     async fn share(
         &self,
-        slots: SlotSet,
+        (slots, in_order): (SlotSet, bool),
         parts: &[PartEntry],
         gone: bool,
         budget: usize,
         cancel: &CancellationToken,
     ) -> Result<(Folded, Option<Gone>)> {
         let parts = parts.iter().filter(|part| !part.slots.intersect(&slots).is_empty()).cloned().collect();
-        let log = self.ordered(&slots, budget, cancel).await?;
-        let fold = self.begin(log, Scope::slots(slots), budget).await?;
+        let fold = self.begin(Scope::slots(slots), budget, in_order, cancel).await?;
         let gone = gone.then(|| Gone::new(budget, &self.dir));
         self.finish(fold, parts, gone, cancel).await
     }
@@ -197,7 +196,7 @@ impl CommandFold {
             a.segment == b.segment && node(a) == node(b)
         });
         let groups = groups.map(|pieces| Group { pieces: pieces.to_vec(), slots: SlotSet::all() }).collect();
-        let log = self.sorted(groups, SlotSet::EMPTY, SORT_MEMORY, cancel).await?;
+        let log = self.sorted(groups, SlotSet::EMPTY, cancel).await?;
         let (read, dir) = (log.clone(), self.dir.clone());
         let changed = in_thread(move || {
             let mut commands = read.commands(&dir);
@@ -212,49 +211,47 @@ impl CommandFold {
         if !changed.await? {
             return Ok(None);
         }
-        let mut fold = self.begin(log, Scope::functions(), SORT_MEMORY).await?;
+        let (server, dir) = (self.server.clone(), self.dir.clone());
+        let begun = in_thread(move || {
+            Fold::begin(&log, Scope::functions(), &server, SORT_MEMORY, &dir).map_err(|e| explain(e, &server))
+        });
+        let mut fold = begun.await?;
         let (libraries, _) = crate::job::restore::libraries(&self.manifest).await?;
         fold.base_functions(libraries);
         in_thread(move || Ok(fold.run()?.functions)).await
     }
 
     /// The commands for `slots`, in order.
-    async fn ordered(&self, slots: &SlotSet, budget: usize, cancel: &CancellationToken) -> Result<Ordered> {
+    async fn ordered(&self, slots: &SlotSet, cancel: &CancellationToken) -> Result<Ordered> {
         let groups = self.log.groups(slots, &self.manifest.root().nodes)?;
-        self.sorted(groups, slots.clone(), budget, cancel).await
+        self.sorted(groups, slots.clone(), cancel).await
     }
 
-    async fn sorted(
-        &self,
-        groups: Vec<Group>,
-        slots: SlotSet,
-        budget: usize,
-        cancel: &CancellationToken,
-    ) -> Result<Ordered> {
-        let span = Span { after: self.manifest.root().cut, at: self.at, slots };
-        let (repository, log, dir) = (self.manifest.repository().clone(), self.log.clone(), self.dir.clone());
-        let cancel = cancel.clone();
+    async fn sorted(&self, groups: Vec<Group>, slots: SlotSet, cancel: &CancellationToken) -> Result<Ordered> {
+        let (reading, span, dir) = (self.reading(groups, cancel), self.span(slots), self.dir.clone());
+        in_thread(move || reading.into(CommandLog::new(span, SORT_MEMORY, &dir))?.finish()).await
+    }
+
+    fn span(&self, slots: SlotSet) -> Span {
+        Span { after: self.manifest.root().cut, at: self.at, slots }
+    }
+
+    fn reading(&self, groups: Vec<Group>, cancel: &CancellationToken) -> Reading {
+        let (repository, log) = (self.manifest.repository().clone(), self.log.clone());
+        Reading { repository, log, groups, in_order: false, cancel: cancel.clone() }
+    }
+
+    /// Reads what the log names; `in_order` takes chunks for sorted where they may be.
+    async fn begin(&self, scope: Scope, budget: usize, in_order: bool, cancel: &CancellationToken) -> Result<Fold> {
+        let groups = self.log.groups(&scope.slots, &self.manifest.root().nodes)?;
+        let reading = Reading { in_order, ..self.reading(groups, cancel) };
+        let (server, dir, span) = (self.server.clone(), self.dir.clone(), self.span(scope.slots.clone()));
         in_thread(move || {
-            let mut sorter = CommandLog::new(span, budget, &dir);
-            for group in groups {
-                sorter.group(group.slots)?;
-                for pieces in log.spans_of(&group.pieces, READ_SPAN) {
-                    stop(&cancel)?;
-                    let sealed = Handle::current().block_on(log.read(&repository, pieces))?;
-                    for (piece, sealed) in pieces.iter().zip(&sealed) {
-                        sorter.push_chunk(&log.open(&repository, *piece, sealed)?)?;
-                    }
-                }
-            }
-            sorter.finish()
+            let naming = Naming::new(scope, &server, budget, &dir);
+            let read = reading.into(CommandLog::handing_on(span, budget, &dir, naming));
+            read.and_then(|log| log.finish()?.finish()).map_err(|e| explain(e, &server))
         })
         .await
-    }
-
-    /// Reads what a log names.
-    async fn begin(&self, log: Ordered, scope: Scope, budget: usize) -> Result<Fold> {
-        let (server, dir) = (self.server.clone(), self.dir.clone());
-        in_thread(move || Fold::begin(&log, scope, &server, budget, &dir).map_err(|e| explain(e, &server))).await
     }
 
     /// Gives a log those records of the base that it needs, of these parts, and works it off; notes those that are `gone`.
@@ -286,7 +283,7 @@ impl CommandFold {
     where
         F: Fn(&[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>> + Send + 'static,
     {
-        let log = self.ordered(&slots, SORT_MEMORY, &CancellationToken::new()).await?;
+        let log = self.ordered(&slots, &CancellationToken::new()).await?;
         let (server, dir) = (self.server.clone(), self.dir.clone());
         let whole = slots == SlotSet::all();
         in_thread(move || {

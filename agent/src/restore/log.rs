@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use quinn::Connection;
 use tidemark_common::overlay::{LogSorter, Overlaid, Overlay, Wanted};
-use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Scope, ScratchServer, Span};
+use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Naming, Scope, ScratchServer, Span};
+use tidemark_common::redis::log::Joined;
 use tidemark_common::run::{Entry, LongValue};
 use tidemark_common::seal::Sealer;
 use tidemark_common::segment::open_chunk;
@@ -46,7 +47,7 @@ enum Part {
 /// Sorts what comes: commands, if it comes in groups.
 enum Sorter {
     Records(LogSorter),
-    Commands(CommandLog),
+    Commands(CommandLog<Joined<Naming>>),
 }
 
 /// Where and how a log is sorted.
@@ -67,8 +68,11 @@ impl Place {
             if self.scratch.is_none() {
                 return Err(Error::unsupported("a log of commands does not lead to a state of this kind of store"));
             }
-            let Wanted { after, at, slots, .. } = self.wanted.clone();
-            *sorter = Sorter::Commands(CommandLog::new(Span { after, at, slots }, self.budget, &self.dir));
+            let Wanted { after, at, slots, lower, upper } = self.wanted.clone();
+            let scope = Scope { lower, upper, ..Scope::slots(slots.clone()) };
+            let naming = Naming::new(scope, &self.scratch.clone().unwrap_or_default(), self.budget, &self.dir);
+            let log = CommandLog::handing_on(Span { after, at, slots }, self.budget, &self.dir, naming);
+            *sorter = Sorter::Commands(log);
         }
         match sorter {
             // Commands of nodes that own only some of the part's slots, and empty their databases, do not come here.
@@ -77,15 +81,11 @@ impl Place {
         }
     }
 
-    fn finish(&self, sorter: Sorter) -> Result<PartLog> {
-        let log = match sorter {
-            Sorter::Records(sorter) => return Ok(PartLog::Records(sorter.finish()?)),
-            Sorter::Commands(log) => log.finish()?,
-        };
-        let Wanted { slots, lower, upper, .. } = self.wanted.clone();
-        let scope = Scope { lower, upper, ..Scope::slots(slots) };
-        let server = self.scratch.clone().unwrap_or_default();
-        Ok(PartLog::Commands(Box::new(Fold::begin(&log, scope, &server, self.budget, &self.dir)?)))
+    fn finish(sorter: Sorter) -> Result<PartLog> {
+        Ok(match sorter {
+            Sorter::Records(sorter) => PartLog::Records(sorter.finish()?),
+            Sorter::Commands(log) => PartLog::Commands(Box::new(log.finish()?.finish()?)),
+        })
     }
 }
 
@@ -121,7 +121,7 @@ pub(super) async fn fetch(
             }
             let _ = counters.bytes.fetch_add(raw.len() as u64, Ordering::Relaxed);
         }
-        place.finish(sorter)
+        Place::finish(sorter)
     });
     let pump = async move {
         while let Some(header) = reader.read_header().await? {

@@ -18,11 +18,11 @@ const MOST_EVERYWHERE: u64 = 4;
 
 impl CommandFold {
     /// The shares in which all slots are worked off: one where commands tie slots together, or where more are not worth it.
-    pub(super) async fn shares(&self) -> Result<Vec<SlotSet>> {
+    pub async fn shares(&self) -> Result<Vec<SlotSet>> {
         let raw = |pieces: &[_]| pieces.iter().map(|p| u64::from(self.log.chunk(*p).1.raw_len)).sum::<u64>();
         let (all, everywhere) = (self.log.raw_bytes(), raw(self.log.everywhere()));
-        let cores = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_SHARES);
-        let most = usize::try_from(all / self.least_share.max(1)).unwrap_or(MOST_SHARES).min(cores);
+        let (most, least) = self.most_shares;
+        let most = usize::try_from(all / least.max(1)).unwrap_or(most).min(most);
         let alone = || vec![SlotSet::all()];
         if most < 2 || everywhere > all / MOST_EVERYWHERE {
             return Ok(alone());
@@ -36,15 +36,15 @@ impl CommandFold {
         Ok(divide(&regions, self.manifest.root().slots_per_region.max(1), most))
     }
 
-    /// Shares for logs of so many raw bytes.
-    pub fn with_least_share(self, bytes: u64) -> Self {
-        Self { least_share: bytes, ..self }
+    /// With at most so many shares, each for at least so many raw bytes of the log.
+    pub fn with_shares(self, most: usize, least: u64) -> Self {
+        Self { most_shares: (most, least), ..self }
     }
 }
 
-/// The raw bytes for which a share is worth it, where nothing else is said.
-pub(super) fn least_share() -> u64 {
-    LEAST_SHARE
+/// How many shares there are at most on this machine, and for how many raw bytes of the log each is worth it.
+pub(super) fn usual() -> (usize, u64) {
+    (std::thread::available_parallelism().map_or(1, usize::from).min(MOST_SHARES), LEAST_SHARE)
 }
 
 /// All slots in at most `most` shares of regions, with about as many bytes each.

@@ -181,6 +181,45 @@ fn databases_that_are_emptied_and_swapped_on_the_way() {
 }
 
 #[test]
+fn databases_that_no_server_has_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = made(&["0 SET a x", "300 SET a y"], dir.path());
+    assert_eq!(names(&base), ["0 a", "300 a"]);
+    let after = |lines: &[&str]| names(&fold(&base, Log::default().runs(lines), dir.path()));
+    // Its number stands in the command alone, in what the command names, in the base alone, or in a script.
+    assert_eq!(after(&["16 SET b x"]), ["0 a", "16 b", "300 a"]);
+    assert_eq!(after(&["0 MOVE a 20"]), ["20 a", "300 a"]);
+    assert_eq!(after(&["0 COPY a b DB 17"]), ["0 a", "17 b", "300 a"]);
+    assert_eq!(after(&["0 SWAPDB 0 19"]), ["19 a", "300 a"]);
+    let script = "0 EVAL redis.call('select',20)redis.call('set',KEYS[1],'v') 1 k";
+    assert_eq!(after(&[script]), ["0 a", "20 k", "300 a"]);
+}
+
+#[test]
+fn a_log_that_is_not_in_order_is_not_taken_for_sorted() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |entries: &[(u16, u64)]| {
+        let mut log = Log::default();
+        for (slot, at) in entries {
+            log.at = *at;
+            log.entry(*slot, 0, (EntryKind::Command, &request("SET a 1")));
+        }
+        let span = Span { after: Timestamp(0), at: Timestamp(9), slots: SlotSet::all() };
+        let all = Scope::slots(SlotSet::all());
+        let naming = Naming::new(all, &ScratchServer::default(), 1000, dir.path());
+        let mut sorter = CommandLog::handing_on(span, 1000, dir.path(), naming);
+        sorter.group_in_order(SlotSet::all())?;
+        log.groups[0].1.iter().try_for_each(|raw| sorter.push_chunk(raw))?;
+        Ok(sorter.finish()?.finish()?.named.count)
+    };
+    assert_eq!(read(&[(5, 3), (5, 3), (6, 1), (5, 4)]).unwrap(), 4);
+    for bad in [&[(5, 3), (6, 1), (5, 2)][..], &[(ALL_SLOTS, 1)]] {
+        let e: Error = read(bad).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
+    }
+}
+
+#[test]
 fn a_node_empties_its_own_slots_alone() {
     let dir = tempfile::tempdir().unwrap();
     let base = made(&["0 SET a x", "0 SET b x", "0 SET untouched x"], dir.path());
