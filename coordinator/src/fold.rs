@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures::{FutureExt, StreamExt};
 use tidemark_common::record::REDIS as REDIS_RECORD;
 use tidemark_common::redis::fold::{
-    CommandLog, Fate, Fold, Folded, Gone, Naming, Scope, ScratchServer, Sorted, Span,
+    CommandLog, Fate, Fold, Folded, Gone, Idle, Naming, Scope, ScratchServer, Sorted, Span,
 };
 use tidemark_common::redis::log::Ordered;
 use tidemark_common::run::Merge;
@@ -56,6 +56,8 @@ pub struct CommandFold {
     whole: bool,
     /// Shares of the slots at most, and the raw bytes for which one is worth it.
     most_shares: (usize, u64),
+    /// Servers that work parts off.
+    idle: Arc<Idle>,
     folded: OnceCell<Arc<Folded>>,
 }
 
@@ -95,7 +97,17 @@ impl CommandFold {
     ) -> Self {
         let (server, dir) = (server(manifest, program), dir.to_owned());
         let (manifest, most_shares) = (manifest.clone(), shares::usual());
-        Self { manifest, log, at, server, dir, whole: true, most_shares, folded: OnceCell::new() }
+        Self {
+            manifest,
+            log,
+            at,
+            server,
+            dir,
+            whole: true,
+            most_shares,
+            idle: Arc::default(),
+            folded: OnceCell::new(),
+        }
     }
 
     /// Works each part off by itself, however small the log is.
@@ -109,7 +121,7 @@ impl CommandFold {
             return self.whole(cancel).await;
         }
         let scope = scope_of(part);
-        let fold = self.begin(scope, SORT_MEMORY, false, cancel).await?;
+        let fold = self.begin(scope, SORT_MEMORY, (false, &self.idle), cancel).await?;
         self.finish(fold, vec![part.clone()], None, cancel).await.map(|(folded, _)| Arc::new(folded))
     }
 
@@ -175,7 +187,7 @@ impl CommandFold {
         cancel: &CancellationToken,
     ) -> Result<(Folded, Option<Gone>)> {
         let parts = parts.iter().filter(|part| !part.slots.intersect(&slots).is_empty()).cloned().collect();
-        let fold = self.begin(Scope::slots(slots), budget, in_order, cancel).await?;
+        let fold = self.begin(Scope::slots(slots), budget, (in_order, &Arc::default()), cancel).await?;
         let gone = gone.then(|| Gone::new(budget, &self.dir));
         self.finish(fold, parts, gone, cancel).await
     }
@@ -242,12 +254,19 @@ impl CommandFold {
     }
 
     /// Reads what the log names; `in_order` takes chunks for sorted where they may be.
-    async fn begin(&self, scope: Scope, budget: usize, in_order: bool, cancel: &CancellationToken) -> Result<Fold> {
+    async fn begin(
+        &self,
+        scope: Scope,
+        budget: usize,
+        (in_order, idle): (bool, &Arc<Idle>),
+        cancel: &CancellationToken,
+    ) -> Result<Fold> {
         let groups = self.log.groups(&scope.slots, &self.manifest.root().nodes)?;
         let reading = Reading { in_order, ..self.reading(groups, cancel) };
         let (server, dir, span) = (self.server.clone(), self.dir.clone(), self.span(scope.slots.clone()));
+        let idle = idle.clone();
         in_thread(move || {
-            let naming = Naming::new(scope, &server, budget, &dir);
+            let naming = Naming::new(scope, &server, budget, &dir).with_idle(&idle);
             let read = reading.into(CommandLog::handing_on(span, budget, &dir, naming));
             read.and_then(|log| log.finish()?.finish()).map_err(|e| explain(e, &server))
         })

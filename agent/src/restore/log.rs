@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use quinn::Connection;
 use tidemark_common::overlay::{LogSorter, Overlaid, Overlay, Wanted};
-use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Naming, Scope, ScratchServer, Span};
+use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Idle, Naming, Scope, ScratchServer, Span};
 use tidemark_common::redis::log::Joined;
 use tidemark_common::run::{Entry, LongValue};
 use tidemark_common::seal::Sealer;
@@ -56,6 +56,7 @@ struct Place {
     budget: usize,
     dir: PathBuf,
     scratch: Option<ScratchServer>,
+    idle: Arc<Idle>,
 }
 
 impl Place {
@@ -71,6 +72,7 @@ impl Place {
             let Wanted { after, at, slots, lower, upper } = self.wanted.clone();
             let scope = Scope { lower, upper, ..Scope::slots(slots.clone()) };
             let naming = Naming::new(scope, &self.scratch.clone().unwrap_or_default(), self.budget, &self.dir);
+            let naming = naming.with_idle(&self.idle);
             let log = CommandLog::handing_on(Span { after, at, slots }, self.budget, &self.dir, naming);
             *sorter = Sorter::Commands(log);
         }
@@ -101,7 +103,7 @@ pub(super) async fn fetch(
     writer.finish()?;
     let (send, mut receive) = mpsc::channel::<Part>(CHUNKS_AHEAD);
     let (budget, dir) = (SORT_MEMORY / job.concurrency.max(1), job.agent.config.state_dir.clone());
-    let place = Place { wanted, budget, dir, scratch: job.agent.engine.scratch_server() };
+    let place = Place { wanted, budget, dir, scratch: job.agent.engine.scratch_server(), idle: job.idle.clone() };
     let counters = job.counters.clone();
     let sort = blocking(move || {
         let mut sorter = place.sorter();

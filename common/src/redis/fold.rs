@@ -33,8 +33,10 @@ use crate::run::{Entry, LongValue};
 pub use super::folded::{Folded, Gone, Sorted};
 pub use super::log::{CommandLog, Span};
 pub use super::named::{Fate, Named, Scope};
+pub use idle::Idle;
 pub use naming::Naming;
 
+mod idle;
 mod naming;
 
 /// Buffer of each temporary file, in bytes.
@@ -101,6 +103,7 @@ pub struct Fold {
     budget: usize,
     dir: PathBuf,
     functions: Vec<Vec<u8>>,
+    idle: Arc<Idle>,
 }
 
 impl Fold {
@@ -198,11 +201,11 @@ impl Fold {
         let base = Arc::new(base.or_kind(ErrorKind::Full, "writing the base to a temporary file")?);
         let len = base.metadata().or_kind(ErrorKind::Retry, "the file of the base")?.len();
         let base = LongValue::new(base, 0, len);
-        let folder = folder(&self.dir)?;
         // A database that the server does not have is not chosen, and what is meant for it changes another.
         let few = self.named.highest().max(self.highest) < u64::from(FEW_DATABASES);
         let databases = if few { FEW_DATABASES } else { MOST_DATABASES };
-        let mut scratch = Scratch::start(&self.server.program, self.server.valkey, folder.path(), databases)?;
+        let mut started = self.idle.take(&self.server, databases, &self.dir)?;
+        let scratch = &mut started.scratch;
         let link = scratch.accept()?;
         // Opened by this name it is read from its beginning, whoever has read it before.
         let log = format!("/proc/self/fd/{}", commands.file().as_raw_fd());
@@ -214,6 +217,7 @@ impl Fold {
         let file = File::open(&dump).or_kind(ErrorKind::Bug, format_args!("{}", dump.display()))?;
         let mut sink = Sink::new(self.scope, self.budget, &self.dir);
         let _ = rdb::read(&mut &file, &mut sink).map_err(|e| e.context("the dump of the scratch server"))?;
+        self.idle.give(started, self.version);
         let folded = sink.finish(self.named)?;
         tracing::debug!(records = folded.records, "a log of commands was worked off");
         Ok(folded)

@@ -1,10 +1,11 @@
 //! Reading what a log names.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tidemark_proto::Result;
 
-use super::{Fold, Kind, Named, Scope, ScratchServer};
+use super::{Fold, Idle, Kind, Named, Scope, ScratchServer};
 use crate::redis::log::{Command, Takes};
 use crate::redis::named::Out;
 
@@ -18,12 +19,19 @@ pub struct Naming {
     begun: Option<(Kind, Out)>,
     budget: usize,
     dir: PathBuf,
+    idle: Arc<Idle>,
 }
 
 impl Naming {
     /// Of the keys of `scope`. Takes `budget` bytes of memory beside the names of the keys; what is temporary lies in `dir`.
     pub fn new(scope: Scope, server: &ScratchServer, budget: usize, dir: &Path) -> Self {
-        Self { named: Named::default(), scope, server: server.clone(), begun: None, budget, dir: dir.to_owned() }
+        let (named, server, dir, idle) = (Named::default(), server.clone(), dir.to_owned(), Arc::default());
+        Self { named, scope, server, begun: None, budget, dir, idle }
+    }
+
+    /// Takes a server that waits there, if one does, and lets it wait there afterwards.
+    pub fn with_idle(self, idle: &Arc<Idle>) -> Self {
+        Self { idle: idle.clone(), ..self }
     }
 
     /// There are no more commands.
@@ -32,8 +40,9 @@ impl Naming {
         if let Some((_, out)) = self.begun.take() {
             self.named.finish(out)?;
         }
-        let Self { named, scope, server, budget, dir, .. } = self;
-        Ok(Fold { named, scope, server, version, highest: 0, base: None, budget, dir, functions: Vec::new() })
+        let Self { named, scope, server, budget, dir, idle, .. } = self;
+        let functions = Vec::new();
+        Ok(Fold { named, scope, server, version, highest: 0, base: None, budget, dir, functions, idle })
     }
 }
 

@@ -13,6 +13,8 @@ use crate::record::{record_hash, redis_key};
 use crate::redis::keys::Commands;
 use crate::redis::resp::put_request;
 
+mod servers;
+
 /// A log that is being made.
 #[derive(Default)]
 struct Log {
@@ -82,7 +84,7 @@ type Record = (u16, Vec<u8>, Vec<u8>);
 /// Records by their keys.
 type State = BTreeMap<Vec<u8>, Record>;
 
-fn of_overlay(folded: &Folded, scope: &Scope, dir: &Path) -> State {
+fn of_overlay(folded: &Folded, scope: &Scope) -> State {
     let mut overlay = folded.overlay(scope).unwrap();
     let mut state = State::new();
     let mut before = None;
@@ -111,7 +113,7 @@ fn try_fold(base: &State, log: &Ordered, scope: &Scope, dir: &Path) -> Result<St
     let folded = fold.run()?;
     assert!(state.iter().all(|(key, (slot, ..))| folded.keeps(*slot, key).unwrap()));
     let stayed = state.len();
-    let over = of_overlay(&folded, scope, dir);
+    let over = of_overlay(&folded, scope);
     let made = over.len();
     state.extend(over);
     assert_eq!(state.len(), stayed + made, "no key is in both");
@@ -178,45 +180,6 @@ fn databases_that_are_emptied_and_swapped_on_the_way() {
     // What is appended to after a FLUSHALL is new.
     let state = fold(&base, Log::default().runs(&["0 APPEND a 1x", "0 FLUSHALL", "0 APPEND a 2x"]), dir.path());
     assert_eq!(meant(&state), meant(&made(&["0 SET a 2x"], dir.path())));
-}
-
-#[test]
-fn databases_that_no_server_has_by_itself() {
-    let dir = tempfile::tempdir().unwrap();
-    let base = made(&["0 SET a x", "300 SET a y"], dir.path());
-    assert_eq!(names(&base), ["0 a", "300 a"]);
-    let after = |lines: &[&str]| names(&fold(&base, Log::default().runs(lines), dir.path()));
-    // Its number stands in the command alone, in what the command names, in the base alone, or in a script.
-    assert_eq!(after(&["16 SET b x"]), ["0 a", "16 b", "300 a"]);
-    assert_eq!(after(&["0 MOVE a 20"]), ["20 a", "300 a"]);
-    assert_eq!(after(&["0 COPY a b DB 17"]), ["0 a", "17 b", "300 a"]);
-    assert_eq!(after(&["0 SWAPDB 0 19"]), ["19 a", "300 a"]);
-    let script = "0 EVAL redis.call('select',20)redis.call('set',KEYS[1],'v') 1 k";
-    assert_eq!(after(&[script]), ["0 a", "20 k", "300 a"]);
-}
-
-#[test]
-fn a_log_that_is_not_in_order_is_not_taken_for_sorted() {
-    let dir = tempfile::tempdir().unwrap();
-    let read = |entries: &[(u16, u64)]| {
-        let mut log = Log::default();
-        for (slot, at) in entries {
-            log.at = *at;
-            log.entry(*slot, 0, (EntryKind::Command, &request("SET a 1")));
-        }
-        let span = Span { after: Timestamp(0), at: Timestamp(9), slots: SlotSet::all() };
-        let all = Scope::slots(SlotSet::all());
-        let naming = Naming::new(all, &ScratchServer::default(), 1000, dir.path());
-        let mut sorter = CommandLog::handing_on(span, 1000, dir.path(), naming);
-        sorter.group_in_order(SlotSet::all())?;
-        log.groups[0].1.iter().try_for_each(|raw| sorter.push_chunk(raw))?;
-        Ok(sorter.finish()?.finish()?.named.count)
-    };
-    assert_eq!(read(&[(5, 3), (5, 3), (6, 1), (5, 4)]).unwrap(), 4);
-    for bad in [&[(5, 3), (6, 1), (5, 2)][..], &[(ALL_SLOTS, 1)]] {
-        let e: Error = read(bad).unwrap_err();
-        assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
-    }
 }
 
 #[test]
