@@ -47,7 +47,7 @@ enum Part {
 /// Sorts what comes: commands, if it comes in groups.
 enum Sorter {
     Records(LogSorter),
-    Commands(CommandLog<Joined<Naming>>),
+    Commands(Box<CommandLog<Joined<Naming>>>),
 }
 
 /// Where and how a log is sorted.
@@ -74,7 +74,7 @@ impl Place {
             let naming = Naming::new(scope, &self.scratch.clone().unwrap_or_default(), self.budget, &self.dir);
             let naming = naming.with_idle(&self.idle);
             let log = CommandLog::handing_on(Span { after, at, slots }, self.budget, &self.dir, naming);
-            *sorter = Sorter::Commands(log);
+            *sorter = Sorter::Commands(Box::new(log));
         }
         match sorter {
             // Commands of nodes that own only some of the part's slots, and empty their databases, do not come here.
