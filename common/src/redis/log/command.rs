@@ -29,7 +29,7 @@ pub trait Entries {
 pub struct Command<'a> {
     /// When it was run.
     pub at: Timestamp,
-    /// The slot of its keys, or [`ALL_SLOTS`].
+    /// The slot of its keys, or [`ALL_SLOTS`](tidemark_proto::stored::log::ALL_SLOTS).
     pub slot: u16,
     /// Slots of its node.
     pub owner: &'a SlotSet,
