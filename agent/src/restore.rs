@@ -14,6 +14,7 @@ use futures::{StreamExt, TryStreamExt};
 use tidemark_common::crash;
 use tidemark_common::glob::KeyFilter;
 use tidemark_common::overlay::{Overlay, Wanted};
+use tidemark_common::redis::fold::Idle;
 use tidemark_common::run::Merge;
 use tidemark_common::select::Selection;
 use tidemark_proto::hash::SetDigest;
@@ -127,6 +128,8 @@ struct LoadJob {
     logs: HashMap<u32, Wanted>,
     /// Parts at once.
     concurrency: usize,
+    /// Servers that work logs of commands off.
+    idle: Arc<Idle>,
     counters: Arc<Counters>,
     cancel: CancellationToken,
 }
@@ -188,7 +191,17 @@ async fn load_with(
             None => todo.push(part),
         }
     }
-    let job = Arc::new(LoadJob { agent, head, session, selection, logs, concurrency, counters, cancel });
+    let job = Arc::new(LoadJob {
+        agent,
+        head,
+        session,
+        selection,
+        logs,
+        concurrency,
+        idle: Arc::default(),
+        counters,
+        cancel,
+    });
     let loaded: Vec<LoadedPart> =
         futures::stream::iter(todo.into_iter().map(|part| load_with_retries(job.clone(), part)))
             .buffer_unordered(concurrency)
@@ -256,7 +269,7 @@ fn apply(
 ) -> Result<LoadedPart> {
     let mut feed = Feed::begin(job, number)?;
     let mut source = SetDigest::default();
-    let mut over = Over::new(job, log)?;
+    let mut over = Over::new(log)?;
     while merge.advance()? {
         feed.tick()?;
         let entry = merge.current();

@@ -3,8 +3,9 @@
 //! Entries come in any order of keys; they are sorted in bounded memory, what does not fit goes to unnamed temporary files.
 //! CPU work and file IO: call it from threads that may block.
 
+use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +13,11 @@ use tidemark_proto::stored::log::{EntryKind, LogEntry, take_entry};
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::ResultExt};
 
 use crate::run::{Entry, LongValue};
+
+mod sorted;
+
+use sorted::Sorted;
+pub(crate) use sorted::Stretches;
 
 /// What one entry costs in memory beside its bytes.
 const OVERHEAD: usize = 24;
@@ -67,7 +73,7 @@ pub struct LogSorter {
     dir: PathBuf,
     arena: Vec<u8>,
     places: Vec<Place>,
-    spilled: Vec<File>,
+    spilled: Vec<Stretches>,
     bytes: u64,
 }
 
@@ -121,17 +127,17 @@ impl LogSorter {
     fn spill(&mut self) -> Result<()> {
         self.settle();
         let failed = || format!("a temporary file in {}", self.dir.display());
-        let mut file = tempfile::tempfile_in(&self.dir).or_kind(ErrorKind::Full, failed())?;
-        let mut out = BufWriter::with_capacity(FILE_BUFFER, &mut file);
+        let file = tempfile::tempfile_in(&self.dir).or_kind(ErrorKind::Full, failed())?;
+        let (mut out, mut len) = (BufWriter::with_capacity(FILE_BUFFER, &file), 0);
         for place in &self.places {
             let bytes = &self.arena[place.start as usize..place.end as usize];
             out.write_all(&(bytes.len() as u32).to_le_bytes()).or_kind(ErrorKind::Full, failed())?;
             out.write_all(bytes).or_kind(ErrorKind::Full, failed())?;
+            len += 4 + bytes.len() as u64;
         }
         out.flush().or_kind(ErrorKind::Full, failed())?;
         drop(out);
-        let _ = file.seek(SeekFrom::Start(0)).or_kind(ErrorKind::Full, failed())?;
-        self.spilled.push(file);
+        self.spilled.push(Stretches { file: Arc::new(file), ranges: VecDeque::from([(0, len)]), long: None });
         self.arena.clear();
         self.places.clear();
         Ok(())
@@ -141,50 +147,9 @@ impl LogSorter {
     pub fn finish(mut self) -> Result<Overlay> {
         self.settle();
         let files = std::mem::take(&mut self.spilled);
-        let files = files.into_iter().map(|file| Spilled {
-            file: BufReader::with_capacity(FILE_BUFFER, file),
-            entry: Vec::new(),
-            alive: true,
-        });
-        let mut overlay = Overlay {
-            files: files.collect(),
-            arena: self.arena,
-            places: self.places,
-            next: 0,
-            current: None,
-            long: None,
-        };
-        for file in &mut overlay.files {
-            file.step()?;
-        }
+        let mut overlay = Overlay::of_files(files, None)?;
+        (overlay.arena, overlay.places) = (self.arena, self.places);
         Ok(overlay)
-    }
-}
-
-/// A sorted temporary file, with the entry at hand.
-#[derive(Debug)]
-struct Spilled {
-    file: BufReader<File>,
-    entry: Vec<u8>,
-    alive: bool,
-}
-
-impl Spilled {
-    fn step(&mut self) -> Result<()> {
-        let mut len = [0; 4];
-        let mut have = 0;
-        while have < len.len() {
-            match self.file.read(&mut len[have..]).or_kind(ErrorKind::Retry, "a temporary file")? {
-                0 if have == 0 => {
-                    self.alive = false;
-                    return Ok(());
-                }
-                0 => return Err(Error::damaged("a temporary file ends inside an entry")),
-                n => have += n,
-            }
-        }
-        self.entry.resize(u32::from_le_bytes(len) as usize, 0);
-        self.file.read_exact(&mut self.entry).or_kind(ErrorKind::Retry, "a temporary file")
     }
 }
 
@@ -198,19 +163,17 @@ enum From {
 /// The newest entry of each key, in order.
 #[derive(Debug)]
 pub struct Overlay {
-    files: Vec<Spilled>,
+    files: Vec<Sorted>,
     arena: Vec<u8>,
     places: Vec<Place>,
     next: usize,
     current: Option<From>,
-    /// Where long values lie.
-    long: Option<Arc<File>>,
 }
 
 /// Bytes by which an entry names a long value.
 const PLACE_LEN: usize = 16;
 
-/// The entry of a record whose value is `len` bytes at `at` of a file: what [`Overlay::with_long`] reads. In memory and temporary
+/// The entry of a record whose value is `len` bytes at `at` of a file: what [`Overlay::long`] reads. In memory and temporary
 /// files only.
 pub(crate) fn long_entry(slot: u16, key: &[u8], meta: &[u8], (at, len): (u64, u64), out: &mut Vec<u8>) {
     let mut place = [0; PLACE_LEN];
@@ -227,18 +190,34 @@ fn decode(bytes: &[u8]) -> Result<LogEntry<'_>> {
 impl Overlay {
     /// One without entries.
     pub fn empty() -> Self {
-        Self { files: Vec::new(), arena: Vec::new(), places: Vec::new(), next: 0, current: None, long: None }
+        Self { files: Vec::new(), arena: Vec::new(), places: Vec::new(), next: 0, current: None }
     }
 
-    /// Its long values lie in this file.
-    pub(crate) fn with_long(mut self, file: Option<Arc<File>>) -> Self {
-        self.long = file;
-        self
+    /// The newest entry of each key in these files, of those that are `wanted`. Of each file a buffer is in memory, and one entry.
+    pub(crate) fn of_files(files: Vec<Stretches>, wanted: Option<Wanted>) -> Result<Self> {
+        let wanted = wanted.map(Arc::new);
+        let open = |file: Stretches| {
+            let len: u64 = file.ranges.iter().map(|(from, to)| to - from).sum();
+            let buffer = usize::try_from(len).unwrap_or(FILE_BUFFER).min(FILE_BUFFER);
+            let file = BufReader::with_capacity(buffer, file);
+            Sorted { file, entry: Vec::new(), alive: true, wanted: wanted.clone() }
+        };
+        let mut overlay = Self { files: files.into_iter().map(open).collect(), ..Self::empty() };
+        overlay.files.iter_mut().try_for_each(Sorted::step)?;
+        Ok(overlay)
+    }
+
+    /// The file with the long value of the current entry, if it has one.
+    fn long_file(&self) -> Option<&Arc<File>> {
+        match self.current? {
+            From::Memory => None,
+            From::File(i) => self.files[i].file.get_ref().long.as_ref(),
+        }
     }
 
     /// The value of the current entry, where it is too long for memory: the entry has none then.
     pub fn long(&self) -> Result<Option<LongValue>> {
-        let Some(file) = &self.long else { return Ok(None) };
+        let Some(file) = self.long_file() else { return Ok(None) };
         let entry = self.at(self.current.ok_or_else(|| Error::bug("an overlay that was not advanced"))?)?;
         let place = entry.put.and_then(|(_, place)| <[u8; PLACE_LEN]>::try_from(place).ok());
         let number = |b: &[u8]| b.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
@@ -256,10 +235,10 @@ impl Overlay {
         }
     }
 
-    fn sources(&self) -> impl Iterator<Item = From> + use<> {
+    fn sources(&self) -> impl Iterator<Item = From> {
         let memory = (self.next < self.places.len()).then_some(From::Memory);
-        let alive: Vec<_> = (0..self.files.len()).filter(|&i| self.files[i].alive).collect();
-        memory.into_iter().chain(alive.into_iter().map(From::File))
+        let alive = (0..self.files.len()).filter(|&i| self.files[i].alive);
+        memory.into_iter().chain(alive.map(From::File))
     }
 
     fn pass(&mut self, from: From) -> Result<()> {
@@ -310,7 +289,7 @@ impl Overlay {
     /// The current entry. Only after [`Overlay::advance`] answered `true`.
     pub fn current(&self) -> Result<LogEntry<'_>> {
         let mut entry = self.at(self.current.ok_or_else(|| Error::bug("an overlay that was not advanced"))?)?;
-        if self.long.is_some() && entry.kind == EntryKind::CommandPart {
+        if self.long_file().is_some() && entry.kind == EntryKind::CommandPart {
             entry.put = entry.put.map(|(meta, _)| (meta, &[][..]));
         }
         Ok(entry)

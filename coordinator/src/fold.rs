@@ -10,22 +10,25 @@ use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
 use tidemark_common::record::REDIS as REDIS_RECORD;
-use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Folded, Gone, Scope, ScratchServer, Sorted, Span};
+use tidemark_common::redis::fold::{
+    CommandLog, Fate, Fold, Folded, Gone, Idle, Naming, Scope, ScratchServer, Sorted, Span,
+};
 use tidemark_common::redis::log::Ordered;
 use tidemark_common::run::Merge;
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp};
-use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::blocks::READ_SPAN;
 use crate::log::{Group, LogParts, Piece};
 use crate::part::{self, Blocks, LongValues};
 use crate::repository::Manifest;
 
+mod reading;
+mod shares;
 mod ties;
 
+use reading::Reading;
 pub use ties::{Tie, ties};
 
 /// Engine of Redis and Valkey, as manifests name it.
@@ -51,6 +54,10 @@ pub struct CommandFold {
     dir: PathBuf,
     /// Whether it is worked off whole.
     whole: bool,
+    /// Shares of the slots at most, and the raw bytes for which one is worth it.
+    most_shares: (usize, u64),
+    /// Servers that work parts off.
+    idle: Arc<Idle>,
     folded: OnceCell<Arc<Folded>>,
 }
 
@@ -89,7 +96,18 @@ impl CommandFold {
         program: Option<String>,
     ) -> Self {
         let (server, dir) = (server(manifest, program), dir.to_owned());
-        Self { manifest: manifest.clone(), log, at, server, dir, whole: true, folded: OnceCell::new() }
+        let (manifest, most_shares) = (manifest.clone(), shares::usual());
+        Self {
+            manifest,
+            log,
+            at,
+            server,
+            dir,
+            whole: true,
+            most_shares,
+            idle: Arc::default(),
+            folded: OnceCell::new(),
+        }
     }
 
     /// Works each part off by itself, however small the log is.
@@ -103,18 +121,15 @@ impl CommandFold {
             return self.whole(cancel).await;
         }
         let scope = scope_of(part);
-        let log = self.ordered(&part.slots, cancel).await?;
-        let fold = self.begin(log, scope).await?;
+        let fold = self.begin(scope, SORT_MEMORY, (false, &self.idle), cancel).await?;
         self.finish(fold, vec![part.clone()], None, cancel).await.map(|(folded, _)| Arc::new(folded))
     }
 
     /// What the log makes of all parts: worked off when it is asked for first.
     pub async fn whole(&self, cancel: &CancellationToken) -> Result<Arc<Folded>> {
         let work = async {
-            let log = self.ordered(&SlotSet::all(), cancel).await?;
-            let fold = self.begin(log, Scope::slots(SlotSet::all())).await?;
-            let parts = if fold.is_empty() { Vec::new() } else { self.parts().await? };
-            self.finish(fold, parts, None, cancel).await.map(|(folded, _)| Arc::new(folded))
+            let shares = self.all(false, cancel).boxed().await?;
+            Ok(Arc::new(Folded::join(shares.into_iter().map(|(folded, _)| folded))))
         };
         self.folded.get_or_try_init(|| work).await.cloned()
     }
@@ -122,12 +137,59 @@ impl CommandFold {
     /// All records that come of the log, with deletes for those of the backup that are gone: what a restore lays over its parts
     /// where they cannot be followed one by one.
     pub async fn records(&self, cancel: &CancellationToken) -> Result<Sorted> {
-        let log = self.ordered(&SlotSet::all(), cancel).await?;
-        let fold = self.begin(log, Scope::slots(SlotSet::all())).await?;
-        let gone = Gone::new(SORT_MEMORY, &self.dir);
-        let (folded, gone) = self.finish(fold, self.parts().await?, Some(gone), cancel).await?;
-        let (gone, dir) = (gone.ok_or_else(|| Error::bug("a fold that forgot what is gone"))?, self.dir.clone());
-        in_thread(move || folded.with_gone(gone, &dir)).await
+        let (shares, dir) = (self.all(true, cancel).boxed().await?, self.dir.clone());
+        let forgot = || Error::bug("a fold that forgot what is gone");
+        in_thread(move || {
+            let with_gone =
+                |(folded, gone): (Folded, Option<Gone>)| folded.with_gone(gone.ok_or_else(forgot)?, &dir);
+            Ok(Sorted::join(shares.into_iter().map(with_gone).collect::<Result<Vec<_>>>()?))
+        })
+        .await
+    }
+
+    /// Works all of the log off, in several shares of the slots at once where that can be done. Says for each what is `gone`, where
+    /// that is asked for.
+    async fn all(&self, gone: bool, cancel: &CancellationToken) -> Result<Vec<(Folded, Option<Gone>)>> {
+        let (parts, shares) = (self.parts().await?, self.shares().await?);
+        match self.at_once((shares, true), &parts, gone, cancel).await {
+            // E.g. a command of many keys that is too long to be taken apart.
+            Err(e) if e.kind() == ErrorKind::Unsupported => {
+                tracing::info!(error = %e.report(), "the log cannot be worked off in shares, or as it stands");
+            }
+            done => return done,
+        }
+        self.at_once((vec![SlotSet::all()], false), &parts, gone, cancel).await
+    }
+
+    async fn at_once(
+        &self,
+        (shares, in_order): (Vec<SlotSet>, bool),
+        parts: &[PartEntry],
+        gone: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<(Folded, Option<Gone>)>> {
+        tracing::debug!(shares = shares.len(), "working the log off");
+        let (budget, cancel) = (SORT_MEMORY / shares.len().max(1), cancel.child_token());
+        // With the first that fails the others end.
+        let _stop = cancel.clone().drop_guard();
+        let work =
+            shares.into_iter().map(|slots| self.share((slots, in_order), parts, gone, budget, &cancel).boxed());
+        futures::future::try_join_all(work).await
+    }
+
+    /// Works the log of some slots off.
+    async fn share(
+        &self,
+        (slots, in_order): (SlotSet, bool),
+        parts: &[PartEntry],
+        gone: bool,
+        budget: usize,
+        cancel: &CancellationToken,
+    ) -> Result<(Folded, Option<Gone>)> {
+        let parts = parts.iter().filter(|part| !part.slots.intersect(&slots).is_empty()).cloned().collect();
+        let fold = self.begin(Scope::slots(slots), budget, (in_order, &Arc::default()), cancel).await?;
+        let gone = gone.then(|| Gone::new(budget, &self.dir));
+        self.finish(fold, parts, gone, cancel).await
     }
 
     async fn parts(&self) -> Result<Vec<PartEntry>> {
@@ -161,7 +223,11 @@ impl CommandFold {
         if !changed.await? {
             return Ok(None);
         }
-        let mut fold = self.begin(log, Scope::functions()).await?;
+        let (server, dir) = (self.server.clone(), self.dir.clone());
+        let begun = in_thread(move || {
+            Fold::begin(&log, Scope::functions(), &server, SORT_MEMORY, &dir).map_err(|e| explain(e, &server))
+        });
+        let mut fold = begun.await?;
         let (libraries, _) = crate::job::restore::libraries(&self.manifest).await?;
         fold.base_functions(libraries);
         in_thread(move || Ok(fold.run()?.functions)).await
@@ -174,31 +240,37 @@ impl CommandFold {
     }
 
     async fn sorted(&self, groups: Vec<Group>, slots: SlotSet, cancel: &CancellationToken) -> Result<Ordered> {
-        let span = Span { after: self.manifest.root().cut, at: self.at, slots };
-        let (repository, log, dir) = (self.manifest.repository().clone(), self.log.clone(), self.dir.clone());
-        let cancel = cancel.clone();
-        in_thread(move || {
-            let mut sorter = CommandLog::new(span, SORT_MEMORY, &dir);
-            for group in groups {
-                sorter.group(group.slots)?;
-                for pieces in log.spans_of(&group.pieces, READ_SPAN) {
-                    stop(&cancel)?;
-                    let sealed = Handle::current().block_on(log.read(&repository, pieces))?;
-                    for (piece, sealed) in pieces.iter().zip(&sealed) {
-                        sorter.push_chunk(&log.open(&repository, *piece, sealed)?)?;
-                    }
-                }
-            }
-            sorter.finish()
-        })
-        .await
+        let (reading, span, dir) = (self.reading(groups, cancel), self.span(slots), self.dir.clone());
+        in_thread(move || reading.into(CommandLog::new(span, SORT_MEMORY, &dir))?.finish()).await
     }
 
-    /// Reads what a log names.
-    async fn begin(&self, log: Ordered, scope: Scope) -> Result<Fold> {
-        let (server, dir) = (self.server.clone(), self.dir.clone());
-        in_thread(move || Fold::begin(&log, scope, &server, SORT_MEMORY, &dir).map_err(|e| explain(e, &server)))
-            .await
+    fn span(&self, slots: SlotSet) -> Span {
+        Span { after: self.manifest.root().cut, at: self.at, slots }
+    }
+
+    fn reading(&self, groups: Vec<Group>, cancel: &CancellationToken) -> Reading {
+        let (repository, log) = (self.manifest.repository().clone(), self.log.clone());
+        Reading { repository, log, groups, in_order: false, cancel: cancel.clone() }
+    }
+
+    /// Reads what the log names; `in_order` takes chunks for sorted where they may be.
+    async fn begin(
+        &self,
+        scope: Scope,
+        budget: usize,
+        (in_order, idle): (bool, &Arc<Idle>),
+        cancel: &CancellationToken,
+    ) -> Result<Fold> {
+        let groups = self.log.groups(&scope.slots, &self.manifest.root().nodes)?;
+        let reading = Reading { in_order, ..self.reading(groups, cancel) };
+        let (server, dir, span) = (self.server.clone(), self.dir.clone(), self.span(scope.slots.clone()));
+        let idle = idle.clone();
+        in_thread(move || {
+            let naming = Naming::new(scope, &server, budget, &dir).with_idle(&idle);
+            let read = reading.into(CommandLog::handing_on(span, budget, &dir, naming));
+            read.and_then(|log| log.finish()?.finish()).map_err(|e| explain(e, &server))
+        })
+        .await
     }
 
     /// Gives a log those records of the base that it needs, of these parts, and works it off; notes those that are `gone`.
@@ -260,6 +332,9 @@ fn walk(
             stop(cancel)?;
         }
         let entry = merge.current();
+        if !fold.scope().slots.contains(entry.slot) {
+            continue;
+        }
         if entry.put.is_none_or(|(meta, _)| meta.first() != Some(&REDIS_RECORD)) {
             return Err(Error::damaged("a backup of Redis holds a record of another store"));
         }

@@ -58,6 +58,8 @@ mod pretend;
 mod replicas;
 #[path = "redis/shapes.rs"]
 mod shapes;
+#[path = "redis/shares.rs"]
+mod shares;
 #[path = "redis/targets.rs"]
 mod targets;
 #[path = "redis/tls.rs"]

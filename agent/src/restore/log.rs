@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use quinn::Connection;
 use tidemark_common::overlay::{LogSorter, Overlaid, Overlay, Wanted};
-use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Scope, ScratchServer, Span};
+use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Idle, Naming, Scope, ScratchServer, Span};
+use tidemark_common::redis::log::Joined;
 use tidemark_common::run::{Entry, LongValue};
 use tidemark_common::seal::Sealer;
 use tidemark_common::segment::open_chunk;
@@ -46,7 +47,7 @@ enum Part {
 /// Sorts what comes: commands, if it comes in groups.
 enum Sorter {
     Records(LogSorter),
-    Commands(CommandLog),
+    Commands(Box<CommandLog<Joined<Naming>>>),
 }
 
 /// Where and how a log is sorted.
@@ -55,6 +56,7 @@ struct Place {
     budget: usize,
     dir: PathBuf,
     scratch: Option<ScratchServer>,
+    idle: Arc<Idle>,
 }
 
 impl Place {
@@ -67,8 +69,12 @@ impl Place {
             if self.scratch.is_none() {
                 return Err(Error::unsupported("a log of commands does not lead to a state of this kind of store"));
             }
-            let Wanted { after, at, slots, .. } = self.wanted.clone();
-            *sorter = Sorter::Commands(CommandLog::new(Span { after, at, slots }, self.budget, &self.dir));
+            let Wanted { after, at, slots, lower, upper } = self.wanted.clone();
+            let scope = Scope { lower, upper, ..Scope::slots(slots.clone()) };
+            let naming = Naming::new(scope, &self.scratch.clone().unwrap_or_default(), self.budget, &self.dir);
+            let naming = naming.with_idle(&self.idle);
+            let log = CommandLog::handing_on(Span { after, at, slots }, self.budget, &self.dir, naming);
+            *sorter = Sorter::Commands(Box::new(log));
         }
         match sorter {
             // Commands of nodes that own only some of the part's slots, and empty their databases, do not come here.
@@ -77,15 +83,11 @@ impl Place {
         }
     }
 
-    fn finish(&self, sorter: Sorter) -> Result<PartLog> {
-        let log = match sorter {
-            Sorter::Records(sorter) => return Ok(PartLog::Records(sorter.finish()?)),
-            Sorter::Commands(log) => log.finish()?,
-        };
-        let Wanted { slots, lower, upper, .. } = self.wanted.clone();
-        let scope = Scope { lower, upper, ..Scope::slots(slots) };
-        let server = self.scratch.clone().unwrap_or_default();
-        Ok(PartLog::Commands(Box::new(Fold::begin(&log, scope, &server, self.budget, &self.dir)?)))
+    fn finish(sorter: Sorter) -> Result<PartLog> {
+        Ok(match sorter {
+            Sorter::Records(sorter) => PartLog::Records(sorter.finish()?),
+            Sorter::Commands(log) => PartLog::Commands(Box::new(log.finish()?.finish()?)),
+        })
     }
 }
 
@@ -101,7 +103,7 @@ pub(super) async fn fetch(
     writer.finish()?;
     let (send, mut receive) = mpsc::channel::<Part>(CHUNKS_AHEAD);
     let (budget, dir) = (SORT_MEMORY / job.concurrency.max(1), job.agent.config.state_dir.clone());
-    let place = Place { wanted, budget, dir, scratch: job.agent.engine.scratch_server() };
+    let place = Place { wanted, budget, dir, scratch: job.agent.engine.scratch_server(), idle: job.idle.clone() };
     let counters = job.counters.clone();
     let sort = blocking(move || {
         let mut sorter = place.sorter();
@@ -121,7 +123,7 @@ pub(super) async fn fetch(
             }
             let _ = counters.bytes.fetch_add(raw.len() as u64, Ordering::Relaxed);
         }
-        place.finish(sorter)
+        Place::finish(sorter)
     });
     let pump = async move {
         while let Some(header) = reader.read_header().await? {
@@ -152,16 +154,15 @@ pub(super) async fn fetch(
 /// A log that is laid over the records of a part.
 pub(super) enum Over {
     Records(Overlaid),
-    Commands { fold: Box<Fold>, budget: usize, dir: PathBuf },
+    Commands(Box<Fold>),
 }
 
 impl Over {
     /// Over nothing yet.
-    pub(super) fn new(job: &LoadJob, log: PartLog) -> Result<Self> {
-        let (budget, dir) = (SORT_MEMORY / job.concurrency.max(1), job.agent.config.state_dir.clone());
+    pub(super) fn new(log: PartLog) -> Result<Self> {
         match log {
             PartLog::Records(overlay) => Ok(Self::Records(Overlaid::new(overlay)?)),
-            PartLog::Commands(fold) => Ok(Self::Commands { fold, budget, dir }),
+            PartLog::Commands(fold) => Ok(Self::Commands(fold)),
         }
     }
 
@@ -174,7 +175,7 @@ impl Over {
     ) -> Result<bool> {
         match self {
             Self::Records(over) => over.before(entry, |newer, long| feed.give_any(&newer, long)),
-            Self::Commands { fold, .. } => match fold.fate(entry.slot, entry.key)? {
+            Self::Commands(fold) => match fold.fate(entry.slot, entry.key)? {
                 Fate::Stays => Ok(false),
                 Fate::Void => Ok(true),
                 Fate::Needed => fold.base(&entry, long).map(|()| true),
@@ -186,8 +187,8 @@ impl Over {
     pub(super) fn rest(self, feed: &mut Feed<'_>, slots: &SlotSet) -> Result<()> {
         match self {
             Self::Records(mut over) => over.rest(|newer, long| feed.give_any(&newer, long)),
-            Self::Commands { fold, budget, dir } => {
-                let overlay = fold.run()?.overlay(&Scope::slots(slots.clone()), budget, &dir)?;
+            Self::Commands(fold) => {
+                let overlay = fold.run()?.overlay(&Scope::slots(slots.clone()))?;
                 Overlaid::new(overlay)?.rest(|newer, long| feed.give_any(&newer, long))
             }
         }

@@ -17,15 +17,15 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tempfile::TempDir;
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
 use super::folded::Sink;
 use super::keys::Commands;
-use super::log::Ordered;
-use super::scratch::Scratch;
+use super::log::{Ordered, Takes};
+use super::scratch::{FEW_DATABASES, MOST_DATABASES, Scratch};
 use crate::rdb::{self, RdbWriter, RecordHead, ValueOf, convert};
 use crate::record::{RedisMeta, split_redis_key};
 use crate::run::{Entry, LongValue};
@@ -33,6 +33,11 @@ use crate::run::{Entry, LongValue};
 pub use super::folded::{Folded, Gone, Sorted};
 pub use super::log::{CommandLog, Span};
 pub use super::named::{Fate, Named, Scope};
+pub use idle::Idle;
+pub use naming::Naming;
+
+mod idle;
+mod naming;
 
 /// Buffer of each temporary file, in bytes.
 const FILE_BUFFER: usize = 256 << 10;
@@ -60,15 +65,16 @@ impl ScratchServer {
     /// What the server knows: asked once in a process.
     fn kind(&self, dir: &Path) -> Result<Kind> {
         static KNOWN: OnceLock<Mutex<HashMap<ScratchServer, Kind>>> = OnceLock::new();
-        let known = KNOWN.get_or_init(Mutex::default);
-        if let Some(kind) = known.lock().expect("servers").get(self) {
+        // Held while it is asked: who comes meanwhile waits for that answer.
+        let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kind) = known.get(self) {
             return Ok(kind.clone());
         }
         let folder = folder(dir)?;
-        let mut scratch = Scratch::start(&self.program, self.valkey, folder.path())?;
+        let mut scratch = Scratch::start(&self.program, self.valkey, folder.path(), FEW_DATABASES)?;
         let _link = scratch.accept()?;
         let kind = Kind { commands: Arc::new(scratch.commands()?), version: scratch.rdb_version()? };
-        let _ = known.lock().expect("servers").insert(self.clone(), kind.clone());
+        let _ = known.insert(self.clone(), kind.clone());
         Ok(kind)
     }
 
@@ -91,10 +97,13 @@ pub struct Fold {
     scope: Scope,
     server: ScratchServer,
     version: u16,
+    /// The highest database of a record of the base.
+    highest: u64,
     base: Option<RdbWriter<BufWriter<File>>>,
     budget: usize,
     dir: PathBuf,
     functions: Vec<Vec<u8>>,
+    idle: Arc<Idle>,
 }
 
 impl Fold {
@@ -102,13 +111,11 @@ impl Fold {
     /// `Unsupported` names a command that cannot be followed with the keys of `scope` alone, or whose keys are not known;
     /// `Config` says what to install where there is no server.
     pub fn begin(log: &Ordered, scope: Scope, server: &ScratchServer, budget: usize, dir: &Path) -> Result<Self> {
-        let (commands, version) = match log.is_empty() {
-            true => (Arc::default(), 0),
-            false => server.kind(dir).map(|kind| (kind.commands, kind.version))?,
-        };
-        let named = Named::read(log, &scope, &commands, dir)?;
-        let (server, dir) = (server.clone(), dir.to_owned());
-        Ok(Self { named, scope, server, version, base: None, budget, dir, functions: Vec::new() })
+        let (mut naming, mut reader) = (Naming::new(scope, server, budget, dir), log.commands(dir));
+        while let Some(command) = reader.next()? {
+            naming.take(&command)?;
+        }
+        naming.finish()
     }
 
     /// What becomes of a record of the base, whose key counts.
@@ -119,6 +126,11 @@ impl Fold {
     /// The keys of records that the log names, unless it touches others as well.
     pub fn keys(&self) -> Option<impl Iterator<Item = &[u8]>> {
         self.named.keys()
+    }
+
+    /// The keys that count.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     /// Whether the log does nothing to the keys that count.
@@ -166,6 +178,7 @@ impl Fold {
             lru_idle_seconds: meta.idle_seconds,
             lfu_freq: meta.frequency,
         };
+        self.highest = self.highest.max(db);
         let writer = self.writer()?;
         writer.begin(&head)?;
         match (long, target == meta.type_byte) {
@@ -179,15 +192,20 @@ impl Fold {
 
     /// Works the log off. The base is whole by now.
     pub fn run(mut self) -> Result<Folded> {
-        let Some(commands) = self.named.commands.take() else { return Ok(Folded::nothing(self.named)) };
+        let Some(commands) = self.named.commands.take() else {
+            return Ok(Folded::nothing(self.named, self.scope.slots));
+        };
         let _ = self.writer()?;
         let (file, _) = self.base.take().ok_or_else(|| Error::bug("no file for the base"))?.finish()?;
         let base = file.into_inner().map_err(std::io::IntoInnerError::into_error);
         let base = Arc::new(base.or_kind(ErrorKind::Full, "writing the base to a temporary file")?);
         let len = base.metadata().or_kind(ErrorKind::Retry, "the file of the base")?.len();
         let base = LongValue::new(base, 0, len);
-        let folder = folder(&self.dir)?;
-        let mut scratch = Scratch::start(&self.server.program, self.server.valkey, folder.path())?;
+        // A database that the server does not have is not chosen, and what is meant for it changes another.
+        let few = self.named.highest().max(self.highest) < u64::from(FEW_DATABASES);
+        let databases = if few { FEW_DATABASES } else { MOST_DATABASES };
+        let mut started = self.idle.take(&self.server, databases, &self.dir)?;
+        let scratch = &mut started.scratch;
         let link = scratch.accept()?;
         // Opened by this name it is read from its beginning, whoever has read it before.
         let log = format!("/proc/self/fd/{}", commands.file().as_raw_fd());
@@ -199,6 +217,7 @@ impl Fold {
         let file = File::open(&dump).or_kind(ErrorKind::Bug, format_args!("{}", dump.display()))?;
         let mut sink = Sink::new(self.scope, self.budget, &self.dir);
         let _ = rdb::read(&mut &file, &mut sink).map_err(|e| e.context("the dump of the scratch server"))?;
+        self.idle.give(started, self.version);
         let folded = sink.finish(self.named)?;
         tracing::debug!(records = folded.records, "a log of commands was worked off");
         Ok(folded)

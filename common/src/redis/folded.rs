@@ -1,7 +1,8 @@
-//! What a scratch server held in the end, sorted: given out part by part, as often as it is asked for.
+//! What scratch servers held in the end, sorted: given out part by part, as often as it is asked for.
 
+use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,10 +11,9 @@ use tidemark_proto::stored::log::LogEntry;
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::ResultExt, slot_of};
 
 use super::named::{Fate, Named, Scope};
-use crate::overlay::{LogSorter, Overlay, Wanted, long_entry};
+use crate::overlay::{LogSorter, Overlay, Stretches, Wanted, long_entry};
 use crate::rdb::{RdbSink, RecordHead, ValueSummary};
 use crate::record::{RedisMeta, redis_key};
-use crate::run::LongValue;
 
 /// Values over this many bytes stay in a file.
 const LONG: usize = 1 << 20;
@@ -86,22 +86,23 @@ impl Sink {
     pub(super) fn finish(self, named: Named) -> Result<Folded> {
         let long = self.long.map(|out| full(out.into_inner().map_err(std::io::IntoInnerError::into_error)));
         let long = long.transpose()?.map(Arc::new);
-        let sorted = Sorted::of(self.sorter.finish()?, long, &self.dir)?;
+        let sorted = Run::of(self.sorter.finish()?, long, &self.dir)?;
         let (functions, records) = (named.functions.then_some(self.functions), self.records);
-        Ok(Folded { named, sorted: Some(sorted), functions, records })
+        let share = Share { slots: self.scope.slots, named };
+        Ok(Folded { shares: vec![share], sorted: Sorted { runs: vec![sorted] }, functions, records })
     }
 }
 
-/// Records in a file, by slot and key: given out as often as they are asked for.
+/// Records in a file, by slot and key.
 #[derive(Debug)]
-pub struct Sorted {
+struct Run {
     file: Arc<File>,
     /// Where the records of each slot begin in the file, and its end.
     places: Vec<u64>,
     long: Option<Arc<File>>,
 }
 
-impl Sorted {
+impl Run {
     /// Writes down what an overlay gives, whose long values lie in `long`.
     fn of(mut overlay: Overlay, long: Option<Arc<File>>, dir: &Path) -> Result<Self> {
         let mut out = BufWriter::with_capacity(FILE_BUFFER, temporary(dir)?);
@@ -124,32 +125,32 @@ impl Sorted {
         Ok(Self { file, places, long })
     }
 
-    /// Hands on the entries of `slots`, each as it is encoded.
-    fn each(&self, slots: &SlotSet, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let mut bytes = Vec::new();
-        for &(first, last) in slots.ranges() {
-            let (from, to) = (self.places[usize::from(first)], self.places[usize::from(last) + 1]);
-            let stretch = LongValue::new(self.file.clone(), from, to - from);
-            let mut reader = BufReader::with_capacity(FILE_BUFFER, stretch.reader());
-            let (mut left, read) = (to - from, "reading back records");
-            while left > 0 {
-                let mut len = [0; 4];
-                reader.read_exact(&mut len).or_kind(ErrorKind::Retry, read)?;
-                bytes.resize(u32::from_le_bytes(len) as usize, 0);
-                reader.read_exact(&mut bytes).or_kind(ErrorKind::Retry, read)?;
-                left -= 4 + bytes.len() as u64;
-                take(&bytes)?;
-            }
-        }
-        Ok(())
+    /// Where the records of `slots` lie, if there are any.
+    fn stretches(&self, slots: &SlotSet) -> Option<Stretches> {
+        let range =
+            |&(first, last): &(u16, u16)| (self.places[usize::from(first)], self.places[usize::from(last) + 1]);
+        let ranges: VecDeque<_> = slots.ranges().iter().map(range).filter(|(from, to)| from < to).collect();
+        let (file, long) = (self.file.clone(), self.long.clone());
+        (!ranges.is_empty()).then_some(Stretches { file, ranges, long })
+    }
+}
+
+/// Records in files, each by slot and key: given out as often as they are asked for.
+#[derive(Debug, Default)]
+pub struct Sorted {
+    runs: Vec<Run>,
+}
+
+impl Sorted {
+    /// All that these hold.
+    pub fn join(all: impl IntoIterator<Item = Self>) -> Self {
+        Self { runs: all.into_iter().flat_map(|sorted| sorted.runs).collect() }
     }
 
-    /// The records of `scope`, ascending by (slot, key); of about `budget` bytes in memory. Deletes are among them where they were
-    /// asked for.
-    pub fn overlay(&self, scope: &Scope, budget: usize, dir: &Path) -> Result<Overlay> {
-        let mut sorter = LogSorter::new(everything(scope.slots.clone(), Some(scope)), budget, dir);
-        self.each(&scope.slots, |entry| sorter.push_chunk(entry))?;
-        Ok(sorter.finish()?.with_long(self.long.clone()))
+    /// The records of `scope`, ascending by (slot, key). Deletes are among them where they were asked for.
+    pub fn overlay(&self, scope: &Scope) -> Result<Overlay> {
+        let files = self.runs.iter().filter_map(|run| run.stretches(&scope.slots)).collect();
+        Overlay::of_files(files, Some(everything(scope.slots.clone(), Some(scope))))
     }
 }
 
@@ -230,11 +231,19 @@ impl RdbSink for Sink {
     }
 }
 
+/// What is known of the keys of some slots.
+#[derive(Debug)]
+struct Share {
+    slots: SlotSet,
+    named: Named,
+}
+
 /// What a log makes of a base.
 #[derive(Debug)]
 pub struct Folded {
-    named: Named,
-    sorted: Option<Sorted>,
+    /// No two of the same slots.
+    shares: Vec<Share>,
+    sorted: Sorted,
     /// The libraries of functions, where they were asked for and the log changed them.
     pub functions: Option<Vec<Vec<u8>>>,
     /// Records that come of the log.
@@ -242,36 +251,47 @@ pub struct Folded {
 }
 
 impl Folded {
-    /// Of a log that leaves nothing behind.
-    pub(super) fn nothing(named: Named) -> Self {
-        Self { named, sorted: None, functions: None, records: 0 }
+    /// Of a log that leaves nothing behind in the keys of `slots`.
+    pub(super) fn nothing(named: Named, slots: SlotSet) -> Self {
+        let shares = vec![Share { slots, named }];
+        Self { shares, sorted: Sorted::default(), functions: None, records: 0 }
+    }
+
+    /// What a log makes of all slots, of what it makes of some of them each; no slot may be in two.
+    pub fn join(all: impl IntoIterator<Item = Self>) -> Self {
+        let mut joined = Self { shares: Vec::new(), sorted: Sorted::default(), functions: None, records: 0 };
+        for folded in all {
+            joined.shares.extend(folded.shares);
+            joined.sorted.runs.extend(folded.sorted.runs);
+            joined.functions = joined.functions.or(folded.functions);
+            joined.records += folded.records;
+        }
+        joined
+    }
+
+    fn named(&self, slot: u16) -> Option<&Named> {
+        self.shares.iter().find(|share| share.slots.contains(slot)).map(|share| &share.named)
     }
 
     /// Whether a record of the base still counts. Of all others [`Self::overlay`] says what there is instead.
     pub fn keeps(&self, slot: u16, key: &[u8]) -> Result<bool> {
-        Ok(self.named.fate(slot, key)? == Fate::Stays)
+        self.named(slot).map_or(Ok(true), |named| Ok(named.fate(slot, key)? == Fate::Stays))
     }
 
     /// When a key was last named by the log; `None` where it was not.
-    pub fn written(&self, key: &[u8]) -> Option<Timestamp> {
-        self.named.written(key)
+    pub fn written(&self, slot: u16, key: &[u8]) -> Option<Timestamp> {
+        self.named(slot)?.written(key)
     }
 
-    /// The records of `scope` that come of the log, ascending by (slot, key); of about `budget` bytes in memory.
-    pub fn overlay(&self, scope: &Scope, budget: usize, dir: &Path) -> Result<Overlay> {
-        self.sorted.as_ref().map_or_else(|| Ok(Overlay::empty()), |sorted| sorted.overlay(scope, budget, dir))
+    /// The records of `scope` that come of the log, ascending by (slot, key).
+    pub fn overlay(&self, scope: &Scope) -> Result<Overlay> {
+        self.sorted.overlay(scope)
     }
 
     /// The records that come of the log, and deletes for those keys of the base that are gone.
     pub fn with_gone(self, gone: Gone, dir: &Path) -> Result<Sorted> {
-        let mut sorter = gone.sorter;
-        let long = match &self.sorted {
-            Some(sorted) => {
-                sorted.each(&SlotSet::all(), |entry| sorter.push_chunk(entry))?;
-                sorted.long.clone()
-            }
-            None => None,
-        };
-        Sorted::of(sorter.finish()?, long, dir)
+        let mut sorted = self.sorted;
+        sorted.runs.push(Run::of(gone.sorter.finish()?, None, dir)?);
+        Ok(sorted)
     }
 }

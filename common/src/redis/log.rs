@@ -1,27 +1,30 @@
 //! A log of commands put in order: its chunks come in groups, each of one node and one stretch of time.
 //!
-//! A group is sorted in bounded memory; what does not fit goes to files without a name. In order it lies in one such file, which is
-//! read as often as it is needed. Of a command that is long only a piece is in memory.
+//! A group is sorted in bounded memory; what does not fit goes to files without a name. In order its commands go to who takes them, or
+//! lie in one such file, which is read as often as it is needed. Of a command that is long only a piece is in memory.
+//!
+//! Only commands of one slot must be in order, and those of several slots with all: a group without these is not sorted.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use tidemark_proto::stored::log::{ALL_SLOTS, EntryKind, LogEntry, database, take_entry};
+use tidemark_proto::slot::SLOT_COUNT;
+use tidemark_proto::stored::log::{ALL_SLOTS, EntryKind, LogEntry, take_entry};
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::ResultExt};
 
-use super::resp::read_command;
-use crate::run::{LONG_PIECE, LongReader, LongValue, Spool};
+mod command;
+mod ordered;
+
+pub use command::{Command, Entries, Joined, Request, Takes};
+pub use ordered::{CommandReader, Ordered, ToFile};
 
 /// What an entry costs in memory beside its bytes.
 const OVERHEAD: usize = 24;
 /// Buffer of each temporary file, in bytes.
 const FILE_BUFFER: usize = 256 << 10;
-/// Commands up to this many bytes are held in memory whole; longer ones wait in a file.
-const MOST_HELD: usize = 16 << 20;
 
 /// Which commands count.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +54,7 @@ struct Place {
 
 /// Takes chunks and puts their commands in order.
 #[derive(Debug)]
-pub struct CommandLog {
+pub struct CommandLog<O = ToFile> {
     span: Span,
     budget: usize,
     dir: PathBuf,
@@ -60,10 +63,10 @@ pub struct CommandLog {
     places: Vec<Place>,
     /// Sorted stretches of the group at hand, each later than the one before.
     spilled: Vec<File>,
-    out: Option<BufWriter<File>>,
-    written: u64,
+    /// The newest entry of each slot, of a group that is not sorted.
+    newest: Option<Vec<Timestamp>>,
     owners: Vec<SlotSet>,
-    entries: u64,
+    out: O,
 }
 
 fn temporary(dir: &Path) -> Result<File> {
@@ -75,8 +78,33 @@ fn full<T>(done: std::io::Result<T>) -> Result<T> {
 }
 
 impl CommandLog {
-    /// Takes about `budget` bytes of memory (at most 1 GiB); files without a name lie in `dir`.
+    /// Puts commands in order to be read. Takes about `budget` bytes of memory (at most 1 GiB); files without a name lie in `dir`.
     pub fn new(span: Span, budget: usize, dir: &Path) -> Self {
+        Self::of(span, budget, dir, ToFile::new(dir))
+    }
+
+    /// There are no more chunks.
+    pub fn finish(mut self) -> Result<Ordered> {
+        self.end_group()?;
+        self.out.finish(self.owners)
+    }
+}
+
+impl<T: Takes> CommandLog<Joined<T>> {
+    /// Puts commands in order and hands each on.
+    pub fn handing_on(span: Span, budget: usize, dir: &Path, takes: T) -> Self {
+        Self::of(span, budget, dir, Joined::new(dir, takes))
+    }
+
+    /// There are no more chunks: who took the commands.
+    pub fn finish(mut self) -> Result<T> {
+        self.end_group()?;
+        self.out.finish()
+    }
+}
+
+impl<O: Entries> CommandLog<O> {
+    fn of(span: Span, budget: usize, dir: &Path, out: O) -> Self {
         Self {
             span,
             budget: budget.min(1 << 30),
@@ -84,10 +112,9 @@ impl CommandLog {
             arena: Vec::new(),
             places: Vec::new(),
             spilled: Vec::new(),
-            out: None,
-            written: 0,
+            newest: None,
             owners: Vec::new(),
-            entries: 0,
+            out,
         }
     }
 
@@ -95,6 +122,15 @@ impl CommandLog {
     pub fn group(&mut self, owner: SlotSet) -> Result<()> {
         self.end_group()?;
         self.owners.push(owner);
+        self.newest = None;
+        Ok(())
+    }
+
+    /// The same for a group without commands of several slots, whose chunks come region by region, each region's in order: it is
+    /// not sorted. One that is not so is `Unsupported`.
+    pub fn group_in_order(&mut self, owner: SlotSet) -> Result<()> {
+        self.group(owner)?;
+        self.newest = Some(vec![Timestamp::ZERO; usize::from(SLOT_COUNT)]);
         Ok(())
     }
 
@@ -110,9 +146,25 @@ impl CommandLog {
             if entry.kind == EntryKind::Record {
                 return Err(Error::damaged("a log of commands holds a record"));
             }
-            if self.span.takes(&entry) {
-                self.push(&before[..before.len() - rest.len()], entry.at)?;
+            if !self.span.takes(&entry) {
+                continue;
             }
+            let bytes = &before[..before.len() - rest.len()];
+            let Some(newest) = &mut self.newest else {
+                self.push(bytes, entry.at)?;
+                continue;
+            };
+            match newest.get_mut(usize::from(entry.slot)) {
+                Some(newest) if *newest <= entry.at => *newest = entry.at,
+                _ => {
+                    return Err(Error::unsupported(format!(
+                        "the log at {} is not in the order of its slots",
+                        entry.at
+                    )));
+                }
+            }
+            let group = self.owners.len() - 1;
+            self.out.entry((group as u32, &self.owners[group]), &entry, bytes)?;
         }
     }
 
@@ -123,24 +175,12 @@ impl CommandLog {
         }
         self.places.push(Place { at, start: self.arena.len() as u32, len: bytes.len() as u32 });
         self.arena.extend_from_slice(bytes);
-        self.entries += 1;
-        Ok(())
-    }
-
-    /// Writes what is in memory, in order, by `each`. Pieces of one command stay in the order in which they came.
-    fn drain(&mut self, mut each: impl FnMut(Timestamp, &[u8]) -> Result<()>) -> Result<()> {
-        self.places.sort_by_key(|place| place.at);
-        for place in &self.places {
-            each(place.at, &self.arena[place.start as usize..][..place.len as usize])?;
-        }
-        self.places.clear();
-        self.arena.clear();
         Ok(())
     }
 
     fn spill(&mut self) -> Result<()> {
         let mut out = BufWriter::with_capacity(FILE_BUFFER, temporary(&self.dir)?);
-        self.drain(|at, bytes| {
+        drain(&mut self.places, &mut self.arena, |at, bytes| {
             full(out.write_all(&at.0.to_le_bytes()))?;
             full(out.write_all(&(bytes.len() as u32).to_le_bytes()))?;
             full(out.write_all(bytes))
@@ -152,39 +192,37 @@ impl CommandLog {
     }
 
     fn end_group(&mut self) -> Result<()> {
-        let Some(group) = self.owners.len().checked_sub(1).map(|group| group as u32) else { return Ok(()) };
-        if self.places.is_empty() && self.spilled.is_empty() {
-            return Ok(());
-        }
+        let Some(group) = self.owners.len().checked_sub(1) else { return Ok(()) };
         if !self.spilled.is_empty() && !self.places.is_empty() {
             self.spill()?;
         }
-        let mut out = match self.out.take() {
-            Some(out) => out,
-            None => BufWriter::with_capacity(FILE_BUFFER, temporary(&self.dir)?),
+        let owner = (group as u32, &self.owners[group]);
+        let out = &mut self.out;
+        let mut give = |bytes: &[u8]| {
+            let entry = take_entry(&mut &bytes[..])?.ok_or_else(|| Error::bug("an empty entry of a log"))?;
+            out.entry(owner, &entry, bytes)
         };
-        let mut written = self.written;
-        let mut write = |bytes: &[u8]| {
-            written += 8 + bytes.len() as u64;
-            full(out.write_all(&group.to_le_bytes()))?;
-            full(out.write_all(&(bytes.len() as u32).to_le_bytes()))?;
-            full(out.write_all(bytes))
-        };
-        match std::mem::take(&mut self.spilled) {
-            none if none.is_empty() => self.drain(|_, bytes| write(bytes))?,
-            files => merge(files, write)?,
+        if self.spilled.is_empty() {
+            drain(&mut self.places, &mut self.arena, |_, bytes| give(bytes))
+        } else {
+            merge(std::mem::take(&mut self.spilled), give)
         }
-        (self.out, self.written) = (Some(out), written);
-        Ok(())
     }
+}
 
-    /// There are no more chunks.
-    pub fn finish(mut self) -> Result<Ordered> {
-        self.end_group()?;
-        let into = |out: BufWriter<File>| full(out.into_inner().map_err(std::io::IntoInnerError::into_error));
-        let file = self.out.take().map(into).transpose()?;
-        Ok(Ordered { file: file.map(Arc::new), len: self.written, owners: self.owners, entries: self.entries })
+/// Hands on what is in memory, in order. Pieces of one command stay in the order in which they came.
+fn drain(
+    places: &mut Vec<Place>,
+    arena: &mut Vec<u8>,
+    mut each: impl FnMut(Timestamp, &[u8]) -> Result<()>,
+) -> Result<()> {
+    places.sort_by_key(|place| place.at);
+    for place in &*places {
+        each(place.at, &arena[place.start as usize..][..place.len as usize])?;
     }
+    places.clear();
+    arena.clear();
+    Ok(())
 }
 
 /// A sorted stretch, with the time of its next entry.
@@ -230,165 +268,4 @@ fn merge(files: Vec<File>, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result
         heap.extend(stretch.at.map(|at| Reverse((at, i))));
     }
     Ok(())
-}
-
-/// A log of commands in order.
-#[derive(Debug, Clone)]
-pub struct Ordered {
-    file: Option<Arc<File>>,
-    len: u64,
-    owners: Vec<SlotSet>,
-    entries: u64,
-}
-
-impl Ordered {
-    /// Whether there is no command.
-    pub fn is_empty(&self) -> bool {
-        self.entries == 0
-    }
-
-    /// Reads the commands from the first on. What of them is too long for memory waits in `dir`.
-    pub fn commands(&self, dir: &Path) -> CommandReader {
-        let file = self.file.clone().map(|file| LongValue::new(file, 0, self.len));
-        let (at, spool) = (0, Spool::new(dir));
-        CommandReader {
-            file,
-            at,
-            owners: self.owners.clone(),
-            ahead: Vec::new(),
-            ahead_at: 0,
-            entry: Vec::new(),
-            held: Vec::new(),
-            spool,
-        }
-    }
-}
-
-/// Reads commands in order.
-#[derive(Debug)]
-pub struct CommandReader {
-    file: Option<LongValue>,
-    at: u64,
-    owners: Vec<SlotSet>,
-    /// Bytes of the file that were read ahead, and how many of them were taken.
-    ahead: Vec<u8>,
-    ahead_at: usize,
-    entry: Vec<u8>,
-    held: Vec<u8>,
-    spool: Spool,
-}
-
-/// A command.
-#[derive(Debug)]
-pub struct Command<'a> {
-    /// When it was run.
-    pub at: Timestamp,
-    /// The slot of its keys, or [`ALL_SLOTS`].
-    pub slot: u16,
-    /// Slots of its node.
-    pub owner: &'a SlotSet,
-    /// Its database.
-    pub db: u64,
-    /// Its bytes.
-    pub request: Request<'a>,
-}
-
-/// The bytes of a command, a request of the Redis protocol.
-#[derive(Debug)]
-pub enum Request<'a> {
-    /// In memory.
-    Held(&'a [u8]),
-    /// In a file.
-    Long(LongValue),
-}
-
-impl Request<'_> {
-    /// Its words, of each the first `most` bytes.
-    pub fn words(&self, most: u64) -> Result<Vec<Vec<u8>>> {
-        match self {
-            Self::Held(bytes) => read_command(&mut &bytes[..], most),
-            Self::Long(long) => read_command(&mut BufReader::with_capacity(LONG_PIECE, long.reader()), most),
-        }
-    }
-
-    /// Hands its bytes on piece by piece.
-    pub fn pieces(&self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        match self {
-            Self::Held(bytes) => take(bytes),
-            Self::Long(long) => long.pieces(take),
-        }
-    }
-}
-
-impl CommandReader {
-    /// Reads exactly as many bytes as `out` has; `false` at the end of the file.
-    fn take(&mut self, out: &mut [u8]) -> Result<bool> {
-        let Some(file) = &self.file else { return Ok(false) };
-        let mut have = 0;
-        while have < out.len() {
-            if self.ahead_at == self.ahead.len() {
-                self.ahead.resize(FILE_BUFFER, 0);
-                let mut reader: LongReader<'_> = file.reader_at(self.at);
-                let read =
-                    reader.read(&mut self.ahead).or_kind(ErrorKind::Retry, "reading back the log of commands")?;
-                self.ahead.truncate(read);
-                (self.at, self.ahead_at) = (self.at + read as u64, 0);
-                if read == 0 {
-                    return if have == 0 {
-                        Ok(false)
-                    } else {
-                        Err(Error::bug("a file of commands ends inside one"))
-                    };
-                }
-            }
-            let some = (out.len() - have).min(self.ahead.len() - self.ahead_at);
-            out[have..have + some].copy_from_slice(&self.ahead[self.ahead_at..][..some]);
-            (have, self.ahead_at) = (have + some, self.ahead_at + some);
-        }
-        Ok(true)
-    }
-
-    /// The next command, `None` after the last. `Damaged` where a piece of one is missing.
-    #[allow(clippy::should_implement_trait, reason = "what it answers lives until the next call")]
-    pub fn next(&mut self) -> Result<Option<Command<'_>>> {
-        self.held.clear();
-        let (mut first, mut long) = (None, false);
-        loop {
-            let mut head = [0; 8];
-            if !self.take(&mut head)? {
-                return match first {
-                    None => Ok(None),
-                    Some(_) => Err(Error::damaged("a log of commands ends inside a command")),
-                };
-            }
-            let (group, len) = head.split_at(4);
-            let number = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-            let (group, len) = (number(group), number(len));
-            let mut bytes = std::mem::take(&mut self.entry);
-            bytes.resize(len as usize, 0);
-            let _ = self.take(&mut bytes)?;
-            let entry = take_entry(&mut &bytes[..])?.ok_or_else(|| Error::bug("an empty entry of a log"))?;
-            let (meta, value) = entry.put.unwrap_or_default();
-            let this = (group, entry.slot, entry.at, database(meta)?);
-            if *first.get_or_insert(this) != this {
-                return Err(Error::damaged(format!("the end of a command of {} is missing in the log", entry.at)));
-            }
-            if !long && self.held.len() + value.len() > MOST_HELD {
-                self.spool.begin()?;
-                self.spool.add(&self.held)?;
-                long = true;
-            }
-            match long {
-                true => self.spool.add(value)?,
-                false => self.held.extend_from_slice(value),
-            }
-            let whole = entry.kind == EntryKind::Command;
-            self.entry = bytes;
-            if whole {
-                let (group, slot, at, db) = this;
-                let request = if long { Request::Long(self.spool.value()?) } else { Request::Held(&self.held) };
-                return Ok(Some(Command { at, slot, owner: &self.owners[group as usize], db, request }));
-            }
-        }
-    }
 }

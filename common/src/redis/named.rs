@@ -5,20 +5,22 @@
 //! void, and is not looked at any more.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use tidemark_proto::stored::run::sort_key;
-use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::ResultExt, slot_of};
+use tidemark_proto::stored::log::ALL_SLOTS;
+use tidemark_proto::{Error, Result, SlotSet, Timestamp, slot_of};
 
 use super::about::{name_of, slot_of_key, words_of_each_key};
 use super::keys::Commands;
 use super::log::{Command, Ordered, Request};
-use super::resp::put_request;
-use crate::record::split_redis_key;
+use super::resp::first_two;
+use crate::record::{redis_key, split_redis_key};
 use crate::run::LongValue;
+
+mod out;
+
+pub(super) use out::Out;
 
 pub use super::about::{About, about, ties_keys};
 
@@ -28,8 +30,8 @@ const MOST_OF_WORD: u64 = 1 << 20;
 const DELETED_AT_ONCE: usize = 512;
 /// Longest command that is taken apart, in bytes: those that name keys of other parts as well.
 const MOST_TAKEN_APART: usize = 64 << 20;
-/// Buffer of the file of commands, in bytes.
-const FILE_BUFFER: usize = 256 << 10;
+/// Commands that may choose databases by themselves.
+const SCRIPTS: [&str; 3] = ["EVAL", "EVALSHA", "FCALL"];
 
 /// Which keys count.
 #[derive(Debug, Clone)]
@@ -67,8 +69,9 @@ impl Scope {
         if !self.slots.contains(slot) || self.only.as_ref().is_some_and(|only| !only.contains(key)) {
             return false;
         }
-        let sort = || sort_key(slot, key);
-        (self.lower.is_empty() || sort() >= self.lower) && (self.upper.is_empty() || sort() < self.upper)
+        let slot = slot.to_be_bytes();
+        let below = |bound: &[u8]| (&slot[..], key) < bound.split_at_checked(2).unwrap_or((bound, &[]));
+        !below(&self.lower) && (self.upper.is_empty() || below(&self.upper))
     }
 }
 
@@ -95,9 +98,14 @@ struct Key {
 }
 
 /// What a log names, and its commands.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Named {
-    keys: HashMap<Vec<u8>, Key>,
+    /// Users choose the keys: the hash is seeded at random.
+    keys: HashMap<Vec<u8>, Key, foldhash::fast::RandomState>,
+    /// The key at hand.
+    key: Vec<u8>,
+    /// The highest database of them; of all, where that is not known.
+    highest: u64,
     /// Slots that were emptied, by database; `None` for all databases.
     emptied: HashMap<Option<u64>, SlotSet>,
     /// From some command on all keys are followed.
@@ -110,74 +118,64 @@ pub struct Named {
     pub functions: bool,
 }
 
-/// Writes the commands.
-struct Out {
-    file: BufWriter<File>,
-    len: u64,
-    db: Option<u64>,
-    made: Vec<u8>,
-}
-
-impl Out {
-    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        self.len += bytes.len() as u64;
-        self.file.write_all(bytes).or_kind(ErrorKind::Full, "writing the commands to a temporary file")
+impl Named {
+    /// The next command of a log, in order. One on keys that do not count is left out; `Unsupported` names one that ties keys that count
+    /// to others, and one whose keys are not known. In memory are the keys that are named; what counts goes to `out`.
+    pub(super) fn take(
+        &mut self,
+        command: &Command<'_>,
+        scope: &Scope,
+        commands: &Commands,
+        out: &mut Out,
+    ) -> Result<()> {
+        let done = match one_key(command, commands) {
+            Some(_) if scope.functions => return Ok(()),
+            Some((key, request)) => self.take_one(command, scope, (key, request), out),
+            None => self.take_any(command, scope, commands, out),
+        };
+        done.map_err(|e| {
+            let (at, when) = (command.at, command.at.millis());
+            e.context(format_args!("a command of the log at {at} ({when} ms since 1970)"))
+        })
     }
 
-    fn request(&mut self, db: u64, args: &[&[u8]]) -> Result<()> {
-        self.select(db)?;
-        self.made(args)
+    /// There are no more commands.
+    pub(super) fn finish(&mut self, out: Out) -> Result<()> {
+        self.highest = if self.everything { u64::MAX } else { self.highest.max(out.highest) };
+        self.commands = out.finish()?;
+        Ok(())
     }
 
-    fn made(&mut self, args: &[&[u8]]) -> Result<()> {
-        let mut made = std::mem::take(&mut self.made);
-        made.clear();
-        put_request(&mut made, args);
-        let done = self.bytes(&made);
-        self.made = made;
-        done
+    /// The highest database that it knows of: of a command, and of every key that one names. [`u64::MAX`] where more may be touched.
+    pub(super) fn highest(&self) -> u64 {
+        self.highest
     }
 
-    fn select(&mut self, db: u64) -> Result<()> {
-        if self.db == Some(db) {
+    /// A command on one key, which is what most commands are, and there are very many.
+    fn take_one(
+        &mut self,
+        command: &Command<'_>,
+        scope: &Scope,
+        (key, request): (&[u8], &[u8]),
+        out: &mut Out,
+    ) -> Result<()> {
+        let slot = if command.slot == ALL_SLOTS { slot_of(key) } else { command.slot };
+        redis_key(command.db, key, &mut self.key);
+        if !scope.takes(slot, &self.key) {
             return Ok(());
         }
-        self.db = Some(db);
-        self.made(&[b"SELECT", db.to_string().as_bytes()])
-    }
-}
-
-impl Named {
-    /// Reads a log in order. Commands on keys that do not count are left out; `Unsupported` names one that ties keys that count to
-    /// others, and one whose keys are not known. In memory are the keys that are named. Files without a name lie in `dir`.
-    pub fn read(log: &Ordered, scope: &Scope, commands: &Commands, dir: &Path) -> Result<Self> {
-        let told = || format!("a temporary file in {}", dir.display());
-        let file = tempfile::tempfile_in(dir).or_kind(ErrorKind::Full, told())?;
-        let mut out = Out { file: BufWriter::with_capacity(FILE_BUFFER, file), len: 0, db: None, made: Vec::new() };
-        let mut named = Self {
-            keys: HashMap::new(),
-            emptied: HashMap::new(),
-            everything: false,
-            commands: None,
-            count: 0,
-            functions: false,
-        };
-        let mut reader = log.commands(dir);
-        while let Some(command) = reader.next()? {
-            let at = command.at;
-            named.take(&command, scope, commands, &mut out).map_err(|e| {
-                let when = at.millis();
-                e.context(format_args!("a command of the log at {at} ({when} ms since 1970)"))
-            })?;
+        out.select(command.db)?;
+        out.bytes(request)?;
+        self.count += 1;
+        if let Some(known) = self.keys.get_mut(&self.key) {
+            (known.alive, known.at) = (true, command.at);
+            return Ok(());
         }
-        let len = out.len;
-        let file = out.file.into_inner().map_err(std::io::IntoInnerError::into_error);
-        let file = file.or_kind(ErrorKind::Full, told())?;
-        named.commands = (len > 0).then(|| LongValue::new(Arc::new(file), 0, len));
-        Ok(named)
+        let key = self.key.clone();
+        self.add(key, slot, command.at)
     }
 
-    fn take(&mut self, command: &Command<'_>, scope: &Scope, commands: &Commands, out: &mut Out) -> Result<()> {
+    fn take_any(&mut self, command: &Command<'_>, scope: &Scope, commands: &Commands, out: &mut Out) -> Result<()> {
         let words = command.request.words(MOST_OF_WORD)?;
         match about(commands, command.db, &words)? {
             About::Functions if scope.functions => {
@@ -199,6 +197,9 @@ impl Named {
                 self.pass(command, out)?;
             }
             About::Keys(keys) => {
+                if SCRIPTS.contains(&name_of(&words).as_str()) {
+                    self.highest = u64::MAX;
+                }
                 let mut inside = Vec::with_capacity(keys.len());
                 for key in &keys {
                     inside.push(scope.takes(slot_of_key(key)?, key));
@@ -227,7 +228,14 @@ impl Named {
             (known.alive, known.at) = (true, at);
             return Ok(());
         }
-        let based = !self.is_emptied(slot_of_key(&key)?, &key)?;
+        let slot = slot_of_key(&key)?;
+        self.add(key, slot, at)
+    }
+
+    /// A key that was not named before.
+    fn add(&mut self, key: Vec<u8>, slot: u16, at: Timestamp) -> Result<()> {
+        let based = !self.is_emptied(slot, &key)?;
+        self.highest = self.highest.max(split_redis_key(&key)?.0);
         let _ = self.keys.insert(key, Key { based, alive: true, at });
         Ok(())
     }
@@ -296,6 +304,13 @@ impl Named {
         let all = !self.everything && self.emptied.is_empty();
         all.then(|| self.keys.keys().map(Vec::as_slice))
     }
+}
+
+/// The key of a command that touches one key and nothing else, and the command's bytes.
+fn one_key<'a>(command: &'a Command<'_>, commands: &Commands) -> Option<(&'a [u8], &'a [u8])> {
+    let Request::Held(request) = &command.request else { return None };
+    let (name, key) = first_two(request).filter(|(_, key)| key.len() as u64 <= MOST_OF_WORD)?;
+    commands.one_key(&[name, key]).map(|key| (key, *request))
 }
 
 fn tied(words: &[Vec<u8>]) -> Error {

@@ -195,6 +195,32 @@ pub fn read_command(reader: &mut impl BufRead, most: u64) -> Result<Vec<Vec<u8>>
     Ok(words)
 }
 
+/// The first two words of a command in memory; `None` where it has fewer, or is none.
+pub fn first_two(request: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (count, rest) = length(request, b'*')?;
+    let (len, rest) = length(rest, b'$').filter(|_| count >= 2)?;
+    let (first, rest) = rest.split_at_checked(len)?;
+    let (len, rest) = length(rest.strip_prefix(b"\r\n")?, b'$')?;
+    let (second, rest) = rest.split_at_checked(len)?;
+    rest.starts_with(b"\r\n").then_some((first, second))
+}
+
+/// The number behind `mark` at the beginning, and what follows its line.
+fn length(bytes: &[u8], mark: u8) -> Option<(usize, &[u8])> {
+    let mut rest = bytes.strip_prefix(&[mark])?;
+    let mut number = 0usize;
+    loop {
+        match rest.split_first()? {
+            (digit @ b'0'..=b'9', after) => {
+                number = number.checked_mul(10)?.checked_add(usize::from(digit - b'0'))?;
+                rest = after;
+            }
+            (b'\r', after) => return Some((number, after.strip_prefix(b"\n")?)),
+            _ => return None,
+        }
+    }
+}
+
 /// Reads one reply.
 pub fn read_reply(reader: &mut impl BufRead) -> Result<Reply> {
     let mut line = Vec::new();
@@ -267,6 +293,25 @@ mod tests {
         assert_eq!(read_command(&mut stream, 4).unwrap(), [b"PING".to_vec()]);
         assert!(read_command(&mut stream, 4).is_err());
         assert!(read_command(&mut &b"+OK\r\n"[..], 4).is_err());
+    }
+
+    #[test]
+    fn the_first_words_of_a_command() {
+        let two = |bytes: &'static str| first_two(bytes.as_bytes());
+        assert_eq!(two("*3\r\n$3\r\nSET\r\n$2\r\n\r\n\r\n$1\r\nx\r\n"), Some((&b"SET"[..], &b"\r\n"[..])));
+        assert_eq!(two("*2\r\n$0\r\n\r\n$1\r\nx\r\n"), Some((&b""[..], &b"x"[..])));
+        for bad in [
+            "",
+            "+OK\r\n",
+            "*1\r\n$4\r\nPING\r\n",
+            "*2\r\n$4\r\nINCR\r\n",
+            "*2\r\n$4\r\nINCR\r\n$9\r\nx\r\n",
+            "*2\r\n$4\r\nINCR\r\n$1\r\nxx\r\n",
+            "*2\r\n$99999999999999999999\r\nINCR\r\n$1\r\nx\r\n",
+            "*2\r\n$-1\r\n$1\r\nx\r\n",
+        ] {
+            assert_eq!(two(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -26,6 +26,10 @@ const SILENCE: Duration = Duration::from_secs(300);
 const SAVE_PATIENCE: Duration = Duration::from_secs(3600);
 /// Wait between two looks.
 const POLL: Duration = Duration::from_millis(10);
+/// Databases of a server for commands and records of which none is of a higher one: it starts in a few milliseconds.
+pub const FEW_DATABASES: u32 = 16;
+/// Databases of a server for any others.
+pub const MOST_DATABASES: u32 = 65536;
 /// Lines of its log that an error shows.
 const LAST_WORDS: usize = 4;
 /// Mark around the base that is sent.
@@ -42,11 +46,11 @@ pub struct Scratch {
     token: String,
 }
 
-fn config(dir: &Path, port: u16, token: &str) -> String {
+fn config(dir: &Path, port: u16, token: &str, databases: u32) -> String {
     let dir = dir.display();
     format!(
         "port 0\nunixsocket socket\nunixsocketperm 700\ndir {dir}\ndbfilename dump.rdb\nsave \"\"\nappendonly no\n\
-         daemonize no\nlogfile {dir}/log\ndatabases 65536\nmaxmemory 0\nrdbcompression yes\nreplicaof 127.0.0.1 {port}\n\
+         daemonize no\nlogfile {dir}/log\ndatabases {databases}\nmaxmemory 0\nrdbcompression yes\nreplicaof 127.0.0.1 {port}\n\
          masterauth {token}\nreplica-serve-stale-data yes\nrepl-diskless-load disabled\nsanitize-dump-payload no\n\
          repl-timeout 3600\nclient-query-buffer-limit 1gb\nproto-max-bulk-len 1gb\n"
     )
@@ -104,14 +108,15 @@ pub fn not_there(program: &str) -> Error {
 }
 
 impl Scratch {
-    /// Starts a server in `dir`: `program`, or where that is empty the first that is there, of the source's kind first.
-    pub fn start(program: &str, valkey: bool, dir: &Path) -> Result<Self> {
+    /// Starts a server in `dir`: `program`, or where that is empty the first that is there, of the source's kind first. It has so many
+    /// databases: commands for one that it does not have it runs on another, and says nothing.
+    pub fn start(program: &str, valkey: bool, dir: &Path, databases: u32) -> Result<Self> {
         std::fs::create_dir_all(dir).or_kind(ErrorKind::Full, format_args!("{}", dir.display()))?;
         let listener =
             TcpListener::bind("127.0.0.1:0").or_kind(ErrorKind::Retry, "a port for the scratch server")?;
         let port = listener.local_addr().or_kind(ErrorKind::Retry, "a port for the scratch server")?.port();
         let token = format!("{:032x}", rand::random::<u128>());
-        let config = config(dir, port, &token);
+        let config = config(dir, port, &token, databases);
         let at = File::open(dir).or_kind(ErrorKind::Full, format_args!("{}", dir.display()))?;
         let named = [program];
         let candidates: &[&str] = if program.is_empty() { &PROGRAMS[usize::from(valkey)] } else { &named };

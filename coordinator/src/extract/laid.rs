@@ -114,9 +114,8 @@ impl Laid {
             return Ok(PartOver { overlay, folded: None });
         };
         let folded = commands.part(part, cancel).await?;
-        let (scope, dir, from) = (scope_of(part), self.dir.clone(), folded.clone());
-        let budget = SORT_MEMORY / open.max(1);
-        let overlay = in_thread(move || from.overlay(&scope, budget, &dir)).await?;
+        let (scope, from) = (scope_of(part), folded.clone());
+        let overlay = in_thread(move || from.overlay(&scope)).await?;
         Ok(PartOver { overlay, folded: Some(folded) })
     }
 

@@ -107,6 +107,25 @@ pub async fn ties(manifest: &Manifest, log: &LogParts, at: Timestamp) -> Result<
     Ok(None)
 }
 
+/// The first command that keeps the log from being worked off in shares of the slots, whatever slots these are; `None` where there is
+/// none. Keys of one slot are in one share always: it is enough to look at commands of several.
+pub(super) async fn ties_slots(manifest: &Manifest, log: &LogParts, at: Timestamp) -> Result<Option<Tie>> {
+    let (root, commands) = (manifest.root(), Commands::known());
+    let counts = |entry: &LogEntry<'_>| entry.at > root.cut && entry.at <= at;
+    let several = |piece: Piece, entry: &LogEntry<'_>| -> Option<String> {
+        let (name, found) = named(&commands, entry);
+        let alone = match found {
+            Some((About::Nothing | About::Functions | About::Emptied(_), _)) => true,
+            Some((About::Keys(_), ties)) => !ties,
+            // Each server swaps what it has of both; where a node has some slots alone, it must not.
+            Some((About::Everything, _)) => name == "SWAPDB" && log.owner(piece, &root.nodes) == SlotSet::all(),
+            None => false,
+        };
+        (!alone).then_some(name)
+    };
+    first(manifest, log, log.everywhere(), counts, several).await
+}
+
 /// Name of a command, and what it is about and whether it ties its keys; `None` where that is not known.
 fn named(commands: &Commands, entry: &LogEntry<'_>) -> (String, Option<(About, bool)>) {
     let (meta, mut value) = entry.put.unwrap_or_default();

@@ -64,10 +64,10 @@ impl Past {
             Some(folded) => std::sync::Arc::new(folded),
             None => commands.whole(&tokio_util::sync::CancellationToken::new()).await?,
         };
-        let (past, dir) = (self.clone(), commands.dir().to_owned());
+        let past = self.clone();
         let read = move || match folded.keeps(slot, &key)? {
             true => past.in_backup(part_of(&parts, slot, &key)?, slot, &key),
-            false => of_folded(&folded, slot, &key, &dir),
+            false => of_folded(&folded, slot, &key),
         };
         tokio::task::spawn_blocking(read).await.map_err(|e| Error::bug("looking a key up").with_source(e))?
     }
@@ -108,8 +108,8 @@ impl Past {
 }
 
 /// The record of a key that the log has something to say of.
-fn of_folded(folded: &Folded, slot: u16, key: &[u8], dir: &std::path::Path) -> Result<Option<Version>> {
-    let mut overlay = folded.overlay(&Scope::slots(SlotSet::range(slot, slot)), SORT_MEMORY, dir)?;
+fn of_folded(folded: &Folded, slot: u16, key: &[u8]) -> Result<Option<Version>> {
+    let mut overlay = folded.overlay(&Scope::slots(SlotSet::range(slot, slot)))?;
     while overlay.advance()? {
         let entry = overlay.current()?;
         if entry.key != key {
@@ -121,9 +121,9 @@ fn of_folded(folded: &Folded, slot: u16, key: &[u8], dir: &std::path::Path) -> R
             None => value.to_vec(),
         };
         let put = Some((meta.to_vec(), value));
-        return Ok(Some(Version { at: folded.written(key), put }));
+        return Ok(Some(Version { at: folded.written(slot, key), put }));
     }
-    Ok(Some(Version { at: folded.written(key), put: None }))
+    Ok(Some(Version { at: folded.written(slot, key), put: None }))
 }
 
 /// Words for people: cut short, and not too many.

@@ -1,6 +1,5 @@
 //! The log of a part as it is given out.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidemark_common::redis::fold::{Scope, Sorted};
@@ -16,8 +15,6 @@ use tokio::sync::mpsc;
 use crate::fold::scope_of;
 use crate::log::LogParts;
 
-/// Memory for sorting the records of one part, in bytes.
-const SORT_MEMORY: usize = 32 << 20;
 /// Chunks between the thread that makes them and the stream.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -42,18 +39,17 @@ pub enum ServedLog {
 pub struct WorkedOff {
     records: Arc<Sorted>,
     at: Timestamp,
-    dir: PathBuf,
 }
 
 impl WorkedOff {
     /// The state at `at`.
-    pub fn new(records: Sorted, at: Timestamp, dir: &Path) -> Self {
-        Self { records: Arc::new(records), at, dir: dir.to_owned() }
+    pub fn new(records: Sorted, at: Timestamp) -> Self {
+        Self { records: Arc::new(records), at }
     }
 
     /// `Unsupported` names a key whose value is too long to be given out.
     pub fn check(&self) -> Result<()> {
-        let mut overlay = self.records.overlay(&Scope::slots(SlotSet::all()), SORT_MEMORY, &self.dir)?;
+        let mut overlay = self.records.overlay(&Scope::slots(SlotSet::all()))?;
         while overlay.advance()? {
             if overlay.long()?.is_some_and(|long| long.len() > MAX_PIECE as u64) {
                 return Err(too_long(overlay.current()?.key));
@@ -65,9 +61,9 @@ impl WorkedOff {
     /// The chunks of a part, sealed, each with what opens it.
     pub(super) fn chunks(&self, part: &PartEntry) -> mpsc::Receiver<Result<(LogPiece, Vec<u8>)>> {
         let (send, receive) = mpsc::channel(CHUNKS_AHEAD);
-        let (records, at, dir, scope) = (self.records.clone(), self.at, self.dir.clone(), scope_of(part));
+        let (records, at, scope) = (self.records.clone(), self.at, scope_of(part));
         drop(tokio::task::spawn_blocking(move || {
-            let made = make(&records, at, &scope, &dir, |chunk| send.blocking_send(Ok(chunk)).is_ok());
+            let made = make(&records, at, &scope, |chunk| send.blocking_send(Ok(chunk)).is_ok());
             if let Err(e) = made {
                 // Nobody takes it where the stream has ended.
                 let _ = send.blocking_send(Err(e));
@@ -81,10 +77,9 @@ fn make(
     records: &Sorted,
     at: Timestamp,
     scope: &Scope,
-    dir: &Path,
     mut give: impl FnMut((LogPiece, Vec<u8>)) -> bool,
 ) -> Result<()> {
-    let mut overlay = records.overlay(scope, SORT_MEMORY, dir)?;
+    let mut overlay = records.overlay(scope)?;
     let mut more = overlay.advance()?;
     while more {
         let (key, run_tag) = (SecretKey(rand::random()), rand::random());

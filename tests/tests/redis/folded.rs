@@ -173,10 +173,7 @@ async fn parts_alone_are_the_whole(fleet: &Fleet, at: u64) {
             }
             let scope: Scope = scope_of(&part);
             let own = alone.part(&part, &cancel).await.unwrap();
-            let (mut a, mut b) = (
-                own.overlay(&scope, 1 << 20, dir.path()).unwrap(),
-                whole.overlay(&scope, 1 << 20, dir.path()).unwrap(),
-            );
+            let (mut a, mut b) = (own.overlay(&scope).unwrap(), whole.overlay(&scope).unwrap());
             loop {
                 let (more, as_well) = (a.advance().unwrap(), b.advance().unwrap());
                 assert_eq!(more, as_well);

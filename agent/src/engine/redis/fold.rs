@@ -22,7 +22,7 @@ use super::link::Base;
 use super::merge::{Emptied, State};
 use super::ready::Ready;
 use super::resp::read_command;
-use super::scratch::Scratch;
+use super::scratch::{MOST_DATABASES, Scratch};
 use super::spill::Spill;
 use crate::engine::{Next, ScanRange, Scanned};
 
@@ -132,7 +132,7 @@ impl Fold<'_> {
             Some(arrivals) => (&*absolute, write_absolute(self.log, arrivals, MOST_OF_WORD, &absolute)?),
             None => self.log,
         };
-        let mut scratch = Scratch::start(self.program, self.valkey, &self.dir.join("server"))?;
+        let mut scratch = Scratch::start(self.program, self.valkey, &self.dir.join("server"), MOST_DATABASES)?;
         let link = scratch.accept()?;
         let touched = Touched::read(log.0, log.1, &scratch.commands()?)?;
         scratch.replicate(link, |out| self.send_base(&state, &touched, out), log)?;

@@ -13,6 +13,8 @@ use crate::record::{record_hash, redis_key};
 use crate::redis::keys::Commands;
 use crate::redis::resp::put_request;
 
+mod servers;
+
 /// A log that is being made.
 #[derive(Default)]
 struct Log {
@@ -82,8 +84,8 @@ type Record = (u16, Vec<u8>, Vec<u8>);
 /// Records by their keys.
 type State = BTreeMap<Vec<u8>, Record>;
 
-fn of_overlay(folded: &Folded, scope: &Scope, dir: &Path) -> State {
-    let mut overlay = folded.overlay(scope, 200, dir).unwrap();
+fn of_overlay(folded: &Folded, scope: &Scope) -> State {
+    let mut overlay = folded.overlay(scope).unwrap();
     let mut state = State::new();
     let mut before = None;
     while overlay.advance().unwrap() {
@@ -111,7 +113,7 @@ fn try_fold(base: &State, log: &Ordered, scope: &Scope, dir: &Path) -> Result<St
     let folded = fold.run()?;
     assert!(state.iter().all(|(key, (slot, ..))| folded.keeps(*slot, key).unwrap()));
     let stayed = state.len();
-    let over = of_overlay(&folded, scope, dir);
+    let over = of_overlay(&folded, scope);
     let made = over.len();
     state.extend(over);
     assert_eq!(state.len(), stayed + made, "no key is in both");

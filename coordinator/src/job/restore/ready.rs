@@ -119,7 +119,7 @@ async fn log_of(
     job.log.note("log", "", format!("{told}: the log is worked off by the coordinator"));
     job.phase("working the log off");
     let work = async {
-        let records = WorkedOff::new(fold.records(&cancel).await?, at, &dir);
+        let records = WorkedOff::new(fold.records(&cancel).await?, at);
         let check = tokio::task::spawn_blocking(move || records.check().map(|()| records)).await;
         check.map_err(|e| Error::bug("looking at the records of a log").with_source(e))?
     };

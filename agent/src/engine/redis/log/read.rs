@@ -129,6 +129,7 @@ pub(super) fn entries(
     let mut state = Ended { to: from, last: after };
     let (mut at, mut db, mut words, mut came) = (0, stretch.db, Vec::new(), 0);
     let bytes = &stretch.bytes;
+    let mut args: Vec<&[u8]> = Vec::new();
     // Room for every command that may follow.
     let most = ceiling.map(|at| Timestamp(at.0.saturating_sub(2 * (bytes.len() as u64 / LEAST_COMMAND + 1))));
     let most = most.unwrap_or(Timestamp::MAX);
@@ -141,16 +142,24 @@ pub(super) fn entries(
             came += 1;
         }
         let millis = stretch.came.get(came).map_or(0, |(_, millis)| *millis);
-        let args: Vec<&[u8]> = words.iter().map(|&(s, e)| &bytes[s..e]).collect();
-        let touched = source.commands.touches(&args)?;
-        if let Touches::Select(number) = touched {
-            db = number;
-        }
+        args.clear();
+        args.extend(words.iter().map(|&(s, e)| &bytes[s..e]));
+        // Most commands are of this kind, and there are very many.
+        let place = match source.commands.one_key(&args) {
+            Some(key) => Some((slot_of(key), Some(key))),
+            None => {
+                let touched = source.commands.touches(&args)?;
+                if let Touches::Select(number) = touched {
+                    db = number;
+                }
+                place_of(&touched)
+            }
+        };
         if offset <= from {
             continue;
         }
         state.to = offset;
-        let Some((slot, key)) = place_of(&touched) else { continue };
+        let Some((slot, key)) = place else { continue };
         let key = key.map_or((0, 0), |key| {
             let start = key.as_ptr() as usize - bytes.as_ptr() as usize;
             (start, start + key.len())
