@@ -286,7 +286,7 @@ async fn restores(bytes: u64, nodes: u16, times: u64) -> Result<()> {
         let (then, latest) = (format!("then-{n}"), format!("latest-{n}"));
         let at = RestoreRequest { backup: String::new(), at: Some(last.0), ..restore_of("source", &then) };
         restored(&mut fleet, &at, nodes, &mut by_log).await?;
-        restored(&mut fleet, &restore_of("source", "latest").onto(&latest), nodes, &mut by_backup).await?;
+        restored(&mut fleet, &restore_of("source", &latest), nodes, &mut by_backup).await?;
         clusters.extend([then, latest]);
     }
     let logged = records * PASSES * VALUE as u64 * times;
