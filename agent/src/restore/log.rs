@@ -166,12 +166,7 @@ impl Over {
     }
 
     /// Whether the log has something else in the place of a record; what comes before it may be given out meanwhile.
-    pub(super) fn takes(
-        &mut self,
-        feed: &mut Feed<'_>,
-        entry: Entry<'_>,
-        long: Option<&LongValue>,
-    ) -> Result<bool> {
+    pub(super) fn takes(&mut self, feed: &mut Feed, entry: Entry<'_>, long: Option<&LongValue>) -> Result<bool> {
         match self {
             Self::Records(over) => over.before(entry, |newer, long| feed.give_any(&newer, long)),
             Self::Commands { fold, .. } => match fold.fate(entry.slot, entry.key)? {
@@ -183,7 +178,7 @@ impl Over {
     }
 
     /// Gives out what is left.
-    pub(super) fn rest(self, feed: &mut Feed<'_>, slots: &SlotSet) -> Result<()> {
+    pub(super) fn rest(self, feed: &mut Feed, slots: &SlotSet) -> Result<()> {
         match self {
             Self::Records(mut over) => over.rest(|newer, long| feed.give_any(&newer, long)),
             Self::Commands { fold, budget, dir } => {
