@@ -11,7 +11,7 @@ use tidemark_common::overlay::{LogSorter, Overlaid, Overlay, Wanted};
 use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Scope, ScratchServer, Span};
 use tidemark_common::run::{Entry, LongValue};
 use tidemark_common::seal::Sealer;
-use tidemark_common::segment::open_chunk;
+use tidemark_common::segment::ChunkOpener;
 use tidemark_common::transport::open_bi;
 use tidemark_proto::frame::Message;
 use tidemark_proto::wire::bulk::{FRAME_CHUNK, FetchLog, LogGroup, LogPiece, MAX_CHUNK_FRAME};
@@ -104,7 +104,7 @@ pub(super) async fn fetch(
     let place = Place { wanted, budget, dir, scratch: job.agent.engine.scratch_server() };
     let counters = job.counters.clone();
     let sort = blocking(move || {
-        let mut sorter = place.sorter();
+        let (mut sorter, mut opener) = (place.sorter(), ChunkOpener::new()?);
         while let Some(part) = receive.blocking_recv() {
             let (piece, sealed) = match part {
                 Part::Chunk(piece, sealed) => (piece, sealed),
@@ -114,10 +114,10 @@ pub(super) async fn fetch(
                 }
             };
             let sealer = Sealer::new(&piece.key, piece.run_tag, piece.encrypt != 0);
-            let raw = open_chunk(&sealer, piece.number, &mut Vec::from(sealed))?;
+            let raw = opener.open(&sealer, piece.number, &mut Vec::from(sealed))?;
             match &mut sorter {
-                Sorter::Records(sorter) => sorter.push_chunk(&raw)?,
-                Sorter::Commands(log) => log.push_chunk(&raw)?,
+                Sorter::Records(sorter) => sorter.push_chunk(raw)?,
+                Sorter::Commands(log) => log.push_chunk(raw)?,
             }
             let _ = counters.bytes.fetch_add(raw.len() as u64, Ordering::Relaxed);
         }
