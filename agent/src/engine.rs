@@ -312,6 +312,11 @@ pub trait Loader: Send + Sync {
     /// A part that is loaded already, or is being loaded by another caller, is `Conflict`.
     fn part(&self, number: u32) -> Result<Box<dyn PartLoader>>;
 
+    /// Whether [`PartLoader::then`] is there, and parts that come by ascending keys cost the store less.
+    fn in_rows(&self) -> bool {
+        false
+    }
+
     /// Count and digest of everything staged, read back from the store.
     fn verify(&self) -> Result<SetDigest>;
 
@@ -337,6 +342,15 @@ pub trait PartLoader: Send {
             "a value of {} bytes in a file, for an engine that wants it in memory",
             record.value.len()
         )))
+    }
+
+    /// Ends the part with the digest of its source, answers the digest of what was put, and goes on with part `number`, whose
+    /// keys all lie behind those of this one. All parts of such a row become durable together, by [`Self::finish`] of the last;
+    /// without it none of them is loaded. A part that is loaded already, or is being loaded, is `Conflict`. Only where
+    /// [`Loader::in_rows`] says so.
+    fn then(&mut self, source: SetDigest, number: u32) -> Result<SetDigest> {
+        let _ = source;
+        Err(Error::bug(format!("part {number} in a row, for an engine that takes parts one by one")))
     }
 
     /// Makes the part durable with the digest of its source (for `Loader::loaded`); answers the digest of what was put.

@@ -4,6 +4,7 @@ mod feed;
 mod fetch;
 mod log;
 mod options;
+mod row;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,8 +34,9 @@ use crate::daemon::RESTORING;
 use crate::engine::{Loader, LongRecord, record_hash};
 use crate::snapshot::Counters;
 use crate::telemetry::{self, PartKind};
-use feed::{Feed, record_of};
+use feed::record_of;
 use log::{Over, PartLog};
+use row::Row;
 
 /// Attempts at one part within a command.
 const PART_ATTEMPTS: u32 = 4;
@@ -191,6 +193,10 @@ async fn load_with(
             None => todo.push(part),
         }
     }
+    let rows = match session.loader.in_rows() {
+        true => row::rows(todo, concurrency),
+        false => todo.into_iter().map(|part| vec![part]).collect(),
+    };
     let job = Arc::new(LoadJob {
         agent,
         head,
@@ -202,36 +208,57 @@ async fn load_with(
         counters,
         cancel,
     });
-    let loaded: Vec<LoadedPart> =
-        futures::stream::iter(todo.into_iter().map(|part| load_with_retries(job.clone(), part)))
+    let loaded: Vec<Vec<LoadedPart>> =
+        futures::stream::iter(rows.into_iter().map(|row| load_with_retries(job.clone(), row)))
             .buffer_unordered(concurrency)
             .try_collect()
             .await?;
-    done.extend(loaded);
+    done.extend(loaded.into_iter().flatten());
     Ok(RestorePartsDone { parts: done })
 }
 
-async fn load_with_retries(job: Arc<LoadJob>, part: RestorePart) -> Result<LoadedPart> {
+async fn load_with_retries(job: Arc<LoadJob>, parts: Vec<RestorePart>) -> Result<Vec<LoadedPart>> {
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let span = tracing::info_span!("part", part = part.number, attempt);
-        let loaded = load_part(job.clone(), &part).instrument(span);
-        match telemetry::part(PartKind::Load, loaded).await {
+        match load_row(&job, &parts, attempt).await {
             Err(e) if e.kind() == ErrorKind::Retry && attempt < PART_ATTEMPTS && !job.cancel.is_cancelled() => {
-                tracing::warn!(part = part.number, attempt, error = %e.report(), "part not loaded: trying again");
+                tracing::warn!(parts = parts.len(), attempt, error = %e.report(), "parts not loaded: trying again");
             }
             Ok(loaded) => {
-                let _ = job.counters.parts.fetch_add(1, Ordering::Relaxed);
-                crash::point("agent.part-loaded");
+                for _ in &loaded {
+                    let _ = job.counters.parts.fetch_add(1, Ordering::Relaxed);
+                    crash::point("agent.part-loaded");
+                }
                 return Ok(loaded);
             }
-            Err(e) => return Err(e.context(format_args!("part {}", part.number))),
+            Err(e) => return Err(e),
         }
     }
 }
 
-async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> {
+/// Loads parts one after the other. They stand when the last of them does.
+async fn load_row(job: &Arc<LoadJob>, parts: &[RestorePart], attempt: u32) -> Result<Vec<LoadedPart>> {
+    let (mut row, mut loaded) = (None, Vec::with_capacity(parts.len()));
+    for (place, part) in parts.iter().enumerate() {
+        let next = parts.get(place + 1).map(|next| next.number);
+        let span = tracing::info_span!("part", part = part.number, attempt);
+        let one = load_part(job.clone(), part, row.take(), next).instrument(span);
+        let one = telemetry::part(PartKind::Load, one).await;
+        let (one, rest) = one.map_err(|e| e.context(format_args!("part {}", part.number)))?;
+        loaded.push(one);
+        row = rest;
+    }
+    Ok(loaded)
+}
+
+/// Loads a part, the next of `row`, which is handed on where part `next` comes behind it.
+async fn load_part(
+    job: Arc<LoadJob>,
+    part: &RestorePart,
+    row: Option<Row>,
+    next: Option<u32>,
+) -> Result<(LoadedPart, Option<Row>)> {
     let connection = job.agent.bulk.connection(&job.session.serve, &job.cancel).await?;
     let log = match job.logs.get(&part.number) {
         Some(wanted) => log::fetch(&job, &connection, part.number, wanted.clone()).await?,
@@ -245,29 +272,36 @@ async fn load_part(job: Arc<LoadJob>, part: &RestorePart) -> Result<LoadedPart> 
         pumps.push(fetched.pump);
     }
     let (number, slots) = (part.number, part.slots.clone());
-    let loading = job.session.loading.clone().read_owned().await;
+    let loading = match &row {
+        Some(_) => None,
+        None => Some(job.session.loading.clone().read_owned().await),
+    };
     let apply = blocking(move || {
-        let applied = apply(&job, number, &slots, Merge::new(readers), log);
-        drop(loading);
-        applied
+        let mut row = match (row, loading) {
+            (None, Some(loading)) => Row::begin(&job, number, loading)?,
+            (Some(row), _) => row,
+            (None, None) => return Err(Error::bug("a row of parts that nobody has begun")),
+        };
+        let source = apply(&job, &mut row, &slots, Merge::new(readers), log)?;
+        let (loaded, row) = row.end(source, next)?;
+        Ok((LoadedPart { number, source, loaded }, row))
     });
     // The error of a stream says more than the merge's, which only saw its blocks end.
     let (applied, pumped) = tokio::join!(apply, futures::future::try_join_all(pumps));
     let _ = pumped?;
-    let loaded = applied?;
+    let (loaded, row) = applied?;
     tracing::debug!(records = loaded.loaded.count, "part loaded");
-    Ok(loaded)
+    Ok((loaded, row))
 }
 
-/// Merges the runs, lays the log over them and feeds the loader, on a blocking thread.
+/// Merges the runs, lays the log over them and feeds the loader, on a blocking thread; answers the digest of the runs.
 fn apply(
     job: &LoadJob,
-    number: u32,
+    Row { feed, .. }: &mut Row,
     slots: &SlotSet,
     mut merge: Merge<fetch::Blocks>,
     log: PartLog,
-) -> Result<LoadedPart> {
-    let mut feed = Feed::begin(job, number)?;
+) -> Result<SetDigest> {
     let mut source = SetDigest::default();
     let mut over = Over::new(log)?;
     while merge.advance()? {
@@ -281,7 +315,7 @@ fn apply(
         let long = merge.long().map(|value| LongRecord { slot, key, meta, value });
         let hash = long.as_ref().map_or_else(|| Ok(record_hash(record)), LongRecord::hash)?;
         source.add(hash);
-        if over.takes(&mut feed, entry, merge.long())? {
+        if over.takes(feed, entry, merge.long())? {
             continue;
         }
         match long {
@@ -289,9 +323,8 @@ fn apply(
             Some(long) => feed.give_long(&entry, long, hash)?,
         }
     }
-    over.rest(&mut feed, slots)?;
-    let loaded = feed.finish(source)?;
-    Ok(LoadedPart { number, source, loaded })
+    over.rest(feed, slots)?;
+    Ok(source)
 }
 
 /// Reads the staged data back and compares. Nothing is switched: every node must come this far before any does.

@@ -9,6 +9,7 @@ mod packed;
 mod reader;
 mod writer;
 
+pub(crate) use block::Unpacker;
 pub use block::{Packer, open_bytes, open_index, seal_bytes, seal_index};
 pub use long::{LONG_PIECE, LongReader, LongValue, Spool};
 pub use merge::Merge;

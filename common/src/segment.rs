@@ -9,7 +9,7 @@ use tidemark_proto::stored::log::{
 use tidemark_proto::wire::bulk::LogChunk;
 use tidemark_proto::{Error, Result, Timestamp};
 
-use crate::run::{Packer, ZSTD_LEVEL, open_bytes};
+use crate::run::{Packer, Unpacker, ZSTD_LEVEL, open_bytes};
 use crate::seal::Sealer;
 
 /// Makes chunks of entries that come by ascending region.
@@ -90,6 +90,31 @@ pub fn open_chunk(sealer: &Sealer, number: u32, sealed: &mut [u8]) -> Result<Vec
     open_bytes(sealer, SEAL_CHUNK, number, sealed, MAX_CHUNK)
 }
 
+/// Opens chunks one after the other; keeps its buffers.
+pub struct ChunkOpener {
+    unpacker: Unpacker,
+    raw: Vec<u8>,
+}
+
+impl std::fmt::Debug for ChunkOpener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChunkOpener").finish_non_exhaustive()
+    }
+}
+
+impl ChunkOpener {
+    /// One without a chunk.
+    pub fn new() -> Result<Self> {
+        Ok(Self { unpacker: Unpacker::new()?, raw: Vec::new() })
+    }
+
+    /// As [`open_chunk`]; the entries stay until the next chunk is opened.
+    pub fn open(&mut self, sealer: &Sealer, number: u32, sealed: &mut [u8]) -> Result<&[u8]> {
+        self.unpacker.unpack(sealer, SEAL_CHUNK, number, sealed, &mut self.raw, MAX_CHUNK)?;
+        Ok(&self.raw)
+    }
+}
+
 /// Visits the entries of a raw chunk.
 pub fn each_entry(raw: &[u8], mut visit: impl FnMut(LogEntry<'_>) -> Result<()>) -> Result<()> {
     let mut rest = raw;
@@ -129,11 +154,15 @@ mod tests {
                 writer.push(&take_entry(&mut &bytes[..]).unwrap().unwrap()).unwrap();
             }
             let mut read = Vec::new();
+            let mut opener = ChunkOpener::new().unwrap();
             let chunks = writer.finish().unwrap();
             for (number, (chunk, sealed)) in chunks.iter().enumerate() {
                 let mut sealed = sealed.clone();
                 prop_assert!(open_chunk(&sealer, number as u32 + 1, &mut sealed.clone()).is_err());
+                prop_assert!(opener.open(&sealer, number as u32 + 1, &mut sealed.clone()).is_err());
+                let again = opener.open(&sealer, number as u32, &mut sealed.clone()).unwrap();
                 let raw = open_chunk(&sealer, number as u32, &mut sealed).unwrap();
+                prop_assert_eq!(again, &raw[..]);
                 prop_assert_eq!(raw.len(), chunk.raw_len as usize);
                 let before = read.len();
                 each_entry(&raw, |e| {

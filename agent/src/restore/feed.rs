@@ -1,5 +1,6 @@
 //! Giving records to the loader: those that are wanted, changed as the restore says.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tidemark_common::record::slot_of_record;
@@ -20,19 +21,19 @@ pub(super) fn record_of<'e>(entry: &Entry<'e>) -> Result<RecordRef<'e>> {
     Ok(RecordRef { slot: entry.slot, key: entry.key, meta, value })
 }
 
-/// Feeds the loader of one part.
-pub(super) struct Feed<'j> {
-    job: &'j LoadJob,
+/// Feeds the loader of a part, then of those behind it in its row.
+pub(super) struct Feed {
+    job: Arc<LoadJob>,
     loader: Box<dyn PartLoader>,
     rule: Changes,
     seen: u64,
 }
 
-impl<'j> Feed<'j> {
+impl Feed {
     /// Begins part `number`.
-    pub(super) fn begin(job: &'j LoadJob, number: u32) -> Result<Self> {
+    pub(super) fn begin(job: &Arc<LoadJob>, number: u32) -> Result<Self> {
         let (loader, rule) = (job.session.loader.part(number)?, Changes::new(job.session.expiry));
-        Ok(Self { job, loader, rule, seen: 0 })
+        Ok(Self { job: job.clone(), loader, rule, seen: 0 })
     }
 
     /// `Cancelled` when the command was; looks now and then.
@@ -88,7 +89,12 @@ impl<'j> Feed<'j> {
         }
     }
 
-    /// Makes the part durable with the digest of its source; answers the digest of what was put.
+    /// Ends the part with the digest of its source and goes on with part `number`; answers the digest of what was put.
+    pub(super) fn then(&mut self, source: SetDigest, number: u32) -> Result<SetDigest> {
+        self.loader.then(source, number)
+    }
+
+    /// Makes the part, and those of its row before it, durable with the digest of its source; answers the digest of what was put.
     pub(super) fn finish(self, source: SetDigest) -> Result<SetDigest> {
         self.loader.finish(source)
     }

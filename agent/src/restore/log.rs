@@ -12,7 +12,7 @@ use tidemark_common::redis::fold::{CommandLog, Fate, Fold, Idle, Naming, Scope, 
 use tidemark_common::redis::log::Joined;
 use tidemark_common::run::{Entry, LongValue};
 use tidemark_common::seal::Sealer;
-use tidemark_common::segment::open_chunk;
+use tidemark_common::segment::ChunkOpener;
 use tidemark_common::transport::open_bi;
 use tidemark_proto::frame::Message;
 use tidemark_proto::wire::bulk::{FRAME_CHUNK, FetchLog, LogGroup, LogPiece, MAX_CHUNK_FRAME};
@@ -106,7 +106,7 @@ pub(super) async fn fetch(
     let place = Place { wanted, budget, dir, scratch: job.agent.engine.scratch_server(), idle: job.idle.clone() };
     let counters = job.counters.clone();
     let sort = blocking(move || {
-        let mut sorter = place.sorter();
+        let (mut sorter, mut opener) = (place.sorter(), ChunkOpener::new()?);
         while let Some(part) = receive.blocking_recv() {
             let (piece, sealed) = match part {
                 Part::Chunk(piece, sealed) => (piece, sealed),
@@ -116,10 +116,10 @@ pub(super) async fn fetch(
                 }
             };
             let sealer = Sealer::new(&piece.key, piece.run_tag, piece.encrypt != 0);
-            let raw = open_chunk(&sealer, piece.number, &mut Vec::from(sealed))?;
+            let raw = opener.open(&sealer, piece.number, &mut Vec::from(sealed))?;
             match &mut sorter {
-                Sorter::Records(sorter) => sorter.push_chunk(&raw)?,
-                Sorter::Commands(log) => log.push_chunk(&raw)?,
+                Sorter::Records(sorter) => sorter.push_chunk(raw)?,
+                Sorter::Commands(log) => log.push_chunk(raw)?,
             }
             let _ = counters.bytes.fetch_add(raw.len() as u64, Ordering::Relaxed);
         }
@@ -167,12 +167,7 @@ impl Over {
     }
 
     /// Whether the log has something else in the place of a record; what comes before it may be given out meanwhile.
-    pub(super) fn takes(
-        &mut self,
-        feed: &mut Feed<'_>,
-        entry: Entry<'_>,
-        long: Option<&LongValue>,
-    ) -> Result<bool> {
+    pub(super) fn takes(&mut self, feed: &mut Feed, entry: Entry<'_>, long: Option<&LongValue>) -> Result<bool> {
         match self {
             Self::Records(over) => over.before(entry, |newer, long| feed.give_any(&newer, long)),
             Self::Commands(fold) => match fold.fate(entry.slot, entry.key)? {
@@ -184,7 +179,7 @@ impl Over {
     }
 
     /// Gives out what is left.
-    pub(super) fn rest(self, feed: &mut Feed<'_>, slots: &SlotSet) -> Result<()> {
+    pub(super) fn rest(self, feed: &mut Feed, slots: &SlotSet) -> Result<()> {
         match self {
             Self::Records(mut over) => over.rest(|newer, long| feed.give_any(&newer, long)),
             Self::Commands(fold) => {

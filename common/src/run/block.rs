@@ -65,18 +65,18 @@ impl Packer {
 }
 
 /// Opens and decompresses; keeps its buffers.
-pub(super) struct Unpacker {
+pub(crate) struct Unpacker {
     zstd: zstd::bulk::Decompressor<'static>,
 }
 
 impl Unpacker {
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let zstd = zstd::bulk::Decompressor::new().map_err(|e| Error::bug("zstd").with_source(e))?;
         Ok(Self { zstd })
     }
 
     /// Opens `sealed` (its bytes are overwritten) into `raw`, which never grows past `max` bytes.
-    pub(super) fn unpack(
+    pub(crate) fn unpack(
         &mut self,
         sealer: &Sealer,
         kind: u8,

@@ -4,6 +4,9 @@
 //! leaves nothing to empty (files without an owner go when the database is opened again). Before it is finished, an
 //! intent with its first key and digests is made durable; after a crash, whether that key is there tells whether the
 //! part is. Parts hold disjoint keys, so nobody else can have put it there.
+//!
+//! Parts in a row are one ingestion and one note: each ingestion costs about ten writes that must be on disk, and tables
+//! that come out of order are merged by the database, which writes them once more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -46,6 +49,24 @@ struct Parts {
     ended: bool,
 }
 
+impl Parts {
+    /// `Conflict` where the part cannot be begun.
+    fn can_open(&self, job: JobId, number: u32) -> Result<()> {
+        if self.ended {
+            return Err(ended(job));
+        }
+        if self.loaded.contains_key(&number) {
+            return Err(Error::conflict(format!("part {number} is loaded already: go on with the others")));
+        }
+        match self.open.contains(&number) {
+            true => {
+                Err(Error::conflict(format!("part {number} is being loaded: wait for it, or end that attempt")))
+            }
+            false => Ok(()),
+        }
+    }
+}
+
 /// A load under way.
 pub(super) struct Staging {
     pub(super) job: JobId,
@@ -78,22 +99,13 @@ impl Staging {
     /// Begins a part.
     pub(super) fn part(self: &Arc<Self>, number: u32) -> Result<Box<dyn PartLoader>> {
         let mut parts = self.parts.lock().expect("parts");
-        if parts.ended {
-            return Err(ended(self.job));
-        }
-        if parts.loaded.contains_key(&number) {
-            return Err(Error::conflict(format!("part {number} is loaded already: go on with the others")));
-        }
-        if parts.open.contains(&number) {
-            return Err(Error::conflict(format!(
-                "part {number} is being loaded: wait for it, or end that attempt"
-            )));
-        }
+        parts.can_open(self.job, number)?;
         let ingest = Ingest::start(Arc::clone(&self.generation))?;
         let _ = parts.open.insert(number);
         Ok(Box::new(Part {
             staging: Arc::clone(self),
             number,
+            before: Vec::new(),
             ingest,
             first: None,
             last: Vec::new(),
@@ -160,13 +172,16 @@ fn ended(job: JobId) -> Error {
     Error::conflict(format!("the restore of job {job} was committed or aborted: begin a new one"))
 }
 
+/// A part, the last of its row so far.
 struct Part {
     staging: Arc<Staging>,
     number: u32,
+    /// Those of the row that have ended, each with its first encoded key.
+    before: Vec<(u32, Loaded, UserKey)>,
     ingest: Ingest,
     /// First encoded key.
     first: Option<UserKey>,
-    /// Last prefix.
+    /// Last prefix of the row.
     last: Vec<u8>,
     encoded: Vec<u8>,
     value: Vec<u8>,
@@ -194,13 +209,22 @@ impl Part {
         }
         Ok(())
     }
+
+    /// Ends the part at hand; answers the digest of what was put.
+    fn end(&mut self, source: SetDigest) -> SetDigest {
+        let digest = std::mem::take(&mut self.digest);
+        let loaded = Loaded { source, digest, bytes: std::mem::take(&mut self.bytes) };
+        let first = self.first.take().unwrap_or_else(|| UserKey::from(&[][..]));
+        self.before.push((self.number, loaded, first));
+        digest
+    }
 }
 
 impl PartLoader for Part {
     fn put(&mut self, record: RecordRef<'_>, hash: u128) -> Result<()> {
         self.check(record)?;
         key::encode_prefix(&mut self.encoded, record.slot, record.key);
-        if self.first.is_some() && self.encoded <= self.last {
+        if !self.last.is_empty() && self.encoded <= self.last {
             return Err(Error::request(format!(
                 "part {}: records must ascend by (slot, key): sort the source",
                 self.number
@@ -219,23 +243,37 @@ impl PartLoader for Part {
         Ok(())
     }
 
+    fn then(&mut self, source: SetDigest, number: u32) -> Result<SetDigest> {
+        let mut parts = self.staging.parts.lock().expect("parts");
+        parts.can_open(self.staging.job, number)?;
+        let _ = parts.open.insert(number);
+        drop(parts);
+        let digest = self.end(source);
+        self.number = number;
+        Ok(digest)
+    }
+
     fn finish(mut self: Box<Self>, source: SetDigest) -> Result<SetDigest> {
-        let loaded = Loaded { source, digest: self.digest, bytes: self.bytes };
+        let digest = self.end(source);
         let generation = &self.staging.generation;
         let mut intent = generation.durable_batch();
-        let first = self.first.take().unwrap_or_else(|| UserKey::from(&[][..]));
-        intent.insert(&generation.meta, row_name(self.number), encode_row(&loaded, &first));
+        for (number, loaded, first) in &self.before {
+            intent.insert(&generation.meta, row_name(*number), encode_row(loaded, first));
+        }
         intent.commit().map_err(fault::fjall("note a part"))?;
         self.ingest.finish()?;
         let mut parts = self.staging.parts.lock().expect("parts");
-        let _ = parts.loaded.insert(self.number, loaded);
-        Ok(self.digest)
+        parts.loaded.extend(self.before.iter().map(|(number, loaded, _)| (*number, *loaded)));
+        Ok(digest)
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        let _ = self.staging.parts.lock().expect("parts").open.remove(&self.number);
+        let mut parts = self.staging.parts.lock().expect("parts");
+        for number in self.before.iter().map(|(number, ..)| number).chain([&self.number]) {
+            let _ = parts.open.remove(number);
+        }
     }
 }
 
@@ -298,5 +336,48 @@ mod tests {
         let _ = part.finish(digest).unwrap();
         assert_eq!(again.verify().unwrap().count, 2);
         assert_eq!(again.end().unwrap().records, 2);
+    }
+
+    #[test]
+    fn parts_in_a_row_appear_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = staging(dir.path());
+        let mut keys: Vec<Vec<u8>> = (0..40u32).map(|n| format!("k{n}").into_bytes()).collect();
+        keys.sort_by_key(|k| (tidemark_proto::slot_of(k), k.clone()));
+        let (one, two) = keys.split_at(15);
+        let row = |staging: &Arc<Staging>, numbers: [u32; 3]| {
+            let mut row = staging.part(numbers[0]).unwrap();
+            one.iter().for_each(|k| put(row.as_mut(), k));
+            let digests = [row.then(SetDigest::default(), numbers[1]).unwrap()];
+            // An empty one in between.
+            let digests = [digests[0], row.then(SetDigest::default(), numbers[2]).unwrap()];
+            two.iter().for_each(|k| put(row.as_mut(), k));
+            (row, digests)
+        };
+        let (mut broken, _) = row(&first, [1, 2, 3]);
+        let _ = broken.then(SetDigest::default(), 4).unwrap();
+        for taken in [1, 2, 3] {
+            assert!(first.part(taken).is_err(), "part {taken} is being loaded");
+        }
+        assert!(broken.then(SetDigest::default(), 2).is_err());
+        let behind = RecordRef { slot: tidemark_proto::slot_of(&one[0]), key: &one[0], meta: &[], value: b"v" };
+        assert!(broken.put(behind, record_hash(behind)).is_err(), "keys ascend over the whole row");
+        drop(broken);
+        assert_eq!(first.loaded(), vec![]);
+        assert_eq!(first.verify().unwrap().count, 0, "a row that was not finished leaves nothing");
+
+        let (whole, [a, b]) = row(&first, [3, 2, 1]);
+        let c = whole.finish(SetDigest { count: 7, ..SetDigest::default() }).unwrap();
+        assert_eq!((a.count, b.count, c.count), (15, 0, 25));
+        let source = SetDigest { count: 7, ..SetDigest::default() };
+        let loaded = vec![(1, source, c), (2, SetDigest::default(), b), (3, SetDigest::default(), a)];
+        assert_eq!(first.loaded(), loaded);
+        assert!(first.part(2).is_err(), "loaded already");
+        drop(first);
+
+        let again = staging(dir.path());
+        assert_eq!(again.loaded(), loaded);
+        assert_eq!(again.verify().unwrap(), a.plus(c));
+        assert_eq!(again.end().unwrap().records, 40);
     }
 }

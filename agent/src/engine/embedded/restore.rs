@@ -136,6 +136,10 @@ impl Loader for StagedLoader {
         self.staging.part(number)
     }
 
+    fn in_rows(&self) -> bool {
+        true
+    }
+
     fn verify(&self) -> Result<SetDigest> {
         self.staging.verify()
     }
