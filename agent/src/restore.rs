@@ -282,7 +282,7 @@ async fn load_part(
             (Some(row), _) => row,
             (None, None) => return Err(Error::bug("a row of parts that nobody has begun")),
         };
-        let source = apply(&job, &mut row, &slots, Merge::new(readers), log)?;
+        let source = apply(&mut row, &slots, Merge::new(readers), log)?;
         let (loaded, row) = row.end(source, next)?;
         Ok((LoadedPart { number, source, loaded }, row))
     });
@@ -296,7 +296,6 @@ async fn load_part(
 
 /// Merges the runs, lays the log over them and feeds the loader, on a blocking thread; answers the digest of the runs.
 fn apply(
-    job: &LoadJob,
     Row { feed, .. }: &mut Row,
     slots: &SlotSet,
     mut merge: Merge<fetch::Blocks>,

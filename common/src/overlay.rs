@@ -22,7 +22,7 @@ pub(crate) use sorted::Stretches;
 /// What one entry costs in memory beside its bytes.
 const OVERHEAD: usize = 24;
 /// Buffer of each temporary file, in bytes.
-const FILE_BUFFER: usize = 256 << 10;
+const FILE_BUFFER: usize = 64 << 10;
 
 /// Which entries count.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -40,7 +40,7 @@ mod idle;
 mod naming;
 
 /// Buffer of each temporary file, in bytes.
-const FILE_BUFFER: usize = 256 << 10;
+const FILE_BUFFER: usize = 64 << 10;
 /// Bytes of a key that an error shows.
 const MOST_OF_KEY: usize = 128;
 

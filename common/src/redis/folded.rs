@@ -18,7 +18,7 @@ use crate::record::{RedisMeta, redis_key};
 /// Values over this many bytes stay in a file.
 const LONG: usize = 1 << 20;
 /// Buffer of each temporary file, in bytes.
-const FILE_BUFFER: usize = 256 << 10;
+const FILE_BUFFER: usize = 64 << 10;
 
 fn temporary(dir: &Path) -> Result<File> {
     tempfile::tempfile_in(dir).or_kind(ErrorKind::Full, format_args!("a temporary file in {}", dir.display()))

@@ -24,7 +24,7 @@ pub use ordered::{CommandReader, Ordered, ToFile};
 /// What an entry costs in memory beside its bytes.
 const OVERHEAD: usize = 24;
 /// Buffer of each temporary file, in bytes.
-const FILE_BUFFER: usize = 256 << 10;
+const FILE_BUFFER: usize = 64 << 10;
 
 /// Which commands count.
 #[derive(Debug, Clone, PartialEq, Eq)]
