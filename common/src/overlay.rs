@@ -16,7 +16,7 @@ use crate::run::{Entry, LongValue};
 
 mod sorted;
 
-use sorted::Sorted;
+use sorted::SortedFile;
 pub(crate) use sorted::Stretches;
 
 /// What one entry costs in memory beside its bytes.
@@ -163,7 +163,7 @@ enum From {
 /// The newest entry of each key, in order.
 #[derive(Debug)]
 pub struct Overlay {
-    files: Vec<Sorted>,
+    files: Vec<SortedFile>,
     arena: Vec<u8>,
     places: Vec<Place>,
     next: usize,
@@ -200,10 +200,10 @@ impl Overlay {
             let len: u64 = file.ranges.iter().map(|(from, to)| to - from).sum();
             let buffer = usize::try_from(len).unwrap_or(FILE_BUFFER).min(FILE_BUFFER);
             let file = BufReader::with_capacity(buffer, file);
-            Sorted { file, entry: Vec::new(), alive: true, wanted: wanted.clone() }
+            SortedFile { file, entry: Vec::new(), alive: true, wanted: wanted.clone() }
         };
         let mut overlay = Self { files: files.into_iter().map(open).collect(), ..Self::empty() };
-        overlay.files.iter_mut().try_for_each(Sorted::step)?;
+        overlay.files.iter_mut().try_for_each(SortedFile::step)?;
         Ok(overlay)
     }
 

@@ -40,7 +40,7 @@ impl Read for Stretches {
 
 /// A sorted file, with the entry at hand.
 #[derive(Debug)]
-pub(super) struct Sorted {
+pub(super) struct SortedFile {
     pub(super) file: BufReader<Stretches>,
     pub(super) entry: Vec<u8>,
     pub(super) alive: bool,
@@ -48,7 +48,7 @@ pub(super) struct Sorted {
     pub(super) wanted: Option<Arc<Wanted>>,
 }
 
-impl Sorted {
+impl SortedFile {
     /// Goes to the next entry that counts.
     pub(super) fn step(&mut self) -> Result<()> {
         loop {
