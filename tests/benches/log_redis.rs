@@ -25,8 +25,9 @@ const SECONDS: u64 = 10;
 const KEYS: u64 = 100_000;
 /// Bytes of a value.
 const VALUE: usize = 100;
-/// The loads: connections, and commands of one pipeline.
-const LOADS: [(u32, usize); 2] = [(20, 1), (4, 50)];
+/// The loads: connections, commands of one pipeline, and milliseconds between an answer and the next question. The first one leaves
+/// the machine room, as a network between clients and server does; the others take all of it.
+const LOADS: [(u32, usize, u64); 3] = [(50, 1, 1), (20, 1, 0), (4, 50, 0)];
 /// Time between two looks at the lag.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How the servers stand.
@@ -97,7 +98,7 @@ impl Writes {
 
     async fn run(mut self, rounds: u64, duration: Duration) {
         println!(
-            "SET of {VALUE} B, {KEYS} keys, {} s at full rate each; the log's interval and light cuts are the defaults",
+            "SET of {VALUE} B, {KEYS} keys, {} s each; the log's interval and light cuts are the defaults",
             duration.as_secs()
         );
         println!(
@@ -119,7 +120,7 @@ impl Writes {
             "behind s"
         );
         let held = self.fleet.scrape_agent(SIDES[1], "n0").await;
-        for (connections, depth) in LOADS {
+        for (connections, depth, away) in LOADS {
             let mut rows = [const { Vec::new() }; 3];
             for round in 1..=rounds {
                 for turn in 0..3 {
@@ -131,6 +132,7 @@ impl Writes {
                         depth,
                         keys: KEYS,
                         value: VALUE,
+                        away: Duration::from_millis(away),
                         duration,
                         seed: round,
                     };
@@ -139,7 +141,7 @@ impl Writes {
                     rows[side].push(row);
                 }
             }
-            summary(&rows, (connections, depth));
+            summary(&rows, (connections, depth, away));
         }
         self.holds(&held).await;
         println!(
@@ -231,13 +233,13 @@ async fn look_at_lag(fleet: &Fleet, mut ends: oneshot::Receiver<()>) -> Vec<f64>
 }
 
 fn print_row(round: u64, side: usize, load: RedisLoad, row: &Row) {
-    let RedisLoad { connections, depth, .. } = load;
+    let RedisLoad { connections, depth, away, .. } = load;
     let log = row.log.as_ref().map_or(format!("{:>9} {:>9} {:>10}", "", "", ""), |(mb, lags)| {
         format!("{mb:>9.1} {:>9.1} {:>10.0}", mb / row.rate.seconds, share_of(lags, 0.99))
     });
     println!(
         "{round:>5} {:>9} {:8} {:>10.0} {:>8.1} {:>8.2} {:>8.2} {:>8.1} {:>9.2} {:>9.2} {:>8.2} {log} {:>8.2}",
-        format!("{connections} x {depth}"),
+        format!("{connections} x {depth}{}", if away.is_zero() { "" } else { " away" }),
         SIDES[side],
         row.rate.per_second(),
         row.stream,
@@ -252,14 +254,15 @@ fn print_row(round: u64, side: usize, load: RedisLoad, row: &Row) {
 }
 
 /// Says what the log costs beside what a replica costs: medians of the rounds, each against the server alone in its own round.
-fn summary(rows: &[Vec<Row>; 3], (connections, depth): (u32, usize)) {
+fn summary(rows: &[Vec<Row>; 3], (connections, depth, away): (u32, usize, u64)) {
     let ratio = |side: usize, of: fn(&Row) -> f64| {
         let each: Vec<f64> = rows[side].iter().zip(&rows[0]).map(|(row, alone)| of(row) / of(alone)).collect();
         format!("{:.3} ({:.3} to {:.3})", share_of(&each, 0.5), share_of(&each, 0.0), share_of(&each, 1.0))
     };
     let lags: Vec<f64> = rows[1].iter().filter_map(|r| r.log.as_ref()).flat_map(|l| l.1.clone()).collect();
     println!(
-        "{connections} connections, {depth} in a pipeline, against the server alone, median of the rounds (least to most):"
+        "{connections} connections{}, {depth} in a pipeline, against the server alone, median of the rounds (least to most):",
+        if away > 0 { format!(", each {away} ms away") } else { String::new() }
     );
     for side in [1, 2] {
         println!(

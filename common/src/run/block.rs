@@ -17,6 +17,8 @@ const MAX_INDEX_RAW: usize = 64 << 20;
 /// Compresses and seals; keeps its buffers.
 pub struct Packer {
     zstd: zstd::bulk::Compressor<'static>,
+    /// Where it compresses to: never shorter than was needed once, so that it is not cleared each time.
+    packed: Vec<u8>,
 }
 
 impl std::fmt::Debug for Packer {
@@ -30,36 +32,39 @@ impl Packer {
     pub fn new(level: i32) -> Result<Self> {
         let zstd = zstd::bulk::Compressor::new(level)
             .map_err(|e| Error::config(format!("compression level {level}")).with_source(e))?;
-        Ok(Self { zstd })
+        Ok(Self { zstd, packed: Vec::new() })
     }
 
     /// The sealed form of `raw`: raw when compression does not shrink it.
     pub fn pack(&mut self, sealer: &Sealer, kind: u8, number: u32, raw: &[u8]) -> Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(NONCE_LEN + HEAD + zstd::zstd_safe::compress_bound(raw.len()) + TAG_LEN);
-        out.resize(NONCE_LEN, 0);
-        self.plain(raw, &mut out)?;
+        let mut out = Vec::new();
+        self.append(raw, NONCE_LEN, TAG_LEN, &mut out)?;
         sealer.seal(kind, number, &mut out);
         Ok(out)
     }
 
     /// Appends what is sealed of `raw`: codec, length, bytes.
     pub(super) fn plain(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<()> {
-        let begin = out.len();
-        out.push(CODEC_ZSTD);
-        out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
-        let body = out.len();
-        out.resize(body + zstd::zstd_safe::compress_bound(raw.len()), 0);
+        self.append(raw, 0, 0, out)
+    }
+
+    /// The same, with `before` zeros in front, and room for `behind` bytes.
+    fn append(&mut self, raw: &[u8], before: usize, behind: usize, out: &mut Vec<u8>) -> Result<()> {
+        let bound = zstd::zstd_safe::compress_bound(raw.len());
+        if self.packed.len() < bound {
+            self.packed.resize(bound, 0);
+        }
         let packed = self
             .zstd
-            .compress_to_buffer(raw, &mut out[body..])
+            .compress_to_buffer(raw, &mut self.packed[..bound])
             .map_err(|e| Error::bug("compressing a block").with_source(e))?;
-        if packed < raw.len() {
-            out.truncate(body + packed);
-        } else {
-            out[begin] = CODEC_RAW;
-            out.truncate(body);
-            out.extend_from_slice(raw);
-        }
+        let (codec, body) =
+            if packed < raw.len() { (CODEC_ZSTD, &self.packed[..packed]) } else { (CODEC_RAW, raw) };
+        out.reserve(before + HEAD + body.len() + behind);
+        out.resize(out.len() + before, 0);
+        out.push(codec);
+        out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+        out.extend_from_slice(body);
         Ok(())
     }
 }

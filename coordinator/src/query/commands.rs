@@ -1,14 +1,19 @@
 //! Queries of a log of commands: one key worked off by itself, and the commands that name a key.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use futures::FutureExt;
+use tidemark_common::glob::KeyFilter;
+use tidemark_common::record::split_redis_key;
 use tidemark_common::redis::fold::{CommandLog, Folded, Scope, Span};
 use tidemark_common::redis::keys::Commands;
+use tidemark_common::redis::log::Ordered;
 use tidemark_common::redis::named::{About, about};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::stored::run::sort_key;
-use tidemark_proto::{Error, Result, SlotSet, Timestamp};
+use tidemark_proto::{Error, Result, SlotSet, Timestamp, slot_of};
+use tokio_util::sync::CancellationToken;
 
 use super::lookup::Version;
 use super::{MAX_LIMIT, MAX_SHOWN, Past};
@@ -32,6 +37,9 @@ pub struct CommandItem {
     pub words: Vec<String>,
 }
 
+/// Slot of a key, and the key as records have it.
+pub(super) type SlotKey = (u16, Vec<u8>);
+
 /// The part of a key, among `parts`.
 fn part_of<'p>(parts: &'p [PartEntry], slot: u16, key: &[u8]) -> Result<&'p PartEntry> {
     let sort = sort_key(slot, key);
@@ -44,6 +52,12 @@ impl Past {
     /// What a key held, by the log of commands over the backup; `None` where it was not there. Worked off are the commands on the
     /// key, and on those that it is tied to.
     pub(super) async fn worked_off(&self, slot: u16, key: Vec<u8>) -> Result<Option<Version>> {
+        let found = self.all_worked_off(BTreeSet::from([(slot, key)])).await?;
+        Ok(found.into_iter().next().flatten())
+    }
+
+    /// What each of some keys held, in their order, as [`Self::worked_off`] tells of one.
+    pub(super) async fn all_worked_off(&self, wanted: BTreeSet<SlotKey>) -> Result<Vec<Option<Version>>> {
         let laid = self.laid.as_ref().and_then(|laid| laid.commands());
         let commands = laid.ok_or_else(|| Error::bug("no log of commands"))?;
         let parts = self.parts(|_| true).await?;
@@ -54,37 +68,82 @@ impl Past {
                 let version = past.in_backup(part_of(&parts, slot, key)?, slot, key)?;
                 Ok(version.and_then(|version| version.put))
             };
-            commands.keys(HashSet::from([key.clone()]), slots, lookup).boxed()
+            commands.keys(wanted.iter().map(|(_, key)| key.clone()).collect(), slots, lookup).boxed()
         };
-        let mut folded = fold(SlotSet::range(slot, slot)).await?;
+        let slots = wanted.iter().map(|(slot, _)| *slot).collect::<BTreeSet<u16>>();
+        let mut folded = None;
+        if slots.len() == 1 {
+            folded =
+                fold(slots.into_iter().map(|slot| SlotSet::range(slot, slot)).next().unwrap_or_default()).await?;
+        }
         if folded.is_none() {
             folded = fold(SlotSet::all()).await?;
         }
         let folded = match folded {
             Some(folded) => std::sync::Arc::new(folded),
-            None => commands.whole(&tokio_util::sync::CancellationToken::new()).await?,
+            None => commands.whole(&CancellationToken::new()).await?,
         };
         let past = self.clone();
-        let read = move || match folded.keeps(slot, &key)? {
-            true => past.in_backup(part_of(&parts, slot, &key)?, slot, &key),
-            false => of_folded(&folded, slot, &key),
+        let read = move || {
+            let each = wanted.iter().map(|(slot, key)| match folded.keeps(*slot, key)? {
+                true => past.in_backup(part_of(&parts, *slot, key)?, *slot, key),
+                false => of_folded(&folded, *slot, key),
+            });
+            each.collect()
         };
-        tokio::task::spawn_blocking(read).await.map_err(|e| Error::bug("looking a key up").with_source(e))?
+        tokio::task::spawn_blocking(read).await.map_err(|e| Error::bug("looking keys up").with_source(e))?
     }
 
-    /// The commands of the whole log at hand that may change a key of a user in database `db`, with their times. Blocks.
-    pub(super) fn commands_on(&self, slot: u16, (db, key): (u64, &[u8])) -> Result<Vec<(Timestamp, CommandItem)>> {
-        let (mut record, slots, dir) = (Vec::new(), SlotSet::range(slot, slot), std::env::temp_dir());
-        tidemark_common::record::redis_key(db, key, &mut record);
-        let span = Span { after: Timestamp::ZERO, at: Timestamp::MAX, slots: slots.clone() };
-        let mut log = CommandLog::new(span, SORT_MEMORY, &dir);
+    /// Reads the commands of the log at hand that are in `span` into the order of their slots. Blocks.
+    fn commands(&self, span: Span, dir: &Path) -> Result<Ordered> {
+        let slots = span.slots.clone();
+        let mut log = CommandLog::new(span, SORT_MEMORY, dir);
         for group in self.log.groups(&slots, &self.manifest.root().nodes)? {
             log.group(group.slots)?;
             for pieces in self.log.spans_of(&group.pieces, READ_SPAN) {
                 self.each_chunk(pieces, |raw| log.push_chunk(raw))?;
             }
         }
-        let (commands, log, mut out) = (Commands::known(), log.finish()?, Vec::new());
+        log.finish()
+    }
+
+    /// The keys of database `db` that commands behind `from` name, up to `to`; `None` where a command changes others too, or where
+    /// there are more than `most`. Blocks.
+    pub(super) fn keys_named(
+        &self,
+        (from, to): (Timestamp, Timestamp),
+        (filter, db): (&KeyFilter, u64),
+        most: usize,
+    ) -> Result<Option<BTreeSet<SlotKey>>> {
+        let (known, dir, mut out) = (Commands::known(), std::env::temp_dir(), BTreeSet::new());
+        let log = self.commands(Span { after: from, at: to, slots: SlotSet::all() }, &dir)?;
+        let mut reader = log.commands(&dir);
+        while let Some(command) = reader.next()? {
+            let keys = match about(&known, command.db, &command.request.words(MOST_OF_WORD)?) {
+                Ok(About::Keys(keys)) => keys,
+                Ok(About::Functions | About::Nothing) => continue,
+                Ok(About::Emptied(of)) if of.is_some_and(|of| of != db) => continue,
+                Ok(About::Emptied(_) | About::Everything) | Err(_) => return Ok(None),
+            };
+            for record in keys {
+                let (of, key) = split_redis_key(&record)?;
+                if of == db && filter.takes(key) {
+                    let _ = out.insert((slot_of(key), record));
+                }
+            }
+            if out.len() > most {
+                return Ok(None);
+            }
+        }
+        Ok(Some(out))
+    }
+
+    /// The commands of the whole log at hand that may change a key of a user in database `db`, with their times. Blocks.
+    pub(super) fn commands_on(&self, slot: u16, (db, key): (u64, &[u8])) -> Result<Vec<(Timestamp, CommandItem)>> {
+        let (mut record, slots, dir) = (Vec::new(), SlotSet::range(slot, slot), std::env::temp_dir());
+        tidemark_common::record::redis_key(db, key, &mut record);
+        let log = self.commands(Span { after: Timestamp::ZERO, at: Timestamp::MAX, slots }, &dir)?;
+        let (commands, mut out) = (Commands::known(), Vec::new());
         let mut reader = log.commands(&dir);
         while let Some(command) = reader.next()? {
             let words = command.request.words(MOST_OF_WORD)?;

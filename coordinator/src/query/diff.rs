@@ -1,9 +1,11 @@
 //! What changed between two times.
 //!
 //! Where the log knows every change between both, it names the keys, and only those are looked up. Else both states must
-//! be cuts of backups: they are read side by side. So are states of a log of commands.
+//! be cuts of backups: they are read side by side. So are states of a log of commands where one of these changes more than what it
+//! names, or where they name very many keys.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use futures::FutureExt;
@@ -16,6 +18,7 @@ use tidemark_proto::{Error, Result, SlotSet, Timestamp};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::commands::SlotKey;
 use super::lookup::Version;
 use super::{Past, Where, limit, shown};
 use crate::extract::{self, Output};
@@ -24,6 +27,8 @@ use crate::repository::{Ledger, Repository};
 
 /// Memory for sorting the keys of one region, in bytes.
 const SORT_MEMORY: usize = 32 << 20;
+/// Most keys that are looked up one by one: to read both states is cheaper than so many small reads.
+const MOST_NAMED: usize = 1000;
 /// Records read ahead of each state.
 const AHEAD: usize = 256;
 
@@ -86,15 +91,23 @@ pub async fn diff(repository: &Repository, ledger: &Ledger, query: &DiffQuery) -
     let (from, to) = (before.at, after.at);
     let (windows, _) = log::windows(repository, ledger).boxed().await?;
     let logged = windows.intervals.iter().any(|i| i.start <= from && to <= i.end);
-    // Commands say which keys they name, but not what they make of them: both states are made, and read side by side.
-    let commands = before.laid.is_some() || after.laid.is_some();
-    let changes = if logged && !commands {
+    let commands = after.has_databases();
+    let changes = if from == to {
+        Vec::new()
+    } else if logged {
         let each = after.manifest.root().slots_per_region;
-        let news = log::between(repository, ledger, (from, to), each).boxed().await?;
-        let news = Past { log: news, ..after };
-        let work = move || by_log(&before, &news, (from, to), &filter, most);
-        tokio::task::spawn_blocking(work).await.map_err(|e| Error::bug("comparing two times").with_source(e))??
-    } else if commands || (before.base() == from && after.base() == to) {
+        let log = log::between(repository, ledger, (from, to), each).boxed().await?;
+        let news = Past { log, ..after.clone() };
+        match commands {
+            true => by_commands((&before, &after, news), (from, to), (filter, query.place.db), most).await?,
+            false => {
+                let work = move || by_log(&before, &news, (from, to), &filter, most);
+                tokio::task::spawn_blocking(work)
+                    .await
+                    .map_err(|e| Error::bug("comparing two times").with_source(e))??
+            }
+        }
+    } else if before.laid.is_some() || after.laid.is_some() || (before.base() == from && after.base() == to) {
         side_by_side(&before, &after, (filter, query.place.db), most).await?
     } else {
         return Err(Error::unsupported(
@@ -155,6 +168,40 @@ fn by_log(
         }
     }
     Ok(out)
+}
+
+/// The keys that commands name, with what was made of them by both times.
+async fn by_commands(
+    (before, after, news): (&Past, &Past, Past),
+    times: (Timestamp, Timestamp),
+    (filter, db): (KeyFilter, u64),
+    most: usize,
+) -> Result<Vec<DiffItem>> {
+    let wanted = filter.clone();
+    let named = move || news.keys_named(times, (&wanted, db), MOST_NAMED);
+    let named =
+        tokio::task::spawn_blocking(named).await.map_err(|e| Error::bug("reading commands").with_source(e))?;
+    let Some(keys) = named? else { return side_by_side(before, after, (filter, db), most).await };
+    let (old, new) = (before.all(keys.clone()).await?, after.all(keys.clone()).await?);
+    let mut out = Vec::new();
+    for ((slot, key), (old, new)) in keys.iter().zip(old.iter().zip(&new)) {
+        out.extend(item((*slot, key), (old.as_ref(), new.as_ref()))?);
+    }
+    Ok(out)
+}
+
+impl Past {
+    /// What each of some keys held, in their order.
+    async fn all(&self, keys: BTreeSet<SlotKey>) -> Result<Vec<Option<Version>>> {
+        if self.laid.is_some() && !keys.is_empty() {
+            return self.all_worked_off(keys).await;
+        }
+        let mut out = Vec::with_capacity(keys.len());
+        for (slot, key) in keys {
+            out.push(self.lookup(slot, key).await?);
+        }
+        Ok(out)
+    }
 }
 
 /// A record of one of two states.

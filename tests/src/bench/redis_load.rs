@@ -14,7 +14,7 @@ const POOL: usize = 1 << 16;
 /// The server's answers are read into so many bytes.
 const READ: usize = 16 << 10;
 
-/// `SET`s at full rate: each connection sends the next when the last was answered.
+/// `SET`s: each connection sends the next when the last was answered.
 #[derive(Debug, Clone, Copy)]
 pub struct RedisLoad {
     /// Loopback port of the server.
@@ -27,6 +27,9 @@ pub struct RedisLoad {
     pub keys: u64,
     /// Bytes of a value, at most 60,000.
     pub value: usize,
+    /// How long a connection waits between an answer and what it sends next, as over a network with such a round trip; zero for
+    /// the full rate.
+    pub away: Duration,
     /// For how long.
     pub duration: Duration,
     /// Makes keys and values.
@@ -104,6 +107,9 @@ impl RedisLoad {
                 have += n;
             }
             micros.push(sent.elapsed().as_micros().min(u128::from(u32::MAX)) as u32);
+            if !self.away.is_zero() {
+                tokio::time::sleep(self.away).await;
+            }
         }
         micros
     }

@@ -7,6 +7,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 use tidemark_coordinator::job::restore::RestoreRequest;
+use tidemark_coordinator::log::WindowItem;
 use tidemark_proto::Timestamp;
 use tidemark_tests::fleet::{CoordinatorSpec, Fleet, binary, restore_of};
 use tidemark_tests::redis::{Client, Cluster, Flavor, Reply, Server, eventually};
@@ -118,6 +119,44 @@ pub(crate) fn extracted(fleet: &Fleet, at: u64) -> State {
     records.map(|r| (r["key"].as_str().expect("key").to_owned(), shown(&r["value"]))).collect()
 }
 
+/// What is told to differ between two restore points is what differs between their states.
+async fn differences(fleet: &Fleet, model: &Model, window: &WindowItem, rng: &mut StdRng) {
+    let ask = async |from: u64, to: u64, glob: &str| {
+        let (from, to) = (from.to_string(), to.to_string());
+        let args =
+            ["query", "diff", "--cluster", "orders", "--from", &from, "--to", &to, "--limit", "9999", "-o", "json"];
+        let told = fleet.tidemark(&[&args[..], &["--keys", glob]].concat()).await;
+        serde_json::from_str::<Value>(&told).expect("JSON")
+    };
+    let mut seen = 0;
+    for _ in 0..6 {
+        let mut times = [0; 2].map(|_| rng.random_range(window.earliest..=window.latest));
+        times.sort_unstable();
+        let [before, after] = times.map(|at| extracted(fleet, at));
+        for glob in ["*", "l:1*"] {
+            let told = ask(times[0], times[1], glob).await;
+            let mut changes = BTreeMap::new();
+            for change in told["changes"].as_array().expect("changes") {
+                let side = |name: &str| change.get(name).filter(|v| !v.is_null());
+                let either = side("before").or(side("after")).expect("one of both");
+                let value = |name: &str| side(name).map(|record| shown(&record["value"]));
+                let key = either["key"].as_str().expect("key").to_owned();
+                assert!(changes.insert(key, (value("before"), value("after"))).is_none(), "{told}");
+            }
+            let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+            let takes = |key: &str| glob == "*" || key.starts_with("l:1");
+            let wanted: BTreeMap<String, (Option<String>, Option<String>)> = keys
+                .into_iter()
+                .filter(|key| takes(key) && before.get(*key) != after.get(*key))
+                .map(|key| (key.clone(), (before.get(key).cloned(), after.get(key).cloned())))
+                .collect();
+            assert_eq!(changes, wanted, "from {} to {}", times[0], times[1]);
+            seen += wanted.len();
+        }
+    }
+    assert!(seen > 50 || model.states.len() < 100, "{seen} changes");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_times_are_states_that_were() {
     let cluster = Cluster::start(Flavor::Redis, 3, &[]);
@@ -150,6 +189,8 @@ async fn fifty_times_are_states_that_were() {
     assert!(seen.len() > 5, "different states: {seen:?}");
     let last = extracted(&fleet, window.latest);
     assert_eq!(model.check(&last, "the last point"), model.states.len() - 1);
+
+    differences(&fleet, &model, &window, &mut rng).await;
 
     // The same by restores into other shapes, and by queries.
     let at = rng.random_range(window.earliest..=window.latest);

@@ -9,6 +9,7 @@ mod frames;
 mod read;
 mod spool;
 mod tail;
+mod words;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -22,7 +23,7 @@ use super::Redis;
 use super::hold::HoldState;
 use super::server::View;
 use crate::engine::{LogReached, LogSink, LogSource, LogWanted};
-use read::{Ended, MAX_COMMAND, Source, Stretch, entries};
+use read::{Ended, MAX_COMMAND, Room, Source, entries};
 use tail::{Resume, Tail};
 
 /// Time for a stream that begins before a read is put off.
@@ -56,6 +57,7 @@ pub(super) struct RedisLog {
     dir: PathBuf,
     tail: Mutex<Option<Tail>>,
     cuts: Mutex<Cuts>,
+    room: Mutex<Room>,
 }
 
 /// The id under which a history is known to the coordinator: the first half of its name.
@@ -66,7 +68,7 @@ pub(super) fn history_id(history: &str) -> Incarnation {
 
 impl RedisLog {
     pub(super) fn new(dir: PathBuf) -> Self {
-        let log = Self { dir, tail: Mutex::default(), cuts: Mutex::default() };
+        let log = Self { dir, tail: Mutex::default(), cuts: Mutex::default(), room: Mutex::default() };
         if let Some(issued) = std::fs::read(log.issued()).ok().and_then(|bytes| bytes.try_into().ok()) {
             log.cuts().issued = Timestamp(u64::from_le_bytes(issued));
         }
@@ -246,16 +248,20 @@ impl RedisLog {
         let source = Source { commands: tail.commands()?, relative: tail.sends_relative() };
         let (after, ceiling) = (wanted.closed.max(Timestamp(1)), span.mark.map(|(_, at)| at));
         let mut found = None;
+        let mut room = self.room.lock().expect("room");
         // One command may be more than what is asked for.
         for most in [wanted.most, MAX_COMMAND] {
-            let stretch = Stretch::read(&span.files, (offset, span.end), most)?;
-            let ended = entries(&stretch, (offset, after, ceiling), &source, sink)?;
+            let Room { stretch, found: commands } = &mut *room;
+            stretch.read(&span.files, (offset, span.end), most)?;
+            let ended = entries(stretch, (offset, after, ceiling), &source, commands, sink)?;
             // A cut may lie behind what has come.
             if ended.to > offset || span.end.min(span.border) <= offset {
                 found = Some(ended);
                 break;
             }
         }
+        room.shrink();
+        drop(room);
         let Some(ended) = found else {
             tail.forget();
             return Err(Error::unsupported(format!(

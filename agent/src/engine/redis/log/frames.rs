@@ -5,7 +5,8 @@
 //! little-endian; the sum is the begin of the BLAKE3 of what stands before it and of the bytes. Kinds: 0, bytes of the stream
 //! from `offset` on, received at `value` (milliseconds since 1970); 1, a mark: the cut at timestamp `value` lies at `offset`; 2, the
 //! stream goes on under another history, whose name are the bytes. What does not hold at the end of the last file was being
-//! written when the agent died, and the server is asked for it again.
+//! written when the agent died, and the server is asked for it again. Files are written over: frames with lower offsets than the
+//! file's, behind those that count, are of its former use.
 
 use std::fs::File;
 use std::io::Read;

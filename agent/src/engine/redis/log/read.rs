@@ -13,6 +13,7 @@ use super::super::resp::put_request;
 use super::LEAST_COMMAND;
 use super::frames::{FILE_HEAD, Frame, next_frame};
 use super::spool::SpoolFile;
+use super::words::split;
 use crate::engine::LogSink;
 
 /// Longest command that a log takes, in bytes: one batch holds it.
@@ -22,6 +23,36 @@ pub(super) const MAX_COMMAND: u64 = 28 << 20;
 const FILE_BUFFER: usize = 256 << 10;
 /// Most bytes that room is made for before they are read.
 const MOST_RESERVED: usize = 32 << 20;
+
+/// Bytes of a buffer that stay with the log when little of it is used.
+const KEPT: usize = 1 << 20;
+
+/// The buffers of reads, kept from one to the next: fresh memory for each of them would cost more than what is done with it.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    /// What was read last.
+    pub(super) stretch: Stretch,
+    /// What was found in it.
+    pub(super) found: Found,
+}
+
+impl Room {
+    /// Gives back what a large read needed and the last one did not.
+    pub(super) fn shrink(&mut self) {
+        let Self { stretch: Stretch { bytes, came, .. }, found: Found { places, order, added } } = self;
+        shrink(bytes);
+        shrink(came);
+        shrink(places);
+        shrink(order);
+        shrink(added);
+    }
+}
+
+fn shrink<T>(buffer: &mut Vec<T>) {
+    if buffer.len() < buffer.capacity() / 4 {
+        buffer.shrink_to((2 * buffer.len()).max(KEPT / size_of::<T>()));
+    }
+}
 
 /// Contiguous bytes of the stream from a border on, and when they came.
 #[derive(Debug, Default)]
@@ -37,21 +68,24 @@ pub(super) struct Stretch {
 
 impl Stretch {
     /// Reads `files`, the first of which holds `from`, up to the offset `end`, or until there are `most` bytes behind `from`.
-    pub(super) fn read(files: &[SpoolFile], (from, end): (u64, u64), most: u64) -> Result<Self> {
+    pub(super) fn read(&mut self, files: &[SpoolFile], (from, end): (u64, u64), most: u64) -> Result<()> {
         let first = files.first().ok_or_else(|| Error::bug("a spool without files"))?;
         let begin = first.border_before(from);
-        let mut out = Self { start: begin.offset, db: begin.db, ..Self::default() };
+        (self.start, self.db) = (begin.offset, begin.db);
+        self.bytes.clear();
+        self.came.clear();
         let stop = end.min(from.saturating_add(most));
-        out.bytes.reserve_exact(usize::try_from(stop.saturating_sub(out.start)).unwrap_or(0).min(MOST_RESERVED));
+        let room = usize::try_from(stop.saturating_sub(self.start)).unwrap_or(0).min(MOST_RESERVED);
+        self.bytes.reserve_exact(room);
         for (n, file) in files.iter().take_while(|f| f.start < stop).enumerate() {
             // One that was dropped meanwhile holds what nobody asks for any more.
             let failed = || (ErrorKind::Retry, file.path.display().to_string());
             let mut opened = File::open(&file.path).or_kind(failed().0, failed().1)?;
             let at = if n == 0 { begin.at } else { FILE_HEAD as u64 };
             let _ = opened.seek(SeekFrom::Start(at)).or_kind(failed().0, failed().1)?;
-            out.add(&mut BufReader::with_capacity(FILE_BUFFER, opened), file, stop)?;
+            self.add(&mut BufReader::with_capacity(FILE_BUFFER, opened), file, stop)?;
         }
-        Ok(out)
+        Ok(())
     }
 
     /// Adds what a file holds, up to `stop`.
@@ -97,14 +131,69 @@ pub(super) struct Source<'a> {
     pub(super) relative: bool,
 }
 
-/// One command of a batch: where its bytes lie, in the stretch or among those that were added.
+/// One command of a batch: where its bytes lie, in the stretch or among those that were added. There are very many.
+#[derive(Debug)]
 struct Place {
-    slot: u16,
     db: u64,
     at: Timestamp,
-    key: (usize, usize),
-    bytes: (usize, usize),
+    key: Span,
+    bytes: Span,
     added: bool,
+}
+
+/// Begin and end.
+type Span = (u32, u32);
+
+/// As positions of places: no stretch is nearly as long.
+fn span(begin: usize, end: usize) -> Span {
+    (begin as u32, end as u32)
+}
+
+fn of(bytes: &[u8], (begin, end): Span) -> &[u8] {
+    &bytes[begin as usize..end as usize]
+}
+
+/// The commands of a batch.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// In the order of the stream.
+    places: Vec<Place>,
+    /// Of each its slot, and in the lower half where it stands among the places: sorted these are by slot, and in the stream's order.
+    order: Vec<u64>,
+    /// Commands that the stream does not hold itself.
+    added: Vec<u8>,
+}
+
+impl Found {
+    fn clear(&mut self) {
+        self.places.clear();
+        self.order.clear();
+        self.added.clear();
+    }
+
+    fn push(&mut self, slot: u16, place: Place) {
+        self.order.push(u64::from(slot) << 32 | self.places.len() as u64);
+        self.places.push(place);
+    }
+
+    /// Gives all out by slot. `bytes` are those of the stretch.
+    fn give(&mut self, bytes: &[u8], sink: &mut dyn LogSink) -> Result<()> {
+        self.order.sort_unstable();
+        let mut meta = Vec::new();
+        for entry in &self.order {
+            let (slot, place) = ((entry >> 32) as u16, &self.places[*entry as u32 as usize]);
+            meta.clear();
+            put_varint(&mut meta, place.db);
+            let (key, at) = (of(bytes, place.key), place.at);
+            let whole = of(if place.added { &self.added } else { bytes }, place.bytes);
+            let last = whole.len().div_ceil(MAX_PIECE) - 1;
+            for (n, piece) in whole.chunks(MAX_PIECE).enumerate() {
+                let kind = if n == last { EntryKind::Command } else { EntryKind::CommandPart };
+                sink.entry(LogEntry { slot, at, key, put: Some((&meta, piece)), kind })?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where a batch ends.
@@ -122,10 +211,10 @@ pub(super) fn entries(
     stretch: &Stretch,
     (from, after, ceiling): (u64, Timestamp, Option<Timestamp>),
     source: &Source<'_>,
+    found: &mut Found,
     sink: &mut dyn LogSink,
 ) -> Result<Ended> {
-    let mut places = Vec::new();
-    let mut added = Vec::new();
+    found.clear();
     let mut state = Ended { to: from, last: after };
     let (mut at, mut db, mut words, mut came) = (0, stretch.db, Vec::new(), 0);
     let bytes = &stretch.bytes;
@@ -162,34 +251,22 @@ pub(super) fn entries(
         let Some((slot, key)) = place else { continue };
         let key = key.map_or((0, 0), |key| {
             let start = key.as_ptr() as usize - bytes.as_ptr() as usize;
-            (start, start + key.len())
+            span(start, start + key.len())
         });
         state.last = state.last.next().max(Timestamp::new(millis, 0).min(most));
-        places.push(Place { slot, db, at: state.last, key, bytes: (begin, end), added: false });
+        found.push(slot, Place { db, at: state.last, key, bytes: span(begin, end), added: false });
         if source.relative
             && let Some((key_bytes, ttl)) = relative(&args)
         {
-            let begin = added.len();
+            let begin = found.added.len();
             let expires = (millis as i64).saturating_add(ttl).to_string();
-            put_request(&mut added, &[b"PEXPIREAT", key_bytes, expires.as_bytes()]);
+            put_request(&mut found.added, &[b"PEXPIREAT", key_bytes, expires.as_bytes()]);
             state.last = state.last.next();
-            places.push(Place { slot, db, at: state.last, key, bytes: (begin, added.len()), added: true });
+            let bytes = span(begin, found.added.len());
+            found.push(slot, Place { db, at: state.last, key, bytes, added: true });
         }
     }
-    places.sort_by_key(|p| p.slot);
-    let mut meta = Vec::new();
-    for place in &places {
-        let whole = if place.added { &added } else { bytes };
-        meta.clear();
-        put_varint(&mut meta, place.db);
-        let (key, at, slot) = (&bytes[place.key.0..place.key.1], place.at, place.slot);
-        let whole = &whole[place.bytes.0..place.bytes.1];
-        let last = whole.len().div_ceil(MAX_PIECE) - 1;
-        for (n, piece) in whole.chunks(MAX_PIECE).enumerate() {
-            let kind = if n == last { EntryKind::Command } else { EntryKind::CommandPart };
-            sink.entry(LogEntry { slot, at, key, put: Some((&meta, piece)), kind })?;
-        }
-    }
+    found.give(bytes, sink)?;
     Ok(state)
 }
 
@@ -205,46 +282,6 @@ fn place_of<'k>(touched: &Touches<'k>) -> Option<(u16, Option<&'k [u8]>)> {
         }
         Touches::Database | Touches::Everything | Touches::Unknown | Touches::Functions => Some((ALL_SLOTS, None)),
     }
-}
-
-/// Splits the command at `at`: where it ends, and where its words lie; none for an empty line. `None` where it is not whole.
-fn split(bytes: &[u8], at: usize, words: &mut Vec<(usize, usize)>) -> Result<Option<usize>> {
-    words.clear();
-    let Some(&first) = bytes.get(at) else { return Ok(None) };
-    if first == b'\n' || first == b'\r' {
-        return Ok(Some(at + 1));
-    }
-    let Some((count, mut at)) = number(bytes, at, b'*')? else { return Ok(None) };
-    for _ in 0..count {
-        let Some((len, start)) = number(bytes, at, b'$')? else { return Ok(None) };
-        let Some(end) = start.checked_add(len).filter(|end| end + 2 <= bytes.len()) else { return Ok(None) };
-        words.push((start, end));
-        at = end + 2;
-    }
-    Ok(Some(at))
-}
-
-/// A line that begins with `mark`: its number, and where the next one begins.
-fn number(bytes: &[u8], at: usize, mark: u8) -> Result<Option<(usize, usize)>> {
-    let unreadable = || Error::damaged("the stream of commands holds what is no command");
-    let Some(&first) = bytes.get(at) else { return Ok(None) };
-    if first != mark {
-        return Err(unreadable());
-    }
-    let mut value = 0usize;
-    for (i, &byte) in bytes[at + 1..].iter().enumerate() {
-        match byte {
-            b'0'..=b'9' => {
-                value = value
-                    .checked_mul(10)
-                    .and_then(|v| v.checked_add(usize::from(byte - b'0')))
-                    .ok_or_else(unreadable)?;
-            }
-            b'\r' => return Ok((at + i + 2 < bytes.len()).then_some((value, at + i + 3))),
-            _ => return Err(unreadable()),
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]
@@ -290,7 +327,8 @@ mod tests {
     fn read(stretch: &Stretch, from: u64, after: u64, relative: bool) -> (Vec<Seen>, Ended) {
         let (mut sink, commands) = (Sink::default(), commands());
         let source = Source { commands: &commands, relative };
-        let ended = entries(stretch, (from, Timestamp(after), None), &source, &mut sink).unwrap();
+        let ended =
+            entries(stretch, (from, Timestamp(after), None), &source, &mut Found::default(), &mut sink).unwrap();
         (sink.0, ended)
     }
 
@@ -331,19 +369,5 @@ mod tests {
         let (seen, _) = read(&stretch(&["SET a 1", "EXPIRE a 10", "SET a 2"]), 1000, 0, true);
         let told: Vec<_> = seen.iter().map(|s| s.2.as_str()).collect();
         assert_eq!(told, ["SET a 1", "EXPIRE a 10", "PEXPIREAT a 10050", "SET a 2"]);
-    }
-
-    #[test]
-    fn nonsense_is_an_error_and_the_end_is_none() {
-        let mut words = Vec::new();
-        for whole in [&b"*1\r\n$4\r\nPING\r\n"[..], b"\n", b"*2\r\n$0\r\n\r\n$1\r\nx\r\n"] {
-            assert_eq!(split(whole, 0, &mut words).unwrap(), Some(whole.len()));
-            for cut in 0..whole.len() {
-                assert_eq!(split(&whole[..cut], 0, &mut words).unwrap(), None, "{cut}");
-            }
-        }
-        for bad in [&b"+OK\r\n"[..], b"*1\r\n:3\r\n", b"*1x\r\n", b"*99999999999999999999999\r\n"] {
-            assert!(split(bad, 0, &mut words).is_err(), "{bad:?}");
-        }
     }
 }

@@ -1,6 +1,8 @@
 //! What came of a stream of commands and is not durable elsewhere yet: files that are only ever appended to, and read back after a
 //! restart of the agent. Their format is in [`super::frames`].
 
+mod files;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
@@ -13,52 +15,11 @@ use super::frames::{
     BYTES, FILE_HEAD, FRAME_HEAD, HISTORY, MARK, fields, file_head, frame_head, read_file_head, read_frame,
 };
 
+pub(super) use files::SpoolFile;
+use files::{Border, Spares};
+
 /// A file is ended at the next border of commands when it has this many bytes.
 const FILE_TARGET: u64 = 16 << 20;
-/// Bytes of the stream between two borders at which a read may begin.
-const BORDER_EVERY: u64 = 128 << 10;
-
-/// One file.
-#[derive(Debug, Clone)]
-pub(super) struct SpoolFile {
-    pub(super) path: PathBuf,
-    /// Offset of its first byte of the stream.
-    pub(super) start: u64,
-    /// Offset behind its last byte.
-    pub(super) end: u64,
-    /// Borders of commands in it, where reads begin.
-    borders: Vec<Border>,
-}
-
-/// The border of two commands.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Border {
-    /// Its offset.
-    pub(super) offset: u64,
-    /// Database behind it.
-    pub(super) db: u64,
-    /// Where in the file the frame begins in which it lies.
-    pub(super) at: u64,
-}
-
-impl SpoolFile {
-    fn new(path: PathBuf, start: u64, db: u64) -> Self {
-        let first = Border { offset: start, db, at: FILE_HEAD as u64 };
-        Self { path, start, end: start, borders: vec![first] }
-    }
-
-    /// Remembers a border now and then.
-    fn note(&mut self, border: Border) {
-        if self.borders.last().is_none_or(|last| border.offset >= last.offset + BORDER_EVERY) {
-            self.borders.push(border);
-        }
-    }
-
-    /// The last border at or before `from` that is remembered.
-    pub(super) fn border_before(&self, from: u64) -> Border {
-        self.borders[self.borders.partition_point(|b| b.offset <= from).max(1) - 1]
-    }
-}
 
 /// What passed with some bytes.
 #[derive(Debug, Default)]
@@ -75,6 +36,7 @@ pub(super) struct Spool {
     dir: PathBuf,
     incarnation: Incarnation,
     files: VecDeque<SpoolFile>,
+    spares: Spares,
     out: Option<File>,
     /// Bytes of the file that is written to.
     written: u64,
@@ -108,6 +70,7 @@ impl Spool {
             dir: dir.to_owned(),
             incarnation,
             files: VecDeque::new(),
+            spares: Spares::default(),
             out: None,
             written: 0,
             splitter: Splitter::new(offset),
@@ -124,7 +87,11 @@ impl Spool {
     /// Reads back what an earlier process left; `None` where there is nothing of this data, or where it does not hold.
     pub(super) fn reopen(dir: &Path, incarnation: Incarnation) -> Result<Option<Self>> {
         let Ok(entries) = std::fs::read_dir(dir) else { return Ok(None) };
-        let mut paths: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+        let (spares, mut paths): (Vec<PathBuf>, Vec<PathBuf>) =
+            entries.flatten().map(|e| e.path()).partition(|path| Spares::is(path));
+        for spare in spares {
+            let _ = std::fs::remove_file(spare);
+        }
         // Names are offsets with leading zeros.
         paths.sort();
         let mut spool: Option<Self> = None;
@@ -138,6 +105,7 @@ impl Spool {
                 dir: dir.to_owned(),
                 incarnation,
                 files: VecDeque::new(),
+                spares: Spares::default(),
                 out: None,
                 written: 0,
                 splitter: Splitter::new(start),
@@ -175,6 +143,8 @@ impl Spool {
                 }
                 BYTES => break,
                 MARK => drop(self.marks.insert(offset, Timestamp(value))),
+                // Of a former use of the file.
+                HISTORY if offset != self.splitter.position() => break,
                 HISTORY => self.histories.push((offset, String::from_utf8_lossy(&bytes).into_owned())),
                 _ => break,
             }
@@ -191,7 +161,7 @@ impl Spool {
         let start = self.border;
         let path = self.dir.join(format!("{start:020}"));
         let head = file_head(start, self.db, self.incarnation, self.history());
-        let mut file = File::create(&path).map_err(full(&path))?;
+        let mut file = self.spares.create(&path).map_err(full(&path))?;
         file.write_all(&head).map_err(full(&path))?;
         // A file that holds nothing yet is replaced by this one, which begins at the same offset.
         if self.files.back().is_some_and(|f| f.start == start) {
@@ -329,7 +299,7 @@ impl Spool {
         while self.files.len() > 1 && self.files[0].end <= durable {
             if let Some(file) = self.files.pop_front() {
                 self.bytes -= file.end - file.start;
-                let _ = std::fs::remove_file(&file.path);
+                self.spares.keep(&file.path);
             }
         }
         let start = self.start();
@@ -344,6 +314,7 @@ impl Spool {
     pub(super) fn forget(&mut self) -> Result<()> {
         let rest = self.files.drain(..).collect::<Vec<_>>();
         (self.bytes, self.out) = (0, None);
+        self.spares.clear();
         for file in rest {
             let _ = std::fs::remove_file(file.path);
         }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::super::super::resp::put_request;
 use super::super::read::Stretch;
+use super::files::BORDER_EVERY;
 use super::*;
 
 const DATA: Incarnation = Incarnation::from_u128(7);
@@ -21,7 +22,8 @@ fn begin(dir: &Path) -> Spool {
 }
 
 fn whole(spool: &Spool, from: u64) -> Vec<u8> {
-    let stretch = Stretch::read(&spool.files_from(from), (from, spool.border()), u64::MAX).unwrap();
+    let mut stretch = Stretch::default();
+    stretch.read(&spool.files_from(from), (from, spool.border()), u64::MAX).unwrap();
     stretch.behind(from).to_vec()
 }
 
@@ -100,7 +102,7 @@ fn files_are_ended_and_dropped_and_a_full_spool_is_forgotten() {
     assert_eq!((spool.start(), spool.bytes()), (middle, spool.border() - middle));
     assert!(whole(&spool, middle) == all[(middle - 100) as usize..], "the rest is there");
     let there = std::fs::read_dir(&path).unwrap().count();
-    assert_eq!(there, spool.files.len());
+    assert_eq!(there, spool.files.len() + 1, "one is kept to be written over");
     spool.forget().unwrap();
     assert_eq!((spool.start(), spool.bytes(), std::fs::read_dir(&path).unwrap().count()), (spool.border(), 0, 1));
 }
@@ -140,7 +142,8 @@ fn reads_begin_at_a_border_close_by_also_after_a_restart() {
         let mut begun = HashSet::new();
         for &(from, _) in borders.iter().step_by(37) {
             assert!(whole(spool, from) == all[(from - 100) as usize..], "from {from}");
-            let stretch = Stretch::read(&spool.files_from(from), (from, spool.border()), 1).unwrap();
+            let mut stretch = Stretch::default();
+            stretch.read(&spool.files_from(from), (from, spool.border()), 1).unwrap();
             assert!(from - stretch.start <= BORDER_EVERY + 60_000, "{from} is read from {} on", stretch.start);
             assert!(borders.contains(&(stretch.start, stretch.db)), "{} {}", stretch.start, stretch.db);
             let _ = begun.insert(stretch.start);
@@ -150,4 +153,56 @@ fn reads_begin_at_a_border_close_by_also_after_a_restart() {
     check(&spool);
     drop(spool);
     check(&Spool::reopen(&path, DATA).unwrap().expect("a spool"));
+}
+
+#[test]
+fn what_a_file_held_before_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spool");
+    let mut spool = begin(&path);
+    let short = command(&["SET", "a", &"x".repeat(1000)]);
+    // A file that has all kinds of frames at the same places as the one that is written over it.
+    let frame = |spool: &mut Spool, n: u64| match n % 3 {
+        0 => drop(spool.append(&short, n).unwrap()),
+        1 => spool.mark(spool.border(), Timestamp(100 + n)).unwrap(),
+        _ => spool.renamed(if n % 2 == 0 { NEW } else { OLD }).unwrap(),
+    };
+    for n in 0..150 {
+        frame(&mut spool, n);
+    }
+    let large = command(&["SET", "b", &"y".repeat(3 << 20)]);
+    let filled = |spool: &mut Spool| {
+        let before = spool.files.back().unwrap().start;
+        while spool.files.back().unwrap().start == before {
+            let _ = spool.append(&large, 60).unwrap();
+        }
+        spool.border()
+    };
+    let first = spool.files[0].path.clone();
+    let start = filled(&mut spool);
+    let _ = filled(&mut spool);
+    spool.drop_below(start);
+    assert!(!first.exists());
+    // The next file is the first one, written over.
+    let _ = filled(&mut spool);
+    let last = &spool.files.back().unwrap().path;
+    assert!(std::fs::metadata(last).unwrap().len() > FILE_TARGET, "a spare one");
+    for n in 0..12 {
+        frame(&mut spool, n);
+        let copy = dir.path().join(format!("copy-{n}"));
+        std::fs::create_dir(&copy).unwrap();
+        for entry in std::fs::read_dir(&path).unwrap().flatten() {
+            let _ = std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
+        let again = Spool::reopen(&copy, DATA).unwrap().expect("a spool");
+        let told = |spool: &Spool| {
+            (spool.start(), spool.border(), spool.history().to_owned(), spool.next_mark(start, Timestamp::ZERO))
+        };
+        assert_eq!(told(&again), told(&spool), "after {n}");
+        assert!(whole(&again, start) == whole(&spool, start));
+        assert!(
+            !std::fs::read_dir(&copy).unwrap().flatten().any(|e| Spares::is(&e.path())),
+            "spare ones are removed"
+        );
+    }
 }
