@@ -31,6 +31,9 @@ const UNKNOWN: u64 = u16::MAX as u64;
 const END: u8 = 255;
 /// In ziplists and zipmaps: four bytes of length follow.
 const LONG: u8 = 254;
+/// An item's own length stands behind it, seven bits a byte, and the highest number of each count of bytes is written with one more
+/// than it needs: but by Valkey from 9.1 on with as many as it needs, and then its first byte is this.
+const LONGEST: u8 = 0x7f;
 /// Longest text that is a number: more than any score or id has.
 const MOST_DIGITS: usize = 128;
 
@@ -42,6 +45,8 @@ pub(super) struct Packed<'a, B> {
     seen: u64,
     /// Bytes after the last item's text that belong to it.
     tail: u64,
+    /// It may be one byte less: see [`LONGEST`].
+    border: bool,
     /// Bytes of a number of an intset.
     width: usize,
 }
@@ -74,14 +79,17 @@ impl<'a, B: Bytes> Packed<'a, B> {
                 count = Some(items);
             }
         }
-        Ok(Self { body, packing, count, seen: 0, tail: 0, width })
+        Ok(Self { body, packing, count, seen: 0, tail: 0, border: false, width })
     }
 
     /// The next item; `None` at the end, once everything was found to be in order.
     #[inline]
     pub(super) fn next(&mut self) -> Result<Option<Item>> {
         if self.tail > 0 {
-            let tail = std::mem::take(&mut self.tail);
+            let mut tail = std::mem::take(&mut self.tail);
+            if std::mem::take(&mut self.border) && self.body.need(1)?[0] == LONGEST {
+                tail -= 1;
+            }
             self.body.pass(tail, |_| Ok(()))?;
         }
         let ended = match self.packing {
@@ -143,6 +151,7 @@ impl<'a, B: Bytes> Packed<'a, B> {
         self.body.consume(head);
         let len = head as u64 + if let Item::Text(len) = item { len } else { 0 };
         // What follows is the item's own length, to walk backwards by.
+        self.border = matches!(len, 16_383 | 2_097_151 | 268_435_455);
         self.tail = match len {
             0..=127 => 1,
             128..=16_382 => 2,

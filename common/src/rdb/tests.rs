@@ -344,3 +344,40 @@ fn a_window_of_compressed_bytes_reaches_far_enough_back() {
     assert!(unpacked(&input) == input);
     assert_eq!(decimal(i64::MIN, &mut [0; DIGITS]), i64::MIN.to_string().as_bytes());
 }
+
+#[test]
+fn items_at_the_borders_of_their_lengths_are_read_as_either_server_writes_them() {
+    let listpack = |len: usize, behind: &[u8]| {
+        let text = vec![b'x'; len - 5];
+        let item = [&[0xf0][..], &(text.len() as u32).to_le_bytes(), &text, behind].concat();
+        let body = [&item[..], &[0x81, b'v', 2], &[0x81, b'g', 2], &[0x81, b'w', 2], &[0xff]].concat();
+        let head = [&((6 + body.len()) as u32).to_le_bytes()[..], &4u16.to_le_bytes()].concat();
+        let mut out = Vec::new();
+        put_text(&[head, body].concat(), &mut out);
+        out
+    };
+    // `lpEncodeBacklen` of Redis and of Valkey before 9.1, and that of Valkey 9.1.
+    for (len, redis, valkey) in [
+        (16_383, &[0, 0xff, 0xff][..], &[0x7f, 0xff][..]),
+        (2_097_151, &[0, 0xff, 0xff, 0xff], &[0x7f, 0xff, 0xff]),
+    ] {
+        let (one, other) = (listpack(len, redis), listpack(len, valkey));
+        let known = meaning(16, Family::Redis, &one);
+        assert_eq!((known.elements, known.meaning), (2, meaning(16, Family::Valkey, &other).meaning), "{len}");
+        assert_eq!(meaning(16, Family::Redis, &listpack(len - 1, &tail_of(len - 1))).elements, 2);
+        assert!(meaning_of(16, Family::Redis, &listpack(len, &[0xff])).is_err());
+    }
+}
+
+/// The bytes behind an item whose length is at no border.
+fn tail_of(len: usize) -> Vec<u8> {
+    let mut rest = len >> 7;
+    let mut out = vec![len as u8 & 0x7f | 0x80];
+    while rest > 0x7f {
+        out.push(rest as u8 & 0x7f | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+    out.reverse();
+    out
+}

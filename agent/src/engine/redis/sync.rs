@@ -11,6 +11,7 @@ use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
 use super::conn::{Address, Connection, Login};
 use super::resp::{error_of, put_request, read_line};
+use super::server::Info;
 
 /// Longest silence of a server before the base begins: it forks, and may wait for other replicas.
 const BASE_PATIENCE: Duration = Duration::from_secs(120);
@@ -30,6 +31,12 @@ pub(super) fn join(address: &Address, login: &Login) -> Result<Connection> {
     let mut connection = Connection::open(address, login)?;
     for args in [&[&b"PING"[..]][..], &[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"]] {
         let _ = connection.call(args)?.ok("joining as a replica")?;
+    }
+    // Valkey from 9 on keeps what older versions do not know from a replica that does not name its own: it would fail to send a
+    // hash whose fields expire. One that does not know the option says so, and goes on.
+    let info = Info::parse(&connection.call(&[b"INFO", b"server"])?.text("INFO")?);
+    if info.has("valkey_version") {
+        let _ = connection.call(&[b"REPLCONF", b"version", info.text("valkey_version").as_bytes()])?;
     }
     Ok(connection)
 }
