@@ -177,6 +177,15 @@ pub trait Engine: Send + Sync + 'static {
         Ok(())
     }
 
+    /// [`Engine::prepare`] of `job` follows, but not yet: an engine whose base begins with a wait that costs nothing may let that
+    /// pass meanwhile. It begins nothing that costs anything before that call. Returns when the call comes, at once where
+    /// there is nothing to wait for, and with `Cancelled` when `cancel`, which is asked at least once a second, answers `true`;
+    /// then nothing waits any more. An error changes nothing for the call that follows.
+    fn prepare_early(&self, job: JobId, cancel: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+        let _ = (job, cancel);
+        Ok(())
+    }
+
     /// Stops acknowledging writes for at most `budget` and answers where the store stands. A budget of zero only
     /// reads. A second hold replaces the first.
     fn hold(&self, job: JobId, budget: Duration) -> Result<Held>;

@@ -8,6 +8,8 @@ mod chains;
 mod contents;
 #[path = "redis/cut.rs"]
 mod cut;
+#[path = "redis/early.rs"]
+mod early;
 #[path = "redis/fenced.rs"]
 mod fenced;
 #[path = "redis/files.rs"]

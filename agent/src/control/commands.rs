@@ -11,8 +11,8 @@ use tidemark_proto::frame::{Header, Message};
 use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{
     CommandHead, Describe, DescribeSource, Description, Diagnose, Done, Hold, KEPT_LIBRARIES, KEPT_PROBE, Keep,
-    ListJobs, LogHold, LogRelease, LogSeal, LogStart, LogStop, OpenJobs, Prepare, Prepared, Release, Released,
-    RestoreAbort, RestoreBegin, RestoreBeginAs, RestoreCount, RestoreFinish, RestoreKept, RestoreParts,
+    ListJobs, LogHold, LogRelease, LogSeal, LogStart, LogStop, OpenJobs, Prepare, PrepareEarly, Prepared, Release,
+    Released, RestoreAbort, RestoreBegin, RestoreBeginAs, RestoreCount, RestoreFinish, RestoreKept, RestoreParts,
     RestorePartsLogged, RestoreVerify, Seal, Settle, Upload, UploadRest,
 };
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,7 @@ pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
     let command = match header.kind {
         Describe::KIND | DescribeSource::KIND => "describe",
         Prepare::KIND => "prepare",
+        PrepareEarly::KIND => "prepare-early",
         Hold::KIND => "hold",
         Seal::KIND => "seal",
         Release::KIND => "release",
@@ -74,6 +75,12 @@ pub(super) async fn dispatch(
             let (counters, cancel) = (reply.counters_of(stage::BASE), reply.cancel());
             let agent = agent.clone();
             reply.finish(blocking(move || prepare(&agent, job, &counters, &cancel))).await
+        }
+        PrepareEarly::KIND => {
+            let PrepareEarly {} = body(reader, header).await?;
+            let cancel = reply.cancel();
+            let wait = move || engine.prepare_early(job, &|| cancel.is_cancelled()).map(|()| Done {});
+            reply.finish(blocking(wait)).await
         }
         Hold::KIND => {
             let Hold { budget_micros } = body(reader, header).await?;

@@ -15,6 +15,7 @@ pub mod check;
 mod chunk;
 pub mod dump;
 mod dump_read;
+mod early;
 mod fence;
 pub mod fold;
 mod heap;
@@ -228,6 +229,10 @@ impl Engine for Redis {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
         self.take_base(job, whole, cancel, progress)
+    }
+
+    fn prepare_early(&self, job: JobId, cancel: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+        self.ask_early(job, cancel)
     }
 
     fn hold(&self, job: JobId, budget: Duration) -> Result<Held> {

@@ -68,6 +68,7 @@ crate::messages! {
     73 => v1::LogHold, v 1;
     74 => v1::LogSeal, v 1;
     75 => v1::LogRelease, v 1;
+    80 => v1::PrepareEarly, v 1;
 }
 
 #[cfg(test)]

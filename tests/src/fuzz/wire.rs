@@ -69,6 +69,7 @@ pub fn control(bytes: &[u8]) {
         c::OpenJobs,
         c::DescribeSource,
         c::Prepare,
+        c::PrepareEarly,
         c::Prepared,
         c::Diagnose,
         c::Diagnosed,

@@ -87,18 +87,22 @@ impl Redis {
         jobs.get(&job).cloned().ok_or_else(|| Error::conflict("no base was taken for this job: begin it again"))
     }
 
-    fn job_or_new(&self, job: JobId) -> SharedJob {
+    pub(super) fn job_or_new(&self, job: JobId) -> SharedJob {
         let dir = self.options.dir.join("jobs").join(job.to_string());
         let new = || Arc::new(Mutex::new(Job::new(dir)));
-        self.jobs.lock().expect("jobs").entry(job).or_insert_with(new).clone()
+        let mut jobs = self.jobs.lock().expect("jobs");
+        // A cluster has one backup at a time: what another one left here is of no use any more.
+        jobs.retain(|other, _| *other == job);
+        jobs.entry(job).or_insert_with(new).clone()
     }
 
-    /// Whether a base may be taken from the server as it is.
-    fn admit(&self, view: &View) -> Result<()> {
+    /// The server as it is, where a base may be taken from it.
+    pub(super) fn admit(&self) -> Result<View> {
+        let view = self.view()?;
         if let Some(why) = view.unready() {
             return Err(Error::retry(why));
         }
-        self.refuse_where_counted(view)?;
+        self.refuse_where_counted(&view)?;
         let wanted = view.info.number("used_memory").unwrap_or(0);
         let free = free_space(&self.options.dir)?;
         if free < wanted {
@@ -111,7 +115,21 @@ impl Redis {
                 ),
             ));
         }
-        Ok(())
+        self.shard.note(&view);
+        Ok(view)
+    }
+
+    /// A link for a job. With `early`, how long the server waits before it forks, it asks for the base, which may not begin yet.
+    pub(super) fn link(&self, this: &mut Job, view: &View, early: Option<Duration>) -> Result<Link> {
+        let version = view.info.version();
+        this.valkey = version.starts_with("valkey");
+        Link::start(
+            (self.options.address.clone(), self.options.login.clone()),
+            self.shard.servers.clone(),
+            &this.dir.join("link"),
+            sends_relative(&version),
+            early,
+        )
     }
 
     /// Refuses to join a server that would take the agent for one of the replicas that it needs.
@@ -135,26 +153,18 @@ impl Redis {
         cancel: &(dyn Fn() -> bool + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
-        // A cluster has one backup at a time: what another one left here is of no use any more.
-        self.jobs.lock().expect("jobs").retain(|other, _| *other == job);
         let shared = self.job_or_new(job);
         let mut this = shared.lock().expect("job");
         if this.has_base() {
             return Ok(());
         }
+        let waiting = this.link.take();
         this.drop_base();
-        let view = self.view()?;
-        self.admit(&view)?;
-        self.shard.note(&view);
-        let version = view.info.version();
-        this.valkey = version.starts_with("valkey");
-        let link = Link::start(
-            self.options.address.clone(),
-            self.options.login.clone(),
-            self.shard.servers.clone(),
-            &this.dir.join("link"),
-            sends_relative(&version),
-        )?;
+        let view = self.admit()?;
+        let link = match waiting.filter(Link::begin) {
+            Some(link) => link,
+            None => self.link(&mut this, &view, None)?,
+        };
         let base = link.base(&cancel, &progress).map_err(|e| e.context("taking the base"))?;
         this.link = Some(link);
         if whole {

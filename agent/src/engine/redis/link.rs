@@ -67,6 +67,8 @@ pub(super) struct State {
     pub(super) moved: u64,
     /// When the bytes of the stream came, where that matters.
     pub(super) arrivals: Option<Arrivals>,
+    /// How long the server waits before it forks, while the base is asked for and may not begin yet.
+    early: Option<Duration>,
     pub(super) failed: Option<(ErrorKind, String)>,
     pub(super) ended: bool,
     /// How many wait for the stream to come somewhere.
@@ -97,6 +99,33 @@ impl Shared {
     /// Waits for some time, or until the link is stopped.
     pub(super) fn rest(&self, time: Duration) {
         let woken = self.changed.wait_timeout_while(self.lock(), time, |_| !self.stopped());
+        drop(woken.expect("no panic while held"));
+    }
+
+    /// How long the server waits before it forks, where the base may not begin yet.
+    pub(super) fn early(&self) -> Option<Duration> {
+        self.lock().early
+    }
+
+    /// Whether the link waits for the word that the base may begin.
+    pub(super) fn before_word(&self) -> bool {
+        self.is_before_word(&self.lock())
+    }
+
+    fn is_before_word(&self, state: &State) -> bool {
+        state.early.is_some() && !state.ended && !self.stopped()
+    }
+
+    /// Whoever asked early has nothing to wait on any more. `false` where the base may begin since: it is to be asked for then.
+    pub(super) fn waits_no_more(&self) -> bool {
+        let mut state = self.lock();
+        state.ended |= state.early.is_some();
+        state.ended
+    }
+
+    /// Waits for some time, or until the base may begin.
+    pub(super) fn rest_before_word(&self, time: Duration) {
+        let woken = self.changed.wait_timeout_while(self.lock(), time, |state| self.is_before_word(state));
         drop(woken.expect("no panic while held"));
     }
 
@@ -162,20 +191,20 @@ pub struct Link {
 
 impl Link {
     /// Begins a link to the server at `address`; its files go to `dir`, which is made. With `arrivals` it is noted when the bytes of
-    /// the stream come.
+    /// the stream come. With `early`, how long the server waits before it forks, the base begins only after [`Self::begin`].
     pub(super) fn start(
-        address: Address,
-        login: Login,
+        (address, login): (Address, Login),
         servers: Servers,
         dir: &Path,
         arrivals: bool,
+        early: Option<Duration>,
     ) -> Result<Self> {
         std::fs::create_dir_all(dir).or_kind(ErrorKind::Full, format_args!("{}", dir.display()))?;
         let shared = Arc::new(Shared::default());
-        shared.lock().arrivals = arrivals.then(Arrivals::default);
+        shared.update(|s| (s.arrivals, s.early) = (arrivals.then(Arrivals::default), early));
         let span = tracing::Span::current();
-        let mut worker =
-            Worker { shared: shared.clone(), at: address.clone(), address, login, servers, dir: dir.to_owned() };
+        let (at, dir) = (address.clone(), dir.to_owned());
+        let mut worker = Worker { shared: shared.clone(), at, address, login, servers, dir: dir.clone() };
         let run = move || {
             let _in = span.enter();
             let ended = worker.run();
@@ -186,7 +215,22 @@ impl Link {
         };
         let thread = std::thread::Builder::new().name("redis-link".into()).spawn(run);
         let thread = thread.or_kind(ErrorKind::Full, "starting a thread")?;
-        Ok(Self { shared, thread: Some(thread), dir: dir.to_owned() })
+        Ok(Self { shared, thread: Some(thread), dir })
+    }
+
+    /// The base may begin. `false` where the link did not wait for that: another one is to be started.
+    pub(super) fn begin(&self) -> bool {
+        let mut waited = false;
+        self.shared.update(|s| {
+            waited = self.shared.is_before_word(s);
+            s.early = None;
+        });
+        waited
+    }
+
+    /// Whether it waits until the base may begin.
+    pub(super) fn waits(&self) -> bool {
+        self.shared.before_word()
     }
 
     /// Waits for the base; `progress` hears of the bytes that have arrived.
@@ -210,7 +254,7 @@ impl Link {
     }
 
     /// How far it has come.
-    pub(super) fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 

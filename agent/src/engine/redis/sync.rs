@@ -118,11 +118,21 @@ fn base_head(connection: &mut Connection) -> Result<Head> {
 
 /// Asks for the stream behind `from`, a history and an offset; `None` asks for everything.
 pub(super) fn psync(connection: &mut Connection, from: Option<(&str, u64)>) -> Result<Sync> {
+    ask(connection, from)?;
+    answer(connection)
+}
+
+/// As [`psync`], without waiting for the answer.
+pub(super) fn ask(connection: &mut Connection, from: Option<(&str, u64)>) -> Result<()> {
     let offset = from.map_or_else(|| "-1".to_owned(), |(_, offset)| offset.to_string());
     let history = from.map_or("?", |(history, _)| history);
     let mut out = Vec::new();
     put_request(&mut out, &[b"PSYNC", history.as_bytes(), offset.as_bytes()]);
-    connection.send(&out)?;
+    connection.send(&out)
+}
+
+/// What the server says to [`ask`].
+pub(super) fn answer(connection: &mut Connection) -> Result<Sync> {
     let answer = loop {
         let mut line = Vec::new();
         read_line_or_empty(connection, &mut line)?;

@@ -13,6 +13,7 @@ use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
 use super::base::BaseSink;
 use super::conn::{Address, Connection, Login};
+use super::early;
 use super::link::{Base, LOG, Shared};
 use super::server::Info;
 use super::shard::Servers;
@@ -66,13 +67,11 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn run(&mut self) -> Result<()> {
-        let mut connection = self.connect()?;
-        let position = match psync(&mut connection, None)? {
-            Sync::Full(position) => position,
-            Sync::Continue(_) => {
-                return Err(Error::unsupported("the server goes on with what was never asked for"));
-            }
+        let begun = match self.shared.early() {
+            Some(delay) => early::begin(&self.shared, delay, &|| self.connect())?,
+            None => None,
         };
+        let (mut connection, position) = begun.map_or_else(|| self.begin(), Ok)?;
         let (base, unread) = self.read_base(&mut connection, position)?;
         let position = base.position.clone();
         self.shared.update(|s| {
@@ -85,6 +84,15 @@ impl Worker {
         let _ = stream.take(&self.shared, &unread)?;
         acknowledge(&mut connection)?;
         self.follow(connection, &mut stream)
+    }
+
+    /// Asks for the base.
+    fn begin(&self) -> Result<(Connection, Position)> {
+        let mut connection = self.connect()?;
+        match psync(&mut connection, None)? {
+            Sync::Full(position) => Ok((connection, position)),
+            Sync::Continue(_) => Err(Error::unsupported("the server goes on with what was never asked for")),
+        }
     }
 
     fn connect(&self) -> Result<Connection> {

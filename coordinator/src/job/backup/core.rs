@@ -45,7 +45,7 @@ enum Phase {
     Over,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Node {
     description: Option<Description>,
     held: Option<Held>,
@@ -55,6 +55,8 @@ struct Node {
     open: bool,
     /// Whether it has been asked for its base.
     asked: bool,
+    /// Whether it has been told that it is asked for its base next.
+    told: bool,
 }
 
 /// Where a void cut leads to, by how much it may have changed.
@@ -99,9 +101,7 @@ pub struct Core {
 impl Core {
     /// A job that waits for [`Event::Start`].
     pub fn new(settings: Settings) -> Self {
-        let node =
-            || Node { description: None, held: None, sealed: None, released: None, open: false, asked: false };
-        let nodes = settings.nodes.iter().map(|_| node()).collect();
+        let nodes = settings.nodes.iter().map(|_| Node::default()).collect();
         Self {
             attempt: settings.used.attempts,
             spent: settings.used.pause,

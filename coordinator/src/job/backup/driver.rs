@@ -258,6 +258,10 @@ impl Driver {
         Some(match action {
             Action::Describe(n) => Event::Described(n, self.describe(n).await),
             Action::Prepare(n) => Event::Prepared(n, self.prepare(n).await),
+            Action::PrepareEarly(n) => {
+                self.prepare_early(n).await;
+                return None;
+            }
             Action::Hold(n, attempt, budget) => {
                 let hold = Hold { budget_micros: budget.as_micros() as u64 };
                 let held = self.ask(n, attempt, &hold, budget + CUT_DEADLINE).await;

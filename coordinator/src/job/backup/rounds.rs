@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemark_proto::stored::ledger::Policy;
-use tidemark_proto::wire::control::{Description, Done, Prepare, Prepared, Settle};
+use tidemark_proto::wire::control::{Description, Done, Prepare, PrepareEarly, Prepared, Settle};
 use tidemark_proto::{Error, NodeName, Result, Timestamp};
 
 use super::core::{Core, Used};
@@ -39,6 +39,15 @@ impl Driver {
             self.job.log.note("base", self.nodes[n].as_str(), told);
         }
         Ok(())
+    }
+
+    /// Tells a node that it takes its base next, until it does. Older agents do not know that word.
+    pub(super) async fn prepare_early(&self, n: usize) {
+        let (member, head) = (self.member(n), self.context.head(self.id, 0));
+        let told = self.context.fleet.command::<_, Done>(&member, head, &PrepareEarly {}, BASE_DEADLINE, |_| ());
+        if let Err(e) = told.await {
+            tracing::debug!(error = %e.report(), "a node does not wait early for its base");
+        }
     }
 
     /// The next round: the nodes as they are now, and the core that goes on with them. Nodes that are not among them any

@@ -175,6 +175,7 @@ fn golden_bytes_of_resumption() {
     };
     check(FILE, "restore-parts-logged", &logged);
     check(FILE, "prepare", &Prepare {});
+    check(FILE, "prepare-early", &PrepareEarly {});
     check(FILE, "prepared", &Prepared { bytes: 117_440_512 });
     let (backups, restores) = (vec![JobId::from_u128(5)], vec![JobId::from_u128(6)]);
     check(FILE, "open-jobs", &OpenJobs { backups, restores });

@@ -1,5 +1,6 @@
 //! Control messages, version 1. Frozen: never edit a struct that a build has sent.
 
+mod bases;
 mod clones;
 mod kept;
 mod log;
@@ -13,6 +14,7 @@ use crate::id::{Incarnation, JobId};
 use crate::slot::SlotSet;
 use crate::time::Timestamp;
 
+pub use bases::*;
 pub use clones::*;
 pub use kept::*;
 pub use log::{LogHold, LogRelease, LogSeal, LogStart, LogStop};
@@ -208,18 +210,6 @@ pub struct OpenJobs {
 /// log of its shard. Anything else is a failure that says why.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct DescribeSource {}
-
-/// Take the base of a backup, before its cut, and keep the log from there on. Answered with [`Prepared`]; a base of the same
-/// job that stands is enough. Progress tells the bytes of base received.
-#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
-pub struct Prepare {}
-
-/// The base stands, and the log goes on from it.
-#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
-pub struct Prepared {
-    /// Bytes of base received for this command; 0 when the base stood already.
-    pub bytes: u64,
-}
 
 /// All parts are stored.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]

@@ -126,7 +126,8 @@ impl Core {
 
     fn prepare(&mut self, now: Timestamp) -> Vec<Action> {
         for n in 0..self.nodes.len() {
-            (self.nodes[n].open, self.nodes[n].asked) = (self.needs_base_of(n), false);
+            self.nodes[n].open = self.needs_base_of(n);
+            (self.nodes[n].asked, self.nodes[n].told) = (false, false);
         }
         if !self.needs_base() {
             return self.hold(now);
@@ -146,6 +147,25 @@ impl Core {
             {
                 self.nodes[n].asked = true;
                 actions.push(Action::Prepare(n));
+            }
+        }
+        actions.extend(self.come_next());
+        actions
+    }
+
+    /// As many as may take their bases at once on a host are told there that they come next: servers wait before they fork,
+    /// and that may pass meanwhile.
+    fn come_next(&mut self) -> Vec<Action> {
+        let most = self.settings.max_parallel_bases.max(1);
+        let mut actions = Vec::new();
+        for n in 0..self.nodes.len() {
+            let host = &self.settings.hosts[n];
+            let before = self.nodes[..n].iter().zip(&self.settings.hosts);
+            let waiting = before.filter(|(o, h)| o.open && !o.asked && *h == host).count();
+            let node = &mut self.nodes[n];
+            if node.open && !node.asked && !node.told && waiting < most {
+                node.told = true;
+                actions.push(Action::PrepareEarly(n));
             }
         }
         actions

@@ -97,6 +97,8 @@ pub enum Action {
     Describe(usize),
     /// Let a node take its base.
     Prepare(usize),
+    /// Tell a node that it takes its base next: a hint, which no event answers.
+    PrepareEarly(usize),
     /// Ask a node to hold, for at most the budget.
     Hold(usize, u32, Duration),
     /// Tell a node the cut.

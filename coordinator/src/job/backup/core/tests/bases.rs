@@ -71,16 +71,28 @@ fn most_at_once(hosts: [&str; 4], max_parallel_bases: usize) -> (usize, usize) {
         bench.step(Event::Described(n, Ok(redis(n, own))));
     }
     let (mut done, mut host, mut fleet) = (Vec::new(), 0, 0);
+    let early = |a: &Action| if let Action::PrepareEarly(n) = a { Some(*n) } else { None };
     while bench.count(|a| matches!(a, Action::Hold(..))) == 0 {
         let asked = |a: &Action| if let Action::Prepare(n) = a { Some(*n) } else { None };
         let open: Vec<usize> = bench.sent.iter().filter_map(asked).filter(|n| !done.contains(n)).collect();
         let of = |h: &String| open.iter().filter(|n| hosts[**n] == *h).count();
         host = host.max(hosts.iter().map(of).max().unwrap());
         fleet = fleet.max(open.len());
+        // Who comes next knows it, as many as may begin at once, and all before their turn.
+        let begun: Vec<usize> = bench.sent.iter().filter_map(asked).collect();
+        let next: Vec<usize> = bench.sent.iter().filter_map(early).filter(|n| !begun.contains(n)).collect();
+        for name in &hosts {
+            let left = (0..4).filter(|n| hosts[*n] == *name && !begun.contains(n));
+            let told: Vec<usize> = next.iter().copied().filter(|n| hosts[*n] == *name).collect();
+            assert_eq!(told, left.take(max_parallel_bases.max(1)).collect::<Vec<_>>());
+        }
         done.push(open[0]);
         bench.step(Event::Prepared(open[0], Ok(())));
     }
     assert_eq!(done.len(), 4);
+    let mut told: Vec<usize> = bench.sent.iter().filter_map(early).collect();
+    told.sort_unstable();
+    assert!(told.windows(2).all(|n| n[0] < n[1]), "a node is told once: {told:?}");
     (host, fleet)
 }
 

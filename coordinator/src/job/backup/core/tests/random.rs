@@ -90,7 +90,9 @@ impl Model {
             Action::Commit => assert!(self.stored),
             Action::Settle(committed) => self.settled = Some(*committed),
             Action::Describe(_) | Action::Wait(_) => {}
-            Action::Prepare(_) => assert!(self.based.is_some() && self.holds.is_empty()),
+            Action::Prepare(_) | Action::PrepareEarly(_) => {
+                assert!(self.based.is_some() && self.holds.is_empty());
+            }
             Action::WaitForSlots(_) => assert!(self.holds.is_empty(), "a pause while slots are waited for"),
             Action::Again => {
                 assert!(self.holds.is_empty() && self.cut.is_none() && self.based.is_some());
@@ -98,7 +100,7 @@ impl Model {
                 assert!(self.rounds <= MAX_REPEATS);
             }
         }
-        if !matches!(action, Action::CutDone(_) | Action::Settle(_) | Action::Again) {
+        if !matches!(action, Action::CutDone(_) | Action::Settle(_) | Action::Again | Action::PrepareEarly(_)) {
             self.open.push(action.clone());
         }
     }

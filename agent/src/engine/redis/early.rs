@@ -1,0 +1,224 @@
+//! Asking a server for its base before it may begin, so that its own wait passes meanwhile.
+//!
+//! A server that sends bases without a file waits `repl-diskless-sync-delay` (5 s by default) for other replicas before it
+//! forks. Where bases are taken one after the other, each would wait anew. So a node that comes next asks early, and the
+//! fork is put off until it may begin. Rules, each tried on Redis 7.0 and Valkey 8.0:
+//! - the server counts from when a waiting replica last said something: a `REPLCONF ACK` puts the fork off, for as long as
+//!   wanted, and nothing is started by it. A replica that leaves before the fork has cost nothing either;
+//! - with more than one replica waiting, the one that has been silent for longest decides. So several connections wait,
+//!   their times spread evenly: when the base may begin, the oldest one stays, and little of the wait is left;
+//! - a fork that begins before it may is another replica's, or this machine was too busy to put it off: the link leaves, so
+//!   that a fork that was for it alone ends at once, and the base is asked for in its turn, as without all this.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidemark_proto::id::JobId;
+use tidemark_proto::wire::control::Position;
+use tidemark_proto::{Error, Result};
+
+use super::Redis;
+use super::conn::{ANSWER_TIMEOUT, Connection};
+use super::link::{Link, Shared};
+use super::sync::{Sync, acknowledge, answer, ask};
+
+/// The fork is put off when so much of the server's wait is left: it counts in whole seconds, which makes it up to one
+/// second early, and this machine may be busy.
+const MARGIN: Duration = Duration::from_millis(1500);
+/// Where the server waits no longer than that, asking early would save nothing to speak of.
+const LEAST_DELAY: Duration = Duration::from_secs(3);
+/// Connections that wait at a time.
+const TURNS: u32 = 3;
+/// The connections are looked after this often.
+const LOOK: Duration = Duration::from_millis(100);
+/// Time for bytes that have arrived to be read.
+const POLL: Duration = Duration::from_millis(1);
+
+/// The settings of a server that say how long it waits before it forks.
+const SETTINGS: &[u8] = b"repl-diskless-sync*";
+
+/// How long the server waits before it forks for a replica; `None` where asking early is of no use, or nobody may know.
+fn delay(connection: &mut Connection) -> Result<Option<Duration>> {
+    // A user without the right gets an error.
+    let Ok(words) = connection.call(&[b"CONFIG", b"GET", SETTINGS])?.list("CONFIG GET") else { return Ok(None) };
+    let words: Vec<String> = words.into_iter().map(|w| w.text("CONFIG GET")).collect::<Result<_>>()?;
+    Ok(delay_of(&words))
+}
+
+/// From names and values.
+fn delay_of(words: &[String]) -> Option<Duration> {
+    let of = |name: &str| words.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str());
+    // With a number of replicas that it waits for, the connections of the agent alone could make it begin.
+    let counts = of("repl-diskless-sync-max-replicas").is_some_and(|most| most != "0");
+    if of("repl-diskless-sync") != Some("yes") || counts {
+        return None;
+    }
+    let seconds = of("repl-diskless-sync-delay")?.parse().ok()?;
+    Some(Duration::from_secs(seconds)).filter(|delay| *delay >= LEAST_DELAY)
+}
+
+/// A connection on which a base was asked for.
+struct Asked {
+    connection: Connection,
+    /// When the server last heard of it.
+    since: Instant,
+}
+
+impl Asked {
+    /// Whether the server has begun to answer; an error where it has left.
+    fn is_answered(&mut self) -> Result<bool> {
+        use std::io::{
+            BufRead,
+            ErrorKind::{Interrupted, TimedOut, WouldBlock},
+        };
+        self.connection.set_timeout(POLL)?;
+        let reader = self.connection.reader();
+        let found = loop {
+            let lines = match reader.fill_buf() {
+                Ok([]) => break Err(Error::retry("the server closed the link")),
+                // While it waits it sends empty lines.
+                Ok(bytes) => bytes.iter().take_while(|b| **b == b'\n').count(),
+                Err(e) if matches!(e.kind(), WouldBlock | TimedOut | Interrupted) => break Ok(false),
+                Err(e) => break Err(Error::retry("the link to the server ended").with_source(e)),
+            };
+            if lines == 0 {
+                break Ok(true);
+            }
+            reader.consume(lines);
+        };
+        self.connection.set_timeout(ANSWER_TIMEOUT)?;
+        found
+    }
+}
+
+/// Connections that wait, the one first that the server has not heard of for longest.
+struct Waiting<'a> {
+    asked: VecDeque<Asked>,
+    /// How long one may wait before the fork is put off.
+    life: Duration,
+    join: &'a dyn Fn() -> Result<Connection>,
+}
+
+impl Waiting<'_> {
+    /// Looks after the connections. Answers one on which a base begins.
+    fn look(&mut self) -> Result<Option<Asked>> {
+        for n in 0..self.asked.len() {
+            if self.asked[n].is_answered()? {
+                return Ok(self.asked.remove(n));
+            }
+        }
+        if self.asked.front().is_some_and(|oldest| oldest.since.elapsed() >= self.life)
+            && let Some(mut oldest) = self.asked.pop_front()
+        {
+            acknowledge(&mut oldest.connection)?;
+            self.asked.push_back(Asked { since: Instant::now(), ..oldest });
+        }
+        let apart = self.life / TURNS;
+        let due = self.asked.back().is_none_or(|newest| newest.since.elapsed() >= apart);
+        if due && self.asked.len() < TURNS as usize {
+            let mut connection = (self.join)()?;
+            ask(&mut connection, None)?;
+            self.asked.push_back(Asked { connection, since: Instant::now() });
+        }
+        Ok(None)
+    }
+}
+
+/// Waits for the word that the base may begin; answers the connection that it comes on, and where its stream begins. `None`
+/// where it is to be asked for anew. An error before the word: nobody waits at the server any more.
+pub(super) fn begin(
+    shared: &Shared,
+    delay: Duration,
+    join: &dyn Fn() -> Result<Connection>,
+) -> Result<Option<(Connection, Position)>> {
+    let mut waiting = Waiting { asked: VecDeque::new(), life: delay.saturating_sub(MARGIN), join };
+    let found = loop {
+        let found = waiting.look();
+        // The word may have come since.
+        if shared.early().is_none() || !matches!(found, Ok(None)) {
+            break found;
+        }
+        shared.rest_before_word(LOOK);
+        if shared.stopped() {
+            return Err(Error::cancelled("the link was ended"));
+        }
+    };
+    if shared.waits_no_more() {
+        return Err(match found {
+            Err(e) => e.context("asking for the base early"),
+            Ok(_) => Error::retry("the server answered before the base was wanted"),
+        });
+    }
+    // A link that breaks here breaks before the base has begun: it is asked for as if nobody had waited.
+    let begun = found.and_then(|begun| match begun.or_else(|| waiting.asked.pop_front()) {
+        Some(oldest) => {
+            waiting.asked.clear();
+            let (mut connection, waited) = (oldest.connection, oldest.since.elapsed().as_millis() as u64);
+            tracing::info!(waited_ms = waited, "the base may begin");
+            Ok(Some((answer(&mut connection)?, connection)))
+        }
+        None => Ok(None),
+    });
+    match begun {
+        Ok(Some((Sync::Full(position), connection))) => Ok(Some((connection, position))),
+        Ok(_) => Ok(None),
+        Err(e) => {
+            tracing::info!(error = %e.report(), "the base that was asked for early is asked for anew");
+            Ok(None)
+        }
+    }
+}
+
+impl Redis {
+    /// Asks for the base of a job, which may not begin yet, and waits for the word or for `cancel`. Returns at once where that
+    /// saves nothing.
+    pub(super) fn ask_early(&self, job: JobId, cancel: &(dyn Fn() -> bool + std::marker::Sync)) -> Result<()> {
+        let Some(delay) = self.ask(delay)? else { return Ok(()) };
+        let shared = self.job_or_new(job);
+        let waits: Arc<Shared> = {
+            // Whoever holds it takes the base.
+            let Ok(mut this) = shared.try_lock() else { return Ok(()) };
+            if this.link.is_some() {
+                return Ok(());
+            }
+            let view = self.admit()?;
+            let link = self.link(&mut this, &view, Some(delay))?;
+            tracing::info!(delay_s = delay.as_secs(), "asking for the base before it may begin");
+            this.link.insert(link).shared().clone()
+        };
+        while waits.before_word() {
+            if cancel() {
+                let mut this = shared.lock().expect("job");
+                if this.link.as_ref().is_some_and(Link::waits) {
+                    this.link = None;
+                }
+                return Err(Error::cancelled("the base is not needed any more"));
+            }
+            waits.rest_before_word(LOOK);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn only_a_wait_that_is_worth_it_is_begun_early() {
+        let of = |text: &str| delay_of(&words(text)).map(|d| d.as_secs());
+        let on = "repl-diskless-sync yes repl-diskless-sync-delay";
+        assert_eq!(of(&format!("{on} 5")), Some(5));
+        assert_eq!(of(&format!("{on} 5 repl-diskless-sync-max-replicas 0")), Some(5));
+        assert_eq!(of(&format!("{on} 5 repl-diskless-sync-max-replicas 2")), None);
+        assert_eq!(of(&format!("{on} 2")), None);
+        assert_eq!(of(&format!("{on} 0")), None);
+        assert_eq!(of("repl-diskless-sync no repl-diskless-sync-delay 5"), None);
+        assert_eq!(of("repl-diskless-sync yes"), None);
+    }
+}

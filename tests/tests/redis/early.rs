@@ -1,0 +1,121 @@
+//! Servers that wait before they send a base: the wait of one passes while the base of another one of its host is taken, and
+//! no more of them fork at a time than may.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tidemark_coordinator::job::JobInfo;
+use tidemark_tests::fleet::{Fleet, eventually as later};
+use tidemark_tests::redis::{Client, Cluster, Flavor, Server};
+
+use super::flow::{backup, protect, spread, words};
+use super::replicas::forks;
+
+/// How long the servers wait, in seconds.
+const DELAY: [&str; 2] = ["--repl-diskless-sync-delay", "5"];
+/// Keys of each server, about, and the time that a base takes for each: long enough that bases that may overlap do.
+const KEYS: usize = 300;
+const SLOW_KEYS: &str = "CONFIG SET rdb-key-save-delay 10000";
+/// How often servers are looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+fn filled() -> Arc<Cluster> {
+    let cluster = Cluster::start(Flavor::Redis, 3, &DELAY);
+    spread(&cluster, (0..3 * KEYS).map(|i| words(format!("SET key:{i} {i}"))).collect());
+    for (_, server) in &cluster.nodes {
+        let _ = server.client().run(SLOW_KEYS);
+    }
+    Arc::new(cluster)
+}
+
+fn asked(server: &Server) -> usize {
+    server.log().matches("asks for synchronization").count()
+}
+
+fn asked_of(cluster: &Cluster) -> Vec<usize> {
+    cluster.nodes.iter().map(|(_, server)| asked(server)).collect()
+}
+
+fn is_forked(client: &mut Client) -> bool {
+    client.run("INFO persistence").text().contains("rdb_bgsave_in_progress:1")
+}
+
+/// What was seen of the servers during a backup.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Most forks at a time.
+    most: usize,
+    /// Servers as their forks began and ended, with how often each of all had been asked for a base by then.
+    begun: Vec<(usize, Vec<usize>)>,
+    ended: Vec<(usize, Vec<usize>)>,
+}
+
+fn watch(cluster: &Cluster, stop: &AtomicBool) -> Seen {
+    let mut clients = cluster.clients();
+    let (mut seen, mut was) = (Seen::default(), vec![false; clients.len()]);
+    while !stop.load(Ordering::Relaxed) {
+        let now: Vec<bool> = clients.iter_mut().map(is_forked).collect();
+        seen.most = seen.most.max(now.iter().filter(|forked| **forked).count());
+        for n in 0..now.len() {
+            match (was[n], now[n]) {
+                (false, true) => seen.begun.push((n, asked_of(cluster))),
+                (true, false) => seen.ended.push((n, asked_of(cluster))),
+                _ => {}
+            }
+        }
+        was = now;
+        std::thread::sleep(LOOK);
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waits_of_servers_of_one_host_pass_beside_its_bases_and_forks_do_not() {
+    let cluster = filled();
+    let mut fleet = Fleet::start().await;
+    protect(&mut fleet, "orders", &cluster).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (watched, until) = (cluster.clone(), stop.clone());
+    let watching = std::thread::spawn(move || watch(&watched, &until));
+    let taken = backup(&fleet, "orders").await;
+    stop.store(true, Ordering::Relaxed);
+    let seen = watching.join().expect("the watch");
+    assert_eq!(taken.item.records, 3 * KEYS as u64);
+    assert_eq!((seen.most, seen.begun.len(), seen.ended.len()), (1, 3, 3), "{seen:?}");
+    let at_the_end = asked_of(&cluster);
+    for i in 0..2 {
+        let (before, next) = (seen.ended[i].0, seen.begun[i + 1].0);
+        assert_ne!(before, next);
+        // Its base came of a question that was put before the other base had ended.
+        let asked = seen.ended[i].1[next];
+        assert!(asked > 0, "node {next} was not asked early: {seen:?}");
+        assert_eq!(asked, at_the_end[next], "node {next} was asked anew: {seen:?}");
+    }
+    assert_eq!(seen.begun[0].1[seen.begun[2].0], 0, "only the one that comes next waits: {seen:?}");
+    assert!(cluster.nodes.iter().all(|(_, server)| forks(server) == 1), "a fork that was not wanted: {seen:?}");
+}
+
+fn waiting(server: &Server) -> usize {
+    server.client().run("INFO replication").text().matches("state=wait_bgsave").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_backup_leaves_the_servers_that_wait_and_none_forks() {
+    let cluster = filled();
+    let mut fleet = Fleet::start().await;
+    protect(&mut fleet, "orders", &cluster).await;
+    let job = fleet.start_backup("orders").await.unwrap_or_else(|e| panic!("{}", e.report()));
+    later("two servers to wait", async || {
+        (cluster.nodes.iter().filter(|(_, server)| waiting(server) > 0).count() == 2).then_some(())
+    })
+    .await;
+    let _: JobInfo = fleet.api().delete(&format!("jobs/{}", job.id)).await.unwrap();
+    let _ = fleet.api().job_end(&job).await.unwrap_err();
+    for (_, server) in &cluster.nodes {
+        later("nobody to wait", async || (waiting(server) == 0).then_some(())).await;
+        assert_eq!(forks(server), 0);
+    }
+    let _ = backup(&fleet, "orders").await;
+    assert!(cluster.nodes.iter().all(|(_, server)| forks(server) == 1));
+}
