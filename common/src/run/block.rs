@@ -17,6 +17,8 @@ const MAX_INDEX_RAW: usize = 64 << 20;
 /// Compresses and seals; keeps its buffers.
 pub struct Packer {
     zstd: zstd::bulk::Compressor<'static>,
+    /// Room for the longest that compression may come to: what is handed out is as long as it must be.
+    room: Vec<u8>,
 }
 
 impl std::fmt::Debug for Packer {
@@ -30,14 +32,18 @@ impl Packer {
     pub fn new(level: i32) -> Result<Self> {
         let zstd = zstd::bulk::Compressor::new(level)
             .map_err(|e| Error::config(format!("compression level {level}")).with_source(e))?;
-        Ok(Self { zstd })
+        Ok(Self { zstd, room: Vec::new() })
     }
 
     /// The sealed form of `raw`: raw when compression does not shrink it.
     pub fn pack(&mut self, sealer: &Sealer, kind: u8, number: u32, raw: &[u8]) -> Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(NONCE_LEN + HEAD + zstd::zstd_safe::compress_bound(raw.len()) + TAG_LEN);
+        let mut room = std::mem::take(&mut self.room);
+        room.clear();
+        self.plain(raw, &mut room)?;
+        let mut out = Vec::with_capacity(NONCE_LEN + room.len() + TAG_LEN);
         out.resize(NONCE_LEN, 0);
-        self.plain(raw, &mut out)?;
+        out.extend_from_slice(&room);
+        self.room = room;
         sealer.seal(kind, number, &mut out);
         Ok(out)
     }
@@ -48,14 +54,15 @@ impl Packer {
         out.push(CODEC_ZSTD);
         out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
         let body = out.len();
-        out.resize(body + zstd::zstd_safe::compress_bound(raw.len()), 0);
+        out.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        // Behind what is there, into memory that nobody has to clear before.
+        let mut behind = std::io::Cursor::new(&mut *out);
+        behind.set_position(body as u64);
         let packed = self
             .zstd
-            .compress_to_buffer(raw, &mut out[body..])
+            .compress_to_buffer(raw, &mut behind)
             .map_err(|e| Error::bug("compressing a block").with_source(e))?;
-        if packed < raw.len() {
-            out.truncate(body + packed);
-        } else {
+        if packed >= raw.len() {
             out[begin] = CODEC_RAW;
             out.truncate(body);
             out.extend_from_slice(raw);
