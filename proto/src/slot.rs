@@ -9,10 +9,11 @@ use crate::error::{Error, Result};
 /// Number of hash slots.
 pub const SLOT_COUNT: u16 = 16384;
 
-const CRC16: [u16; 256] = crc16_table();
+/// Of each byte what it adds to the checksum when so many bytes stand behind it, up to three.
+const CRC16: [[u16; 256]; 4] = crc16_tables();
 
-const fn crc16_table() -> [u16; 256] {
-    let mut table = [0u16; 256];
+const fn crc16_tables() -> [[u16; 256]; 4] {
+    let mut tables = [[0u16; 256]; 4];
     let mut i = 0;
     while i < 256 {
         let mut crc = (i as u16) << 8;
@@ -21,15 +22,31 @@ const fn crc16_table() -> [u16; 256] {
             crc = if crc & 0x8000 != 0 { crc << 1 ^ 0x1021 } else { crc << 1 };
             bit += 1;
         }
-        table[i] = crc;
+        tables[0][i] = crc;
         i += 1;
     }
-    table
+    let mut behind = 1;
+    while behind < 4 {
+        let mut i = 0;
+        while i < 256 {
+            let crc = tables[behind - 1][i];
+            tables[behind][i] = crc << 8 ^ tables[0][(crc >> 8) as usize];
+            i += 1;
+        }
+        behind += 1;
+    }
+    tables
 }
 
-/// CRC16/XMODEM: polynomial 0x1021, start 0.
+/// CRC16/XMODEM: polynomial 0x1021, start 0. Four bytes at a time: one after the other each waits for the last one's table.
 pub fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc, &b| crc << 8 ^ CRC16[usize::from((crc >> 8) as u8 ^ b)])
+    let (fours, rest) = bytes.as_chunks::<4>();
+    let at = |behind: usize, byte: u8| CRC16[behind][usize::from(byte)];
+    let whole = fours.iter().fold(0u16, |crc, &[a, b, c, d]| {
+        let [high, low] = crc.to_be_bytes();
+        at(3, high ^ a) ^ at(2, low ^ b) ^ at(1, c) ^ at(0, d)
+    });
+    rest.iter().fold(whole, |crc, &b| crc << 8 ^ at(0, (crc >> 8) as u8 ^ b))
 }
 
 /// The slot of a key: CRC16 of the key, or of what stands between the first `{` and the next `}` if that is not empty.

@@ -5,7 +5,8 @@
 //!
 //! Arguments: `[keys, default 1500000] [seconds of the latency's measurement, default 10] [full-sync delay of the servers in
 //! seconds, default 0: the servers' own default is 5, and every tool that asks for a full sync waits for it] [bases at once on
-//! this host, default 3, as if each node had a host of its own; the product's default is 1 for each host]`.
+//! this host, default 3, as if each node had a host of its own; the product's default is 1 for each host] [rounds, default 0:
+//! where given, peer and first backup so many times in turns, each into a repository of its own, and nothing else]`.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -18,7 +19,7 @@ use rand::{RngExt, SeedableRng};
 use tidemark_coordinator::events::EventItem;
 use tidemark_coordinator::job::JobInfo;
 use tidemark_proto::{Result, SlotSet};
-use tidemark_tests::bench::peak_rss_mib;
+use tidemark_tests::bench::{cpu_seconds, peak_rss_mib};
 use tidemark_tests::fleet::{AgentSpec, CoordinatorSpec, EngineKind, Fleet, eventually, restore_of};
 use tidemark_tests::redis::{Client, Cluster, Flavor, Reply, Server};
 
@@ -32,7 +33,7 @@ fn main() -> Result<()> {
     let keys = numbers.next().unwrap_or(1_500_000) as usize;
     let seconds = numbers.next().unwrap_or(10);
     let delay = numbers.next().unwrap_or(0).to_string();
-    let at_once = numbers.next().unwrap_or(3);
+    let (at_once, rounds) = (numbers.next().unwrap_or(3), numbers.next().unwrap_or(0));
     let options = ["--repl-diskless-sync-delay", &delay];
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let source = Cluster::start(Flavor::Redis, 3, &options);
@@ -42,7 +43,10 @@ fn main() -> Result<()> {
         "{keys} keys made in {:.1} s, full-sync delay {delay} s, {at_once} bases at once",
         start.elapsed().as_secs_f64()
     );
-    runtime.block_on(run(&source, keys, (seconds, at_once), &options))
+    for _ in 0..rounds {
+        let _ = runtime.block_on(first_backup(&source, at_once))?;
+    }
+    if rounds > 0 { Ok(()) } else { runtime.block_on(run(&source, keys, (seconds, at_once), &options)) }
 }
 
 fn words(line: String) -> Vec<Vec<u8>> {
@@ -131,7 +135,14 @@ fn peer_backup(source: &Cluster, dir: &Path) -> f64 {
     seconds_of(|| assert!(cli.status().expect("redis-cli").success(), "redis-cli --cluster backup"))
 }
 
-async fn run(source: &Cluster, keys: usize, (seconds, at_once): (u64, u64), options: &[&str]) -> Result<()> {
+/// Processors' time that coordinator and agents have taken so far, in seconds.
+fn ours(fleet: &mut Fleet, nodes: usize) -> f64 {
+    let agents: f64 = (0..nodes).map(|n| cpu_seconds(fleet.agent("source", &format!("n{n}")).process.id())).sum();
+    agents + cpu_seconds(fleet.coordinator().process.id())
+}
+
+/// The peer's backup, then ours into a repository without one; the fleet, and bytes stored.
+async fn first_backup(source: &Cluster, at_once: u64) -> Result<(Fleet, u64)> {
     let files = tempfile::tempdir().expect("folder");
     let peer = peer_backup(source, files.path());
     let dump_bytes = folder_bytes(files.path());
@@ -139,21 +150,26 @@ async fn run(source: &Cluster, keys: usize, (seconds, at_once): (u64, u64), opti
     let sections = format!("[backup]\nmax_parallel_bases = {at_once}\n");
     let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..Default::default() }).await;
     protect(&mut fleet, "source", source).await;
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), ours(&mut fleet, source.nodes.len()));
     let first = fleet.backup("source").await?;
-    let took = start.elapsed().as_secs_f64();
-    let mb = |bytes: u64| bytes as f64 / 1e6;
+    let (took, cpu) = (start.elapsed().as_secs_f64(), ours(&mut fleet, source.nodes.len()) - before);
     println!(
-        "first backup: {took:.2} s ({:.2} of the peer's time), {:.0} MB stored, cut and all",
+        "first backup: {took:.2} s ({:.2} of the peer's time), {:.0} MB stored, cut and all; {cpu:.2} s of processors' time",
         took / peer,
-        mb(first.item.new_bytes)
+        first.item.new_bytes as f64 / 1e6
     );
     phases(&fleet, "source").await?;
+    Ok((fleet, first.item.new_bytes))
+}
+
+async fn run(source: &Cluster, keys: usize, (seconds, at_once): (u64, u64), options: &[&str]) -> Result<()> {
+    let (mut fleet, first_bytes) = first_backup(source, at_once).await?;
+    let mb = |bytes: u64| bytes as f64 / 1e6;
     let mut rng = StdRng::seed_from_u64(1);
     fill(source, (0..keys / CHANGED).map(|_| rng.random_range(0..keys)), 1);
     let start = Instant::now();
     let second = fleet.backup("source").await?;
-    let share = second.item.new_bytes as f64 * 100.0 / first.item.new_bytes as f64;
+    let share = second.item.new_bytes as f64 * 100.0 / first_bytes as f64;
     println!(
         "second backup: {:.2} s, {:.2} MB stored, {share:.2} % of the first's",
         start.elapsed().as_secs_f64(),

@@ -1,12 +1,16 @@
 //! A folder as a store.
 
+mod upload;
+
 use std::path::Path;
 
+use object_store::MultipartUpload;
+use object_store::local::LocalFileSystem;
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 use url::Url;
 
 /// The store of a `file://` URL; the folder is made where it is missing.
-pub(super) fn open(url: &Url) -> Result<object_store::local::LocalFileSystem> {
+pub(super) fn open(url: &Url) -> Result<LocalFileSystem> {
     let path = folder_of(url)?;
     std::fs::create_dir_all(&path)
         .map_err(|e| Error::config(format!("repository folder {}", path.display())).with_source(e))?;
@@ -14,14 +18,23 @@ pub(super) fn open(url: &Url) -> Result<object_store::local::LocalFileSystem> {
 }
 
 /// As [`open`], where the folder must be there.
-pub(super) fn open_existing(url: &Url) -> Result<object_store::local::LocalFileSystem> {
+pub(super) fn open_existing(url: &Url) -> Result<LocalFileSystem> {
     let path = folder_of(url)?;
     if !path.is_dir() {
         return Err(Error::not_found(format!("there is no folder {}", path.display())));
     }
-    let store = object_store::local::LocalFileSystem::new_with_prefix(&path)
+    let store = LocalFileSystem::new_with_prefix(&path)
         .map_err(|e| Error::config(format!("repository folder {}", path.display())).with_source(e))?;
     Ok(store.with_fsync(true))
+}
+
+/// Begins an object of a folder that is written in pieces, past the page cache where that is possible.
+pub(super) fn multipart(
+    store: &LocalFileSystem,
+    key: &object_store::path::Path,
+) -> object_store::Result<Box<dyn MultipartUpload>> {
+    let upload = upload::Upload::begin(store.path_to_filesystem(key)?)?;
+    Ok(Box::new(upload))
 }
 
 fn folder_of(url: &Url) -> Result<std::path::PathBuf> {

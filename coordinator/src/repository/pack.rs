@@ -25,11 +25,10 @@ use crate::metric_names::{STAGE_BYTES, stage};
 
 /// A pack is closed when it passes this size, in bytes.
 pub(super) const PACK_TARGET: u64 = 64 << 20;
-/// Size of the pieces in which a pack is sent, in bytes.
+/// Size of the pieces in which a pack is sent, in bytes; a smaller pack goes as a whole.
 const PIECE: usize = 8 << 20;
-/// A store on a local disk writes a piece in strips of this size, in bytes: for longer writes the kernel takes long stretches of
-/// memory for its cache, which on a machine that does not have them at hand took five times as long.
-const STRIP: usize = 64 << 10;
+/// The same of all but the first, where the store is a folder: what was written gives its memory to what comes.
+const FOLDER_PIECE: usize = 1 << 20;
 /// Pieces of all packs of one job on their way at once.
 const PIECES_IN_FLIGHT: usize = 4;
 /// Packs of full runs that are open at once, by how long their runs will be needed.
@@ -123,13 +122,11 @@ struct Open {
     hasher: blake3::Hasher,
     /// Bytes so far, header included.
     len: u64,
-    piece: Vec<u8>,
+    /// What gathers for the next piece: the blocks as they came, copied by nobody before they are written or sent.
+    piece: Vec<Bytes>,
+    piece_len: usize,
     upload: Option<Box<dyn MultipartUpload>>,
     flying: JoinSet<object_store::Result<()>>,
-}
-
-fn in_strips(piece: Bytes) -> PutPayload {
-    (0..piece.len()).step_by(STRIP).map(|at| piece.slice(at..piece.len().min(at + STRIP))).collect()
 }
 
 impl Open {
@@ -139,17 +136,34 @@ impl Open {
             hasher: blake3::Hasher::new(),
             len: 0,
             piece: Vec::new(),
+            piece_len: 0,
             upload: None,
             flying: JoinSet::new(),
         };
-        open.add(&envelope::header(ObjectKind::Pack, VERSION, envelope::FLAG_SEALED));
+        let header = envelope::header(ObjectKind::Pack, VERSION, envelope::FLAG_SEALED);
+        open.add(Bytes::copy_from_slice(&header));
         open
     }
 
-    fn add(&mut self, bytes: &[u8]) {
-        let _ = self.hasher.update(bytes);
-        self.piece.extend_from_slice(bytes);
+    fn add(&mut self, bytes: Bytes) {
+        let _ = self.hasher.update(&bytes);
         self.len += bytes.len() as u64;
+        self.gather(bytes);
+    }
+
+    fn gather(&mut self, bytes: Bytes) {
+        self.piece_len += bytes.len();
+        self.piece.push(bytes);
+    }
+
+    /// Size of the piece that gathers.
+    fn wanted(&self, store: &Store) -> usize {
+        if self.upload.is_some() && store.is_folder() { FOLDER_PIECE } else { PIECE }
+    }
+
+    fn take_piece(&mut self) -> PutPayload {
+        self.piece_len = 0;
+        self.piece.drain(..).collect()
     }
 
     async fn land_one(&mut self, path: &str) -> Result<()> {
@@ -172,7 +186,7 @@ impl Open {
         while let Some(landed) = self.flying.try_join_next() {
             landed.or_kind(ErrorKind::Bug, "a piece of a pack")?.map_err(|e| error_of(path, e))?;
         }
-        let piece = in_strips(std::mem::take(&mut self.piece).into());
+        let piece = self.take_piece();
         let upload = self.upload.as_mut().expect("begun above");
         let put = upload.put_part(piece);
         let _ = self.flying.spawn(async move {
@@ -197,8 +211,8 @@ impl Writer {
         });
         let extent = Extent { pack: open.id, offset: open.len, len: pieces.iter().map(|p| p.len() as u64).sum() };
         for bytes in pieces {
-            open.add(bytes);
-            if open.piece.len() >= PIECE {
+            open.add(bytes.clone());
+            if open.piece_len >= open.wanted(&self.store) {
                 let path = paths::pack(&self.cluster, &open.id);
                 let flight = Self::flight(&self.flights).await?;
                 if let Err(e) = open.send_piece(&self.store, &path, flight).await {
@@ -216,7 +230,7 @@ impl Writer {
         let (id, path) = (open.id, paths::pack(&self.cluster, &open.id));
         tidemark_common::crash::point("pack.closing");
         let sum = envelope::truncate(open.hasher.finalize());
-        open.piece.extend_from_slice(&sum);
+        open.gather(Bytes::copy_from_slice(&sum));
         let bytes = open.len + sum.len() as u64;
         let done = Self::finish(&self.store, &self.flights, open, &path).await;
         if done.is_err() {
@@ -231,7 +245,7 @@ impl Writer {
 
     async fn finish(store: &Store, flights: &Arc<Semaphore>, open: &mut Open, path: &str) -> Result<()> {
         if open.upload.is_none() {
-            return store.put(path, Bytes::from(std::mem::take(&mut open.piece))).await;
+            return store.put(path, open.take_piece().into()).await;
         }
         open.send_piece(store, path, Self::flight(flights).await?).await?;
         while !open.flying.is_empty() {

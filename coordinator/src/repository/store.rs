@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
@@ -76,8 +77,8 @@ pub struct Store {
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
     url: String,
-    /// The folder of a `file://` store.
-    folder: Option<std::path::PathBuf>,
+    /// A `file://` store and its folder.
+    folder: Option<(Arc<LocalFileSystem>, std::path::PathBuf)>,
     /// Time for one attempt, what the client library tries again included.
     patience: Duration,
     health: Arc<Health>,
@@ -100,10 +101,7 @@ impl Store {
         Self::open_with(config, folder::open_existing)
     }
 
-    fn open_with(
-        config: &StoreConfig,
-        open_folder: impl FnOnce(&Url) -> Result<object_store::local::LocalFileSystem>,
-    ) -> Result<Self> {
+    fn open_with(config: &StoreConfig, open_folder: impl FnOnce(&Url) -> Result<LocalFileSystem>) -> Result<Self> {
         let url = Url::parse(&config.url).map_err(|e| {
             Error::config("repository URL: use e.g. file:///path or s3://bucket/prefix").with_source(e)
         })?;
@@ -113,8 +111,13 @@ impl Store {
             0 => REQUEST_TIMEOUT,
             seconds => Duration::from_secs(seconds),
         };
+        let mut folder = None;
         let (inner, path): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
-            "file" => (Arc::new(open_folder(&url)?), ""),
+            "file" => {
+                let local = Arc::new(open_folder(&url)?);
+                folder = url.to_file_path().ok().map(|root| (local.clone(), root));
+                (local, "")
+            }
             "memory" => (Arc::new(object_store::memory::InMemory::new()), url.path()),
             "s3" | "s3a" => (Arc::new(cloud::s3(&url, &config.options.0, timeout).map_err(wrong)?), url.path()),
             "gs" => (Arc::new(cloud::gcs(&url, &config.options.0, timeout).map_err(wrong)?), url.path()),
@@ -130,7 +133,6 @@ impl Store {
         let prefix =
             Path::from_url_path(path).map_err(|e| Error::config(format!("repository {shown}")).with_source(e))?;
         let patience = timeout + THROTTLE_PATIENCE;
-        let folder = url.to_file_path().ok().filter(|_| url.scheme() == "file");
         Ok(Self { inner, prefix, url: shown, folder, patience, health: Arc::default() })
     }
 
@@ -314,13 +316,24 @@ impl Store {
     /// stores keep unfinished uploads where we cannot list them: give the bucket a rule that ends incomplete multipart
     /// uploads after some days.
     pub fn delete_staged(&self, wanted: impl Fn(&str) -> bool) -> Result<u64> {
-        self.folder.as_ref().map_or(Ok(0), |root| folder::delete_staged(root, wanted))
+        self.folder.as_ref().map_or(Ok(0), |(_, root)| folder::delete_staged(root, wanted))
     }
 
-    /// Begins an object that is written in several pieces of at least 5 MiB (but the last).
+    /// Whether it is a folder of this machine (`file://`).
+    pub fn is_folder(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    /// Begins an object that is written in several pieces of at least 5 MiB (but the last); those of a folder may have any size.
     pub async fn multipart(&self, key: &str) -> Result<Box<dyn MultipartUpload>> {
         let path = self.path(key);
-        self.retry(key, || self.inner.put_multipart_opts(&path, PutMultipartOptions::default())).await
+        self.retry(key, || async {
+            match &self.folder {
+                Some((local, _)) => folder::multipart(local, &path),
+                None => self.inner.put_multipart_opts(&path, PutMultipartOptions::default()).await,
+            }
+        })
+        .await
     }
 }
 

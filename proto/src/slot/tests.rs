@@ -77,3 +77,14 @@ proptest! {
         prop_assert_eq!(seen, SlotSet::all());
     }
 }
+
+proptest! {
+    /// Bit by bit, as the polynomial says.
+    #[test]
+    fn checksums_of_all_lengths(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+        let bit_by_bit = bytes.iter().fold(0u16, |crc, byte| {
+            (0..8).fold(crc ^ u16::from(*byte) << 8, |crc, _| crc << 1 ^ if crc >> 15 == 1 { 0x1021 } else { 0 })
+        });
+        prop_assert_eq!(crc16(&bytes), bit_by_bit);
+    }
+}

@@ -181,8 +181,9 @@ impl Redis {
             return Ok(state.clone());
         }
         let (at, position) = job.cut.clone().ok_or_else(|| Error::bug("a state without a cut"))?;
-        if let Some(settling) = job.settling.take() {
-            job.ready = Some(Arc::new(settling.end()?));
+        // Its thread is waited for when the job is dropped.
+        if let Some(ready) = job.settling.as_mut().and_then(Settling::end) {
+            job.ready = Some(Arc::new(ready));
         }
         let (valkey, ready) = (job.valkey, job.ready.clone());
         let dir = job.dir.join("fold");

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use tidemark_common::record::slot_of_record;
 use tidemark_common::run::{BlockPacker, Entry, PackedBlock, PackedReader};
@@ -32,41 +33,49 @@ const LONG: u8 = 1;
 /// What is ready: all records of the slots below some slot.
 #[derive(Debug)]
 pub(super) struct Ready {
-    file: File,
-    mark: Mark,
+    file: Arc<File>,
+    /// Records of slots below this one are here, all others are not.
+    below: u16,
+    /// How far the file counts.
+    end: u64,
     /// Slots with the offset of the first unit that begins in them.
     index: Vec<(u16, u64)>,
 }
 
-/// How far the file counts.
-#[derive(Debug, Clone, Copy, Default)]
-struct Mark {
+/// By what more is ready.
+#[derive(Debug)]
+pub(super) struct Whole {
     below: u16,
     end: u64,
-    indexed: usize,
+    index: Vec<(u16, u64)>,
 }
 
 impl Ready {
     /// Records of slots below this one are here, all others are not.
     pub(super) fn below(&self) -> u16 {
-        self.mark.below
+        self.below
+    }
+
+    /// Takes up what became whole next.
+    pub(super) fn grow(&mut self, whole: Whole) {
+        (self.below, self.end) = (whole.below, whole.end);
+        self.index.extend(whole.index);
     }
 }
 
 /// Writes units.
 struct Units {
-    file: File,
+    file: Arc<File>,
     buffer: Vec<u8>,
     /// Where the buffer goes.
     at: u64,
+    /// Of what is not told as whole yet.
     index: Vec<(u16, u64)>,
 }
 
 /// Writes what is made ready, slot by slot.
 pub(super) struct ReadyWriter {
     units: Units,
-    /// The last group of slots that is whole and in the file.
-    whole: Mark,
     packer: BlockPacker,
     entries: Entries,
     digest: SetDigest,
@@ -78,8 +87,7 @@ impl ReadyWriter {
         let file = File::options().read(true).write(true).create_new(true).open(path);
         let file = file.or_kind(ErrorKind::Full, format_args!("{}", path.display()))?;
         Ok(Self {
-            units: Units { file, buffer: Vec::with_capacity(WRITE), at: 0, index: Vec::new() },
-            whole: Mark::default(),
+            units: Units { file: Arc::new(file), buffer: Vec::with_capacity(WRITE), at: 0, index: Vec::new() },
             packer: BlockPacker::new()?,
             entries: Entries::default(),
             digest: SetDigest::default(),
@@ -123,18 +131,16 @@ impl ReadyWriter {
         Ok(())
     }
 
-    /// All records of slots below `below` were put. Once this has answered, they are in the file, whatever comes.
-    pub(super) fn whole(&mut self, below: u16) -> Result<()> {
-        self.close_block()?;
-        self.units.flush()?;
-        self.whole = Mark { below, end: self.units.at, indexed: self.units.index.len() };
-        Ok(())
+    /// What is ready before anything is whole: nothing.
+    pub(super) fn ready(&self) -> Ready {
+        Ready { file: self.units.file.clone(), below: 0, end: 0, index: Vec::new() }
     }
 
-    /// What is whole.
-    pub(super) fn finish(mut self) -> Ready {
-        self.units.index.truncate(self.whole.indexed);
-        Ready { file: self.units.file, mark: self.whole, index: self.units.index }
+    /// All records of slots below `below` were put. Once this has answered, they are in the file, whatever comes.
+    pub(super) fn whole(&mut self, below: u16) -> Result<Whole> {
+        self.close_block()?;
+        self.units.flush()?;
+        Ok(Whole { below, end: self.units.at, index: std::mem::take(&mut self.units.index) })
     }
 }
 
@@ -206,7 +212,7 @@ impl<'r> ReadyCursor<'r> {
         self.offset += self.at as u64;
         self.at = 0;
         let have = self.buffer.len();
-        let left = usize::try_from(self.ready.mark.end - self.offset).unwrap_or(usize::MAX) - have;
+        let left = usize::try_from(self.ready.end - self.offset).unwrap_or(usize::MAX) - have;
         if left == 0 && have == 0 {
             return Ok(false);
         }

@@ -2,22 +2,23 @@
 //!
 //! What is ready of the chunks is given back to the file system, so that the disk holds little more than before. So the order is:
 //! records of a group of slots, all of them, into the file; only then their place in the chunks. Where it ends (nobody has
-//! time any more, or the disk is full) all lower slots are ready and all others still lie in the chunks.
+//! time any more, or the disk is full) all lower slots are ready and all others still lie in the chunks. Who ends it does not wait
+//! for the thread, which stands back behind all others and would be long in coming: what is whole by then counts.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use tidemark_proto::slot::{RegionMap, SLOT_COUNT};
-use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+use tidemark_proto::{ErrorKind, Result, error::ResultExt};
 
 use super::chunk::{Chunk, sort_key};
 use super::heap::{Heap, read_step};
 use super::jobs::free_space;
-use super::ready::{Ready, ReadyWriter};
+use super::ready::{Ready, ReadyWriter, Whole};
 use super::spill::{Sorted, Sorting};
 
 /// Slots whose records are made ready together, and in blocks of their own: the regions of most clusters, or whole parts of them.
@@ -29,31 +30,64 @@ const PAGE: u64 = 4096;
 /// Records between two looks whether to end.
 const LOOK_EVERY: u32 = 256;
 
-/// A base that is being made ready. Dropping it ends that.
+/// A base that is being made ready. Dropping it ends that, and waits for it.
 #[derive(Debug)]
 pub(super) struct Settling {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<Ready>>>,
+    made: Arc<Mutex<Made>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What was made ready so far.
+#[derive(Debug, Default)]
+struct Made {
+    ready: Option<Ready>,
+    /// Nothing is added any more.
+    closed: bool,
+}
+
+fn locked(made: &Mutex<Made>) -> MutexGuard<'_, Made> {
+    made.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Made {
+    /// Nothing is ready yet; `false` when it need not be.
+    fn begin(&mut self, writer: &ReadyWriter) -> bool {
+        self.ready = (!self.closed).then(|| writer.ready());
+        !self.closed
+    }
+
+    /// Adds what is whole now; `false` when it came too late.
+    fn grow(&mut self, whole: Whole) -> bool {
+        let ready = self.ready.as_mut().filter(|_| !self.closed);
+        ready.map(|ready| ready.grow(whole)).is_some()
+    }
 }
 
 impl Settling {
     /// Begins with the records of `sorting`; the file goes to `path`.
     pub(super) fn start(sorting: Arc<Sorting>, path: PathBuf) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, span) = (stop.clone(), tracing::Span::current());
+        let (stop, made) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Made>>::default());
+        let (stopped, span, here) = (stop.clone(), tracing::Span::current(), made.clone());
         let run = move || {
             let _in = span.enter();
-            settle(&sorting, &path, &|| stopped.load(Ordering::Relaxed))
+            // What is whole counts, however this ends.
+            if let Err(e) = settle(&sorting, &path, &here, &|| stopped.load(Ordering::Relaxed)) {
+                tracing::warn!(error = %e.report(), "the base is made ready in part only");
+            }
         };
         let thread = std::thread::Builder::new().name("redis-settle".into()).spawn(run);
-        Ok(Self { stop, thread: Some(thread.or_kind(ErrorKind::Full, "starting a thread")?) })
+        Ok(Self { stop, made, thread: Some(thread.or_kind(ErrorKind::Full, "starting a thread")?) })
     }
 
-    /// Ends the work, wherever it is; answers what is ready.
-    pub(super) fn end(mut self) -> Result<Ready> {
+    /// Ends the work, wherever it is; answers what is ready, once.
+    pub(super) fn end(&mut self) -> Option<Ready> {
         self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().ok_or_else(|| Error::bug("nobody makes the base ready"))?;
-        thread.join().map_err(|_| Error::bug("making a base ready panicked"))?
+        let mut made = locked(&self.made);
+        made.closed = true;
+        let ready = made.ready.take();
+        tracing::debug!(below = ready.as_ref().map_or(0, Ready::below), "base made ready");
+        ready
     }
 }
 
@@ -67,35 +101,31 @@ impl Drop for Settling {
     }
 }
 
-fn settle(sorting: &Sorting, path: &Path, stop: &dyn Fn() -> bool) -> Result<Ready> {
+fn settle(sorting: &Sorting, path: &Path, made: &Mutex<Made>, stop: &dyn Fn() -> bool) -> Result<()> {
     let sorted = sorting.sorted()?;
     // Where this is not allowed, the thread takes its turn as others do.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
-    let mut writer = ReadyWriter::create(path)?;
     let free = free_space(path)?;
     if free <= sorted.bytes {
         tracing::info!(free, "no room to make the base ready before the cut");
-        return Ok(writer.finish());
+        return Ok(());
     }
-    // What is whole counts, however this ends.
-    match fill(&sorted, &mut writer, stop) {
-        Ok(()) => {}
-        Err(e) => tracing::warn!(error = %e.report(), "the base is made ready in part only"),
-    }
-    let ready = writer.finish();
-    tracing::debug!(below = ready.below(), "base made ready");
-    Ok(ready)
+    fill(&sorted, &mut ReadyWriter::create(path)?, made, stop)
 }
 
-fn fill(sorted: &Sorted, writer: &mut ReadyWriter, stop: &dyn Fn() -> bool) -> Result<()> {
+fn fill(sorted: &Sorted, writer: &mut ReadyWriter, made: &Mutex<Made>, stop: &dyn Fn() -> bool) -> Result<()> {
+    if !locked(made).begin(writer) {
+        return Ok(());
+    }
     let mut heap = Heap::new(sorted, 0, read_step(sorted.chunks.len()))?;
     let (mut group, mut seen) = (0, 0u32);
     while let Some(record) = heap.peek() {
         let (slot, _) = sort_key(record);
         if slot / GROUP != group {
             group = slot / GROUP;
-            writer.whole(group * GROUP)?;
-            give_back(sorted, group * GROUP);
+            if !whole(sorted, writer, made, group * GROUP)? {
+                return Ok(());
+            }
         }
         seen = seen.wrapping_add(1);
         if seen.is_multiple_of(LOOK_EVERY) && stop() {
@@ -104,9 +134,18 @@ fn fill(sorted: &Sorted, writer: &mut ReadyWriter, stop: &dyn Fn() -> bool) -> R
         writer.put(record)?;
         heap.advance()?;
     }
-    writer.whole(SLOT_COUNT)?;
-    give_back(sorted, SLOT_COUNT);
+    let _ = whole(sorted, writer, made, SLOT_COUNT)?;
     Ok(())
+}
+
+/// All slots below `below` are ready: first everybody knows, then their place is given back. `false` when nobody asks any more.
+fn whole(sorted: &Sorted, writer: &mut ReadyWriter, made: &Mutex<Made>, below: u16) -> Result<bool> {
+    let whole = writer.whole(below)?;
+    let counts = locked(made).grow(whole);
+    if counts {
+        give_back(sorted, below);
+    }
+    Ok(counts)
 }
 
 /// Gives back what no reader of slots from `below` on will ask for. Where the file system cannot, it stays until the end.

@@ -147,8 +147,9 @@ fn check(seed: u64) -> u16 {
                 looks.set(looks.get().saturating_sub(1));
                 looks.get() == 0
             };
-            fill(&base, &mut writer, &stop).unwrap();
-            Arc::new(writer.finish())
+            let made = Mutex::default();
+            fill(&base, &mut writer, &made, &stop).unwrap();
+            Arc::new(made.into_inner().unwrap().ready.unwrap())
         });
         let mut state = State::of(Timestamp::ZERO, base);
         state.ready = ready;
@@ -183,4 +184,47 @@ fn what_is_ready_is_what_came() {
     // None of it, some, and all.
     assert_eq!((ready[0], ready[23]), (0, SLOT_COUNT));
     assert!(ready.iter().filter(|below| (1..SLOT_COUNT).contains(*below)).count() > 5, "{ready:?}");
+}
+
+/// Whenever it is ended, and while its thread still comes to its end: what was told as ready and what lies in the chunks are all.
+#[test]
+fn nobody_waits_for_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut below = Vec::new();
+    for seed in 0..24 {
+        let (dir, mut rng) = (dir.path().join(seed.to_string()), StdRng::seed_from_u64(seed));
+        let base = some_records(&mut rng);
+        let sorting = |name: &str| {
+            let mut spill = Spill::new(&dir.join(name)).unwrap();
+            for ((slot, key), (meta, value)) in &base {
+                spill.begin(*slot, key).unwrap();
+                spill.value(value).unwrap();
+                spill.end(meta).unwrap();
+            }
+            Arc::new(spill.finish_behind().unwrap())
+        };
+        let plain = Arc::new(State::of(Timestamp::ZERO, sorting("plain").sorted().unwrap()));
+        let sorting = sorting("ready");
+        let mut settling = Settling::start(sorting.clone(), dir.join("file")).unwrap();
+        let wanted = (seed as u16 % 8) * (SLOT_COUNT / 7);
+        let ended = || settling.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        let told = || locked(&settling.made).ready.as_ref().map_or(0, Ready::below);
+        while told() < wanted.min(SLOT_COUNT) && !ended() {
+            std::thread::yield_now();
+        }
+        let ready = settling.end();
+        assert!(settling.end().is_none(), "it is told once");
+        let mut state = State::of(Timestamp::ZERO, sorting.sorted().unwrap());
+        state.ready = ready.map(Arc::new);
+        below.push(state.ready.as_ref().map_or(0, |ready| ready.below()));
+        let state = Arc::new(state);
+        assert_eq!(built(&state, 1 << 30, &dir), built(&plain, 1 << 30, &dir), "seed {seed}");
+        drop(settling);
+        assert_eq!(
+            built(&state, 1 << 30, &dir),
+            built(&plain, 1 << 30, &dir),
+            "seed {seed}, once the thread is gone"
+        );
+    }
+    assert!(below.iter().any(|below| (1..SLOT_COUNT).contains(below)), "{below:?}");
 }
