@@ -2,7 +2,7 @@
 //! no more of them fork at a time than may.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use tidemark_coordinator::job::JobInfo;
@@ -51,10 +51,10 @@ struct Seen {
     ended: Vec<(usize, Vec<usize>)>,
 }
 
-fn watch(cluster: &Cluster, stop: &AtomicBool) -> Seen {
+fn watch(cluster: &Cluster, until: &Receiver<()>) -> Seen {
     let mut clients = cluster.clients();
     let (mut seen, mut was) = (Seen::default(), vec![false; clients.len()]);
-    while !stop.load(Ordering::Relaxed) {
+    while until.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         let now: Vec<bool> = clients.iter_mut().map(is_forked).collect();
         seen.most = seen.most.max(now.iter().filter(|forked| **forked).count());
         for n in 0..now.len() {
@@ -65,7 +65,6 @@ fn watch(cluster: &Cluster, stop: &AtomicBool) -> Seen {
             }
         }
         was = now;
-        std::thread::sleep(LOOK);
     }
     seen
 }
@@ -75,11 +74,11 @@ async fn waits_of_servers_of_one_host_pass_beside_its_bases_and_forks_do_not() {
     let cluster = filled();
     let mut fleet = Fleet::start().await;
     protect(&mut fleet, "orders", &cluster).await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let (watched, until) = (cluster.clone(), stop.clone());
+    let (over, until) = channel();
+    let watched = cluster.clone();
     let watching = std::thread::spawn(move || watch(&watched, &until));
     let taken = backup(&fleet, "orders").await;
-    stop.store(true, Ordering::Relaxed);
+    drop(over);
     let seen = watching.join().expect("the watch");
     assert_eq!(taken.item.records, 3 * KEYS as u64);
     assert_eq!((seen.most, seen.begun.len(), seen.ended.len()), (1, 3, 3), "{seen:?}");
@@ -101,7 +100,7 @@ fn waiting(server: &Server) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_backup_leaves_the_servers_that_wait_and_none_forks() {
+async fn a_cancelled_backup_leaves_the_servers_that_wait() {
     let cluster = filled();
     let mut fleet = Fleet::start().await;
     protect(&mut fleet, "orders", &cluster).await;
@@ -114,8 +113,12 @@ async fn a_cancelled_backup_leaves_the_servers_that_wait_and_none_forks() {
     let _ = fleet.api().job_end(&job).await.unwrap_err();
     for (_, server) in &cluster.nodes {
         later("nobody to wait", async || (waiting(server) == 0).then_some(())).await;
-        assert_eq!(forks(server), 0);
     }
+    // The one whose turn it was may have forked, as a server without a delay would have at once; those that came later have not.
+    let before: Vec<u64> = cluster.nodes.iter().map(|(_, server)| forks(server)).collect();
+    assert!(before.iter().sum::<u64>() <= 1, "{before:?}");
     let _ = backup(&fleet, "orders").await;
-    assert!(cluster.nodes.iter().all(|(_, server)| forks(server) == 1));
+    for ((_, server), before) in cluster.nodes.iter().zip(before) {
+        assert_eq!(forks(server), before + 1);
+    }
 }
