@@ -2,7 +2,7 @@
 //! no more of them fork at a time than may.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use tidemark_coordinator::job::JobInfo;
@@ -74,7 +74,7 @@ async fn waits_of_servers_of_one_host_pass_beside_its_bases_and_forks_do_not() {
     let cluster = filled();
     let mut fleet = Fleet::start().await;
     protect(&mut fleet, "orders", &cluster).await;
-    let (over, until) = channel();
+    let (over, until) = sync_channel(1);
     let watched = cluster.clone();
     let watching = std::thread::spawn(move || watch(&watched, &until));
     let taken = backup(&fleet, "orders").await;
