@@ -165,7 +165,7 @@ fn what_a_file_held_before_does_not_come_back() {
     let frame = |spool: &mut Spool, n: u64| match n % 3 {
         0 => drop(spool.append(&short, n).unwrap()),
         1 => spool.mark(spool.border(), Timestamp(100 + n)).unwrap(),
-        _ => spool.renamed(if n % 2 == 0 { NEW } else { OLD }).unwrap(),
+        _ => spool.renamed(if n.is_multiple_of(2) { NEW } else { OLD }).unwrap(),
     };
     for n in 0..150 {
         frame(&mut spool, n);
