@@ -21,6 +21,11 @@ pub(super) trait Bytes {
         Ok(())
     }
 
+    /// What follows of the value is of its newest layout alone: conversions leave it out.
+    fn only_newest_follows(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// At least `count` unread bytes, or the error that it ends.
     #[inline]
     fn need(&mut self, count: usize) -> Result<&[u8]> {

@@ -1,5 +1,5 @@
 //! Values in the layout of an older server. A version number alone does not make a value unreadable, its type does; two
-//! types that came with Redis 7.2 say nothing that the ones before cannot say.
+//! types that came with Redis 7.2 say nothing that the ones before cannot say, and a stream of 8.6 can do without what it has more.
 
 use std::io::{Read, Write};
 
@@ -26,7 +26,10 @@ pub const fn type_for(version: u16, family: Family, type_byte: u8) -> Option<u8>
     }
     match type_byte {
         n::SET_LISTPACK => Some(n::SET),
-        n::STREAM_LISTPACKS_3 if loads(version, family, n::STREAM_LISTPACKS_2) => Some(n::STREAM_LISTPACKS_2),
+        n::STREAM_LISTPACKS_4 if loads(version, family, n::STREAM_LISTPACKS_3) => Some(n::STREAM_LISTPACKS_3),
+        n::STREAM_LISTPACKS_3 | n::STREAM_LISTPACKS_4 if loads(version, family, n::STREAM_LISTPACKS_2) => {
+            Some(n::STREAM_LISTPACKS_2)
+        }
         _ => None,
     }
 }
@@ -36,20 +39,23 @@ pub const fn type_for(version: u16, family: Family, type_byte: u8) -> Option<u8>
 pub fn type_for_server(version: u16, family: Family, type_byte: u8) -> Option<u8> {
     let own = Family::of_version(version);
     let same = family == own || loads(SHARED_LAST, family, type_byte);
-    type_for(version, own, type_byte).filter(|_| same)
+    let shared = |target: u8| target != type_byte && loads(SHARED_LAST, own, target);
+    type_for(version, own, type_byte).filter(|target| same || shared(*target))
 }
 
-/// Writes a raw value of type `type_byte` as one of type `target`: 20 (packed set) as 2, 21 (stream of Redis 7.2) as 19,
-/// anything as itself. What is lost is when consumers of a stream were last active.
+/// Writes a raw value of type `type_byte` as one of type `target`: 20 (packed set) as 2, 26 (stream of Redis 8.6) as 21 or 19, 21
+/// (of 7.2) as 19, anything as itself. What is lost is when consumers of a stream were last active, and what its producers have
+/// sent lately, by which one that sends it again is told apart.
 pub fn convert(type_byte: u8, raw: &mut impl Read, target: u8, out: &mut impl Write) -> Result<()> {
     match (type_byte, target) {
         _ if type_byte == target => {
             std::io::copy(raw, out).map(drop).or_kind(ErrorKind::Retry, "cannot copy a value")
         }
         (n::SET_LISTPACK, n::SET) => set(raw, out),
-        (n::STREAM_LISTPACKS_3, n::STREAM_LISTPACKS_2) => {
+        (n::STREAM_LISTPACKS_3, n::STREAM_LISTPACKS_2)
+        | (n::STREAM_LISTPACKS_4, n::STREAM_LISTPACKS_2 | n::STREAM_LISTPACKS_3) => {
             let mut input = Input::new(raw, Out(out));
-            input.strip_newer = true;
+            (input.strip_newer, input.strip_newest) = (target == n::STREAM_LISTPACKS_2, true);
             input.open_tap();
             walk(type_byte, Family::Redis, &mut input, &mut Scratch::default(), &mut Nothing)?;
             let _len = input.close_tap()?;

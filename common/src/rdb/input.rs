@@ -43,6 +43,8 @@ pub(super) struct Input<R, T> {
     gone: u64,
     /// Leave out what an older layout does not have.
     pub(super) strip_newer: bool,
+    /// Leave out what only the newest layout has.
+    pub(super) strip_newest: bool,
 }
 
 impl<R: Read, T: Tap> Input<R, T> {
@@ -60,6 +62,7 @@ impl<R: Read, T: Tap> Input<R, T> {
             tapped: 0,
             gone: 0,
             strip_newer: false,
+            strip_newest: false,
         }
     }
 
@@ -158,6 +161,14 @@ impl<R: Read, T: Tap> Bytes for Input<R, T> {
             self.untapped = self.untapped.map(|_| self.at);
         } else {
             self.consume(count);
+        }
+        Ok(())
+    }
+
+    fn only_newest_follows(&mut self) -> Result<()> {
+        if self.strip_newest {
+            self.flush_tap()?;
+            self.untapped = None;
         }
         Ok(())
     }

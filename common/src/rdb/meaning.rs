@@ -10,7 +10,8 @@
 //! - stream: the entries in order, length, last id, greatest deleted id, entries ever added; of each group the name, last id,
 //!   pending entries with time and number of deliveries, and consumers with what they have pending. Streams of servers
 //!   before 7 lack some of that and get what a server fills in when it loads them. Left out is what reading changes, or
-//!   what differs between a primary and its replicas: when a consumer was seen and active, how many entries a group read;
+//!   what differs between a primary and its replicas: when a consumer was seen and active, how many entries a group read; and
+//!   what producers have sent lately (Redis 8.6), which goes by itself;
 //! - module: its raw bytes.
 //!
 //! The key, its expiry and its use are not part of the value. What is hashed here is stored in backups: it never changes.

@@ -217,13 +217,17 @@ fn files_of_valkey_9_say_so() {
 
 #[test]
 fn plans_can_refuse_by_type() {
-    use convert::type_for;
-    assert_eq!([6, 9, 10, 11, 12].map(|v| highest_type_of(v, Family::Redis)), [13, 15, 19, 21, 25]);
+    use convert::{type_for, type_for_server};
+    assert_eq!([6, 9, 10, 11, 12, 13].map(|v| highest_type_of(v, Family::Redis)), [13, 15, 19, 21, 25, 26]);
     assert_eq!([11, 80].map(|v| highest_type_of(v, Family::Valkey)), [21, 22]);
     assert!(!loads(8, Family::Redis, 15) && loads(9, Family::Redis, 15) && !loads(12, Family::Redis, 6));
-    assert!(!loads(80, Family::Valkey, 24) && !loads(12, Family::Redis, 8) && !loads(99, Family::Redis, 26));
+    assert!(!loads(80, Family::Valkey, 24) && !loads(12, Family::Redis, 8) && !loads(99, Family::Redis, 27));
     assert_eq!([20, 21, 18, 24].map(|t| type_for(10, Family::Redis, t)), [Some(2), Some(19), Some(18), None]);
     assert_eq!([20, 21].map(|t| type_for(9, Family::Redis, t)), [Some(2), None]);
+    assert_eq!([13, 12, 10, 9].map(|v| type_for(v, Family::Redis, 26)), [Some(26), Some(21), Some(19), None]);
+    // Valkey has no such type, but the one before; its own 22 is another than that of Redis.
+    assert_eq!(type_for_server(80, Family::Redis, 26), Some(21));
+    assert_eq!([type_for_server(80, Family::Redis, 22), type_for_server(80, Family::Valkey, 22)], [None, Some(22)]);
     let error = convert(24, &mut &b""[..], 4, &mut Vec::new()).expect_err("no way");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
@@ -380,4 +384,28 @@ fn tail_of(len: usize) -> Vec<u8> {
     out.push(rest as u8);
     out.reverse();
     out
+}
+
+#[test]
+fn streams_that_remember_their_producers_mean_the_same_without() {
+    // One group with a consumer, which was seen and active; then for 100 s and 100 entries, two producers, and what was counted.
+    let head = [0, 0, 7, 3, 0, 0, 0, 0, 9, 1];
+    let group = [&texts(&["g"])[..], &[7, 3, 0], &[0], &[1], &texts(&["c"])].concat();
+    let (seen, active) = (AT.to_le_bytes(), (AT + 1).to_le_bytes());
+    let old = [&head[..], &group, &seen, &[0]].concat();
+    let newer = [&head[..], &group, &seen, &active, &[0]].concat();
+    let sent = [&texts(&["one"])[..], &[2], &texts(&["a"]), &[7, 1], &texts(&["b"]), &[7, 3]].concat();
+    let other = [&texts(&["another"])[..], &[0]].concat();
+    let newest = [&newer[..], &[0x40, 100, 0x40, 100, 2], &sent, &other, &[2, 1]].concat();
+    let known = meaning(26, Family::Redis, &newest);
+    assert_eq!(known.meaning, meaning(21, Family::Redis, &newer).meaning);
+    for (target, wanted) in [(26, &newest), (21, &newer), (19, &old)] {
+        let mut out = Vec::new();
+        convert(26, &mut &newest[..], target, &mut out).expect("a way");
+        assert_eq!(&out, wanted, "to {target}");
+    }
+    for len in newer.len()..newest.len() {
+        assert!(meaning_of(26, Family::Redis, &newest[..len]).is_err(), "cut at {len}");
+    }
+    assert!(meaning_of(26, Family::Valkey, &newest).is_err());
 }

@@ -22,7 +22,7 @@ pub const VALKEY_FIRST: u16 = 80;
 /// The last version that both families share.
 pub const SHARED_LAST: u16 = 11;
 /// The newest version of Redis' format whose types are all known here. Newer files are read as far as their types are.
-pub const REDIS_KNOWN: u16 = 12;
+pub const REDIS_KNOWN: u16 = 13;
 /// The newest version of Valkey's format whose types are all known here.
 pub const VALKEY_KNOWN: u16 = 80;
 /// The oldest version that is read: the first whose files end with a checksum (Redis 2.6). A wrong bit in the version of
@@ -41,6 +41,7 @@ pub fn version_of_server(server: &str) -> Option<u16> {
         ("redis", 0..=6, _) => Some(9),
         ("redis", 7, 0 | 1) => Some(10),
         ("redis", 7, 2 | 3) => Some(SHARED_LAST),
+        ("redis", 7, _) | ("redis", 8, 0..=5) => Some(12),
         ("redis", ..) => Some(REDIS_KNOWN),
         _ => None,
     }
@@ -117,6 +118,8 @@ pub mod number {
     pub const HASH_METADATA: u8 = 24;
     /// Redis: a small hash with times to live of fields.
     pub const HASH_LISTPACK_EX: u8 = 25;
+    /// Redis: a stream that remembers what its producers sent, so that nothing is added twice.
+    pub const STREAM_LISTPACKS_4: u8 = 26;
 }
 
 /// Numbers where a type could stand, that say something else.
@@ -153,6 +156,7 @@ pub const fn class_of(type_byte: u8, family: Family) -> Option<Class> {
         (n::MODULE_2, _) => Class::Module,
         (n::VALKEY_HASH_2, Family::Valkey) => Class::Hash,
         (n::HASH_METADATA_PRE_GA..=n::HASH_LISTPACK_EX, Family::Redis) => Class::Hash,
+        (n::STREAM_LISTPACKS_4, Family::Redis) => Class::Stream,
         _ => return None,
     })
 }
@@ -171,6 +175,7 @@ const fn since(type_byte: u8, family: Family) -> Option<u16> {
         (n::SET_LISTPACK | n::STREAM_LISTPACKS_3, _) => 11,
         (n::VALKEY_HASH_2, Family::Valkey) => 80,
         (n::HASH_METADATA_PRE_GA..=n::HASH_LISTPACK_EX, Family::Redis) => 12,
+        (n::STREAM_LISTPACKS_4, Family::Redis) => 13,
         _ => return None,
     })
 }
@@ -191,7 +196,7 @@ pub const fn loads_all_of(reader: u16, writer: u16) -> bool {
 
 /// The highest type that a server of this version loads.
 pub const fn highest_type_of(version: u16, family: Family) -> u8 {
-    let mut highest = number::HASH_LISTPACK_EX;
+    let mut highest = number::STREAM_LISTPACKS_4;
     while highest > 0 && !loads(version, family, highest) {
         highest -= 1;
     }
@@ -218,6 +223,9 @@ mod tests {
             ("redis 7.0.15", Some(10)),
             ("redis 7.2.4", Some(11)),
             ("redis 7.4.1", Some(12)),
+            ("redis 8.4.0", Some(12)),
+            ("redis 8.6.3", Some(13)),
+            ("redis 9.0.0", Some(13)),
             ("valkey 8.0.1", Some(11)),
             ("valkey 9.0.0-rc1", Some(80)),
             ("redis ", None),

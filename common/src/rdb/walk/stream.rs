@@ -8,7 +8,7 @@ use crate::rdb::damaged;
 use crate::rdb::length::{Stored, length, stored, string};
 use crate::rdb::lzf::Scratch;
 use crate::rdb::packed::{Packed, Packing};
-use crate::rdb::types::number::{STREAM_LISTPACKS_2, STREAM_LISTPACKS_3};
+use crate::rdb::types::number::{STREAM_LISTPACKS_2, STREAM_LISTPACKS_3, STREAM_LISTPACKS_4};
 use crate::rdb::visitor::{Group, Nothing, Role, StreamId, StreamMeta, ValueVisitor};
 
 /// Flags of an entry.
@@ -48,6 +48,25 @@ pub(super) fn walk<B: Bytes, V: ValueVisitor>(
     for _ in 0..length(source)? {
         group(type_byte, source, scratch, visitor)?;
     }
+    if type_byte >= STREAM_LISTPACKS_4 {
+        source.only_newest_follows()?;
+        producers(source, scratch)?;
+    }
+    Ok(())
+}
+
+/// What producers have sent lately: for how long and of how many that is remembered, then of each producer its name and what it
+/// called each entry that it sent; counters last.
+fn producers<B: Bytes>(source: &mut B, scratch: &mut Scratch) -> Result<()> {
+    let (_duration, _most) = (length(source)?, length(source)?);
+    for _ in 0..length(source)? {
+        string(source, scratch, Role::Group, &mut Nothing)?;
+        for _ in 0..length(source)? {
+            string(source, scratch, Role::Group, &mut Nothing)?;
+            let _entry = id(source)?;
+        }
+    }
+    let (_added, _again) = (length(source)?, length(source)?);
     Ok(())
 }
 
