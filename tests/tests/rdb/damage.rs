@@ -141,7 +141,7 @@ fn without_a_checksum_damage_does_no_harm() {
 fn unknown_types_and_opcodes_are_named_with_version_and_server() {
     let head = b"REDIS0016\xfa\x09redis-ver\x058.8.0\xfe\x00";
     for (number, word) in
-        [(26_u8, "type 26"), (6, "type 6"), (243, "opcode 243"), (246, "functions"), (8, "type 8")]
+        [(27_u8, "type 27"), (6, "type 6"), (243, "opcode 243"), (246, "functions"), (8, "type 8")]
     {
         let file = [&head[..], &[number], b"\x01k\x01v\xff"].concat();
         let error = read(&mut &file[..], &mut Nowhere).expect_err("unknown");
@@ -160,7 +160,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
-    fn no_bytes_do_harm(bytes in prop::collection::vec(any::<u8>(), 0..300), type_byte in 0_u8..27, valkey: bool) {
+    fn no_bytes_do_harm(bytes in prop::collection::vec(any::<u8>(), 0..300), type_byte in 0_u8..28, valkey: bool) {
         let family = if valkey { Family::Valkey } else { Family::Redis };
         let mut meaning = Meaning::new();
         if decode_slice(type_byte, family, &bytes, &mut meaning).is_ok() {
