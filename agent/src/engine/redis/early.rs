@@ -175,6 +175,10 @@ impl Redis {
     /// saves nothing.
     pub(super) fn ask_early(&self, job: JobId, cancel: &(dyn Fn() -> bool + std::marker::Sync)) -> Result<()> {
         let Some(delay) = self.ask(delay)? else { return Ok(()) };
+        // A job that is over must not take the place of the one that came after it.
+        if cancel() {
+            return Err(Error::cancelled("the base is not needed any more"));
+        }
         let shared = self.job_or_new(job);
         let waits: Arc<Shared> = {
             // Whoever holds it takes the base.
