@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use tidemark_common::record::REDIS as REDIS_RECORD;
 use tidemark_common::redis::fold::{
     CommandLog, Fate, Fold, Folded, Gone, Idle, Naming, Scope, ScratchServer, Sorted, Span,
@@ -41,6 +41,8 @@ const SORT_MEMORY: usize = 64 << 20;
 const SMALL_LOG: u64 = 16 << 20;
 /// Bytes of words that are looked at for the name of a command.
 const MOST_OF_NAME: u64 = 64;
+/// Parts whose indexes are read at a time.
+const PARTS_AHEAD: usize = 4;
 /// Records between two looks at the cancellation token.
 const CANCEL_EVERY: u64 = 1024;
 
@@ -284,9 +286,14 @@ impl CommandFold {
         if fold.is_empty() {
             return in_thread(move || Ok((fold.run()?, gone))).await;
         }
-        for part in parts {
-            let (repository, cluster) = (self.manifest.repository(), self.manifest.cluster());
-            let opened = part::open(repository, cluster, &part, LongValues::Spooled).await?;
+        let (repository, cluster) = (self.manifest.repository(), self.manifest.cluster());
+        let touched = parts.into_iter().filter(|part| fold.touches(&part.slots)).collect::<Vec<_>>();
+        let open = |part: PartEntry| async move {
+            let opened = part::open(repository, cluster, &part, LongValues::Spooled).await;
+            opened.map(|opened| (part, opened))
+        };
+        let mut opened = futures::stream::iter(touched.into_iter().map(open)).buffered(PARTS_AHEAD);
+        while let Some((part, opened)) = opened.try_next().await? {
             let pump = tokio::spawn(opened.pump);
             let (merge, cancel) = (opened.merge, cancel.clone());
             let walked = in_thread(move || walk(merge, &mut fold, &mut gone, &cancel).map(|()| (fold, gone))).await;

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tempfile::TempDir;
-use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+use tidemark_proto::{Error, ErrorKind, Result, SlotSet, error::ResultExt};
 
 use super::folded::Sink;
 use super::keys::Commands;
@@ -121,6 +121,11 @@ impl Fold {
     /// What becomes of a record of the base, whose key counts.
     pub fn fate(&self, slot: u16, key: &[u8]) -> Result<Fate> {
         self.named.fate(slot, key)
+    }
+
+    /// Whether the base may have records of these slots whose fate is another than [`Fate::Stays`].
+    pub fn touches(&self, slots: &SlotSet) -> bool {
+        self.named.touches(slots)
     }
 
     /// The keys of records that the log names, unless it touches others as well.

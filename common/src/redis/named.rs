@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use tidemark_proto::slot::SLOT_COUNT;
 use tidemark_proto::stored::log::ALL_SLOTS;
 use tidemark_proto::{Error, Result, SlotSet, Timestamp, slot_of};
 
@@ -86,6 +87,22 @@ pub enum Fate {
     Void,
 }
 
+/// A set of slots that grows by single ones: a bit for each.
+#[derive(Debug, Default)]
+struct Slots(Vec<u64>);
+
+impl Slots {
+    fn insert(&mut self, slot: u16) {
+        self.0.resize(usize::from(SLOT_COUNT / 64), 0);
+        self.0[usize::from(slot / 64)] |= 1 << (slot % 64);
+    }
+
+    fn any_of(&self, slots: &SlotSet) -> bool {
+        let holds = |slot: u16| self.0.get(usize::from(slot / 64)).is_some_and(|word| word >> (slot % 64) & 1 == 1);
+        slots.ranges().iter().any(|&(first, last)| (first..=last).any(holds))
+    }
+}
+
 /// What is known of a key that the log names.
 #[derive(Debug, Clone, Copy)]
 struct Key {
@@ -104,6 +121,8 @@ pub struct Named {
     keys: HashMap<Vec<u8>, Key, foldhash::fast::RandomState>,
     /// The key at hand.
     key: Vec<u8>,
+    /// The slots of these keys, a bit each.
+    slots: Slots,
     /// The highest database of them; of all, where that is not known.
     highest: u64,
     /// Slots that were emptied, by database; `None` for all databases.
@@ -236,6 +255,7 @@ impl Named {
     fn add(&mut self, key: Vec<u8>, slot: u16, at: Timestamp) -> Result<()> {
         let based = !self.is_emptied(slot, &key)?;
         self.highest = self.highest.max(split_redis_key(&key)?.0);
+        self.slots.insert(slot);
         let _ = self.keys.insert(key, Key { based, alive: true, at });
         Ok(())
     }
@@ -287,6 +307,11 @@ impl Named {
             None if self.everything => Fate::Needed,
             None => Fate::Stays,
         })
+    }
+
+    /// Whether the base may have records of these slots that do not stay.
+    pub fn touches(&self, slots: &SlotSet) -> bool {
+        self.everything || !self.emptied.is_empty() || self.slots.any_of(slots)
     }
 
     /// When a key was last named.

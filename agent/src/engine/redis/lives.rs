@@ -7,6 +7,7 @@ use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
 use super::fence::replicas_of;
 use super::marker::Step;
+use super::notes::Folder;
 use super::place::{Place, is_gone, without_data};
 use super::server::{PRIMARY, View};
 use crate::fsutil;
@@ -109,19 +110,13 @@ impl Place {
 
     /// Drops the notes of finished parts, and remembers which there were.
     fn note_lost(&self) -> Result<()> {
+        let (finished, files) = Folder(self.parts.clone()).notes()?;
         let mut lost = self.lost()?;
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(&self.parts).or_kind(ErrorKind::Retry, "folder of the restore")?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if let Some(Ok(number)) = name.strip_prefix("part-").map(str::parse::<u32>) {
-                let _ = lost.insert(number);
-                files.push(entry.path());
-            }
-        }
+        lost.extend(finished.into_keys());
         let text: Vec<String> = lost.iter().map(u32::to_string).collect();
         fsutil::replace(&self.parts.join(LOST), text.join(" ").as_bytes())?;
         for file in files {
-            std::fs::remove_file(file).or_kind(ErrorKind::Retry, "note of a loaded part")?;
+            std::fs::remove_file(file).or_kind(ErrorKind::Retry, "notes of loaded parts")?;
         }
         Ok(())
     }

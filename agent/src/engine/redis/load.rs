@@ -1,13 +1,14 @@
 //! Restores onto a server: records go as `RESTORE` in pipelines, by several connections at once.
 //!
 //! The server must be empty when a restore begins, or is fenced and emptied (`place`), and belongs to the restore until the
-//! end: one that is called off empties it again. Parts are loaded with `REPLACE`, so that one that was begun before is simply loaded again. What was
+//! end: one that is called off empties it again. Parts are loaded with `REPLACE`, so that one that was begun before is simply loaded again.
+//! Small ones come in rows: one connection, and one note when the last of them is loaded. What was
 //! loaded is read back as a replica reads it, and compared by what it means.
 //!
 //! Keys that have expired by now are not loaded: a server would drop them at once. Those that expire before they are read
 //! back are known by a list of expiring keys.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use tidemark_common::rdb::version_of_server;
@@ -35,7 +36,16 @@ pub(super) struct Shared {
     /// Version of the RDB format of the server.
     pub(super) version: u16,
     pub(super) cluster: bool,
-    pub(super) open: Mutex<BTreeSet<u32>>,
+    parts: Mutex<Parts>,
+}
+
+/// The parts of a restore, as this process knows them.
+#[derive(Debug, Default)]
+struct Parts {
+    /// Being loaded.
+    open: BTreeSet<u32>,
+    /// Loaded, with the life of the server in which they were.
+    whole: BTreeMap<u32, u64>,
 }
 
 /// The restore that is under way. One that stands already is brought to its end first.
@@ -70,8 +80,10 @@ pub(super) fn begin(redis: Arc<Redis>, job: JobId, slots: SlotSet, in_place: boo
     let (server, cluster) = (view.info.version(), view.info.is_cluster());
     let version = version_of_server(&server)
         .ok_or_else(|| Error::unsupported(format!("the version of the server is not understood: {server}")))?;
-    let open = Mutex::default();
-    Ok(Box::new(RedisLoader(Arc::new(Shared { redis, place, slots, folder, version, cluster, open }))))
+    let life = place.life();
+    let whole = folder.finished()?.into_keys().map(|number| (number, life)).collect();
+    let parts = Mutex::new(Parts { open: BTreeSet::new(), whole });
+    Ok(Box::new(RedisLoader(Arc::new(Shared { redis, place, slots, folder, version, cluster, parts }))))
 }
 
 /// Calls a restore off that this process need not have begun.
@@ -81,9 +93,29 @@ pub(super) fn abort(redis: Arc<Redis>, job: JobId) -> Result<()> {
 
 impl Shared {
     fn check_no_open_part(&self) -> Result<()> {
-        let open = self.open.lock().expect("parts");
-        open.first()
-            .map_or(Ok(()), |n| Err(Error::conflict(format!("part {n} is being loaded: finish or drop it first"))))
+        let parts = self.parts.lock().expect("parts");
+        let told = |n| Err(Error::conflict(format!("part {n} is being loaded: finish or drop it first")));
+        parts.open.first().map_or(Ok(()), told)
+    }
+
+    /// Begins a part, in this life of the server: `Conflict` where it is loaded already, or being loaded.
+    pub(super) fn open(&self, number: u32, life: u64) -> Result<()> {
+        let mut parts = self.parts.lock().expect("parts");
+        if parts.whole.get(&number) == Some(&life) || !parts.open.insert(number) {
+            return Err(Error::conflict(format!("part {number} is loaded already, or being loaded")));
+        }
+        Ok(())
+    }
+
+    /// These parts are not being loaded any more.
+    pub(super) fn close(&self, numbers: &[u32]) {
+        let mut parts = self.parts.lock().expect("parts");
+        parts.open.retain(|open| !numbers.contains(open));
+    }
+
+    /// These parts were noted as loaded in this life of the server.
+    pub(super) fn whole(&self, numbers: impl Iterator<Item = u32>, life: u64) {
+        self.parts.lock().expect("parts").whole.extend(numbers.map(|number| (number, life)));
     }
 }
 
@@ -102,13 +134,15 @@ impl Loader for RedisLoader {
 
     fn part(&self, number: u32) -> Result<Box<dyn PartLoader>> {
         let life = self.0.place.stand()?;
-        if self.0.folder.part(number).exists() || !self.0.open.lock().expect("parts").insert(number) {
-            return Err(Error::conflict(format!("part {number} is loaded already, or being loaded")));
-        }
+        self.0.open(number, life)?;
         // From here on the part is closed when it is dropped.
         let mut part = RedisPart::new(self.0.clone(), number, life);
         part.connect()?;
         Ok(Box::new(part))
+    }
+
+    fn in_rows(&self) -> bool {
+        true
     }
 
     fn verify(&self) -> Result<SetDigest> {
@@ -116,7 +150,7 @@ impl Loader for RedisLoader {
         self.0.place.is_whole(&folder.finished()?.into_keys().collect())?;
         let (address, login) = (&options.address, self.0.place.login()?);
         let _ = target::served(&self.0.redis.view()?, &self.0.slots)?;
-        let read = read_back(address, &login, &self.0.slots, folder.all_expiring()?)?;
+        let read = read_back(address, &login, &self.0.slots, |at| folder.expiring_before(at))?;
         // What moved meanwhile is missing from what was read.
         let _ = target::served(&self.0.redis.view()?, &self.0.slots)?;
         Ok(read)

@@ -1,18 +1,62 @@
-//! What stands in the folder of a restore: a note of each finished part, and its keys that expire.
+//! What stands in the folder of a restore: notes of finished parts, and their keys that expire.
+//!
+//! Parts that were loaded in a row are noted together, in one file `row-<number of its first part>`: a line for each, its number and its
+//! note. Each file costs two writes that must be on disk, which is more than the records of a small part do. A build
+//! before wrote a file `part-<number>` for each part, with its note alone; those are read as well.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::PathBuf;
 
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
+use crate::fsutil;
+
+/// Names of the files of notes begin so: of a row of parts, and of one part.
+const ROW: &str = "row-";
+const PART: &str = "part-";
 /// Bytes of an entry in the list of expiring keys: time and hash.
 const EXPIRING: usize = 24;
 
-/// When a loaded record expires (milliseconds since 1970), and its hash.
-pub(super) type Expiring = (i64, u128);
+/// Bytes of such a list that are written, or read, at once.
+const BUFFER: usize = 64 << 10;
+
+/// The list of a part's records that expire, as they are loaded: on disk, for there may be as many as there are records.
+#[derive(Debug, Default)]
+pub(super) struct Expiring(Option<(BufWriter<File>, PathBuf)>);
+
+impl Expiring {
+    /// One more of part `number`: when it expires (milliseconds since 1970), and its hash.
+    pub(super) fn push(&mut self, folder: &Folder, number: u32, at: i64, hash: u128) -> Result<()> {
+        let (out, path) = match &mut self.0 {
+            Some(open) => open,
+            None => {
+                let path = folder.expiring(number);
+                let file = File::create(&path).or_kind(ErrorKind::Full, format_args!("{}", path.display()))?;
+                self.0.insert((BufWriter::with_capacity(BUFFER, file), path))
+            }
+        };
+        let mut entry = [0; EXPIRING];
+        entry[..8].copy_from_slice(&at.to_le_bytes());
+        entry[8..].copy_from_slice(&hash.to_le_bytes());
+        out.write_all(&entry).or_kind(ErrorKind::Full, format_args!("{}", path.display()))
+    }
+
+    /// The list is whole; the next record is of another part.
+    pub(super) fn end(&mut self) -> Result<()> {
+        let Some((mut out, path)) = self.0.take() else { return Ok(()) };
+        out.flush().or_kind(ErrorKind::Full, format_args!("{}", path.display()))
+    }
+}
+
+fn decode_expiring(entry: &[u8; EXPIRING]) -> (i64, u128) {
+    let (mut at, mut hash) = ([0; 8], [0; 16]);
+    at.copy_from_slice(&entry[..8]);
+    hash.copy_from_slice(&entry[8..]);
+    (i64::from_le_bytes(at), u128::from_le_bytes(hash))
+}
 
 /// A finished part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +77,11 @@ pub(super) type Finished = BTreeMap<u32, Note>;
 pub(super) struct Folder(pub(super) PathBuf);
 
 impl Folder {
-    pub(super) fn part(&self, number: u32) -> PathBuf {
-        self.0.join(format!("part-{number}"))
+    /// Notes the parts of a row, at least one, durably and all at once.
+    pub(super) fn keep(&self, row: &[(u32, Note)]) -> Result<()> {
+        let Some((first, _)) = row.first() else { return Err(Error::bug("a row of no parts")) };
+        let lines: Vec<String> = row.iter().map(|(number, note)| format!("{number} {}\n", note.text())).collect();
+        fsutil::replace(&self.0.join(format!("{ROW}{first}")), lines.concat().as_bytes())
     }
 
     /// List of the part's expiring keys.
@@ -42,57 +89,70 @@ impl Folder {
         self.0.join(format!("expiring-{number}"))
     }
 
-    /// Keeps the part's expiring keys.
-    pub(super) fn keep_expiring(&self, number: u32, keys: &[Expiring]) -> Result<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let path = self.expiring(number);
-        let bytes: Vec<u8> =
-            keys.iter().flat_map(|k| [&k.0.to_le_bytes()[..], &k.1.to_le_bytes()].concat()).collect();
-        let write = || File::create(&path)?.write_all(&bytes);
-        write().or_kind(ErrorKind::Full, format_args!("{}", path.display()))
-    }
-
-    /// The expiring keys of all finished parts.
-    pub(super) fn all_expiring(&self) -> Result<Vec<Expiring>> {
-        let mut all = Vec::new();
+    /// The digest of the records of finished parts that expire before a time (milliseconds since 1970).
+    pub(super) fn expiring_before(&self, millis: i64) -> Result<SetDigest> {
+        let mut sum = SetDigest::default();
         for number in self.finished()?.into_keys() {
-            let list = std::fs::read(self.expiring(number)).unwrap_or_default();
-            all.extend(list.chunks_exact(EXPIRING).map(|entry| {
-                let (at, hash) = entry.split_at(8);
-                let mut words = ([0; 8], [0; 16]);
-                words.0.copy_from_slice(at);
-                words.1.copy_from_slice(hash);
-                (i64::from_le_bytes(words.0), u128::from_le_bytes(words.1))
-            }));
+            let path = self.expiring(number);
+            let told = || format!("{}", path.display());
+            let file = match File::open(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                file => file.or_kind(ErrorKind::Retry, told())?,
+            };
+            let (mut list, mut entry) = (BufReader::with_capacity(BUFFER, file), [0; EXPIRING]);
+            while !list.fill_buf().or_kind(ErrorKind::Retry, told())?.is_empty() {
+                list.read_exact(&mut entry).or_kind(ErrorKind::Damaged, told())?;
+                let (at, hash) = decode_expiring(&entry);
+                if at < millis {
+                    sum.add(hash);
+                }
+            }
         }
-        Ok(all)
+        Ok(sum)
     }
 
     pub(super) fn finished(&self) -> Result<Finished> {
-        let mut found = Finished::new();
+        Ok(self.notes()?.0)
+    }
+
+    /// Finished parts, and the files that say so.
+    pub(super) fn notes(&self) -> Result<(Finished, Vec<PathBuf>)> {
+        let (mut found, mut files) = (Finished::new(), Vec::new());
         for entry in std::fs::read_dir(&self.0).or_kind(ErrorKind::Retry, "folder of the restore")?.flatten() {
-            let name = entry.file_name();
-            let number = name.to_string_lossy().strip_prefix("part-").and_then(|n| n.parse().ok());
-            if let Some(number) = number {
-                let text = std::fs::read_to_string(entry.path()).or_kind(ErrorKind::Retry, "a finished part")?;
-                let _ = found.insert(number, Note::parse(&text)?);
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let of = |prefix| name.strip_prefix(prefix).and_then(|n: &str| n.parse::<u32>().ok());
+            let (part, row) = (of(PART), of(ROW));
+            if part.or(row).is_none() {
+                continue;
             }
+            let text = std::fs::read_to_string(entry.path()).or_kind(ErrorKind::Retry, "notes of loaded parts")?;
+            match part {
+                Some(number) => found.extend([(number, Note::parse(&text)?)]),
+                None => found.extend(text.lines().map(parse_line).collect::<Result<Vec<_>>>()?),
+            }
+            files.push(entry.path());
         }
-        Ok(found)
+        Ok((found, files))
     }
 }
 
+/// A line of a row's file.
+fn parse_line(line: &str) -> Result<(u32, Note)> {
+    let (number, note) = line.split_once(' ').ok_or_else(damaged)?;
+    Ok((number.parse().map_err(|_| damaged())?, Note::parse(note)?))
+}
+
+fn damaged() -> Error {
+    Error::damaged("the note of a loaded part does not hold: call the restore off and begin anew")
+}
+
 impl Note {
-    pub(super) fn text(&self) -> String {
+    fn text(&self) -> String {
         let words = [self.source, self.loaded].map(|d| format!("{} {} {}", d.count, d.low, d.high));
         format!("{} {}", words.join(" "), self.expired)
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let damaged =
-            || Error::damaged("the note of a loaded part does not hold: call the restore off and begin anew");
         let numbers: Option<Vec<u64>> = text.split_ascii_whitespace().map(|w| w.parse().ok()).collect();
         let (digests, expired) = match numbers.as_deref() {
             Some([digests @ .., expired]) if digests.len() == 6 => (digests, *expired),
@@ -102,5 +162,63 @@ impl Note {
         };
         let digest = |n: usize| SetDigest { count: digests[n], low: digests[n + 1], high: digests[n + 2] };
         Ok(Self { source: digest(0), loaded: digest(3), expired })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(count: u64) -> Note {
+        let source = SetDigest { count, low: 1, high: u64::MAX };
+        Note { source, loaded: SetDigest { count: count - 1, low: 2, high: 3 }, expired: 1 }
+    }
+
+    #[test]
+    fn what_expires_is_listed_by_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder(dir.path().to_owned());
+        let mut list = Expiring::default();
+        // More than is written at once, of the first part.
+        for n in 0..5000 {
+            list.push(&folder, 1, 1000 + n, n as u128).unwrap();
+        }
+        list.end().unwrap();
+        list.push(&folder, 2, -5, 1 << 100).unwrap();
+        list.end().unwrap();
+        list.end().unwrap();
+        assert_eq!(folder.expiring_before(i64::MAX).unwrap().count, 0, "nothing is finished yet");
+        folder.keep(&[(1, note(5)), (3, note(1))]).unwrap();
+        let before = |at| folder.expiring_before(at).unwrap();
+        assert_eq!((before(1000).count, before(1002).count), (0, 2));
+        assert_eq!(before(1002).low, 1, "hashes 0 and 1");
+        folder.keep(&[(2, note(5))]).unwrap();
+        assert_eq!((before(1000).count, before(i64::MAX).count), (1, 5001));
+        std::fs::write(dir.path().join("expiring-3"), [0; EXPIRING - 1]).unwrap();
+        assert_eq!(folder.expiring_before(0).unwrap_err().kind(), ErrorKind::Damaged);
+    }
+
+    #[test]
+    fn rows_and_parts_of_earlier_builds_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder(dir.path().to_owned());
+        assert_eq!(folder.finished().unwrap(), Finished::new());
+        folder.keep(&[(7, note(5)), (8, note(1)), (3, note(9))]).unwrap();
+        folder.keep(&[(12, note(2))]).unwrap();
+        // As builds before wrote them, the first of them without a count of what had expired.
+        std::fs::write(dir.path().join("part-20"), "5 1 2 5 1 2").unwrap();
+        std::fs::write(dir.path().join("part-21"), note(4).text()).unwrap();
+        std::fs::write(dir.path().join("expiring-7"), [0; EXPIRING]).unwrap();
+        let (found, files) = folder.notes().unwrap();
+        assert_eq!(found.keys().copied().collect::<Vec<_>>(), [3, 7, 8, 12, 20, 21]);
+        assert_eq!((found[&3], found[&12], found[&21]), (note(9), note(2), note(4)));
+        assert_eq!((found[&20].source.count, found[&20].expired), (5, 0));
+        assert_eq!(files.len(), 4, "those that say what is finished, and no others");
+
+        assert_eq!(folder.keep(&[]).unwrap_err().kind(), ErrorKind::Bug);
+        for torn in ["7", "7 5 1", "x 5 1 2 5 1 2 0", "7 5 1 2 5 1 2 0\n\n"] {
+            std::fs::write(dir.path().join("row-1"), torn).unwrap();
+            assert_eq!(folder.finished().unwrap_err().kind(), ErrorKind::Damaged, "{torn:?}");
+        }
     }
 }

@@ -4,8 +4,6 @@ use std::io::{BufWriter, Write};
 use std::sync::Arc;
 
 use tidemark_common::clock::{SystemClock, WallClock};
-use tidemark_common::crash;
-use tidemark_common::rdb::commands::{CommandSink, MOST_STRING, put_key};
 use tidemark_common::rdb::convert::type_for_server;
 use tidemark_common::rdb::{Crc64, RawValue, convert, payload};
 use tidemark_common::record::{RedisMeta, split_redis_key};
@@ -20,18 +18,21 @@ use super::resp::{put_bulk, put_head, put_request};
 use super::server::View;
 use super::target::{self, ASKING};
 use crate::engine::{Engine, LongRecord, PartLoader, RecordRef};
-use crate::fsutil;
+
+mod natively;
 
 /// Bytes of requests that are sent before the replies to those before them are read.
 const BATCH: usize = 256 << 10;
 /// Values over this many bytes are sent without copying them.
 const LONG: usize = 64 << 10;
 
-/// A part being loaded.
+/// A part being loaded, the last of its row so far.
 pub(super) struct RedisPart {
     shared: Arc<Shared>,
     number: u32,
-    /// Life of the server in which it began.
+    /// Those of the row that have ended.
+    before: Vec<(u32, Note)>,
+    /// Life of the server in which the row began.
     life: u64,
     connection: Option<Connection>,
     /// Slots that were on their way to the server when the part began: their keys are taken behind `ASKING` alone. It does
@@ -48,7 +49,7 @@ pub(super) struct RedisPart {
     ahead: usize,
     db: u64,
     loaded: SetDigest,
-    expiring: Vec<Expiring>,
+    expiring: Expiring,
     expired: u64,
 }
 
@@ -57,6 +58,7 @@ impl RedisPart {
         Self {
             shared,
             number,
+            before: Vec::new(),
             life,
             connection: None,
             arriving: SlotSet::EMPTY,
@@ -68,18 +70,40 @@ impl RedisPart {
             ahead: 0,
             db: 0,
             loaded: SetDigest::default(),
-            expiring: Vec::new(),
+            expiring: Expiring::default(),
             expired: 0,
         }
     }
 
     pub(super) fn connect(&mut self) -> Result<()> {
-        let mut connection = self.shared.redis.connect()?;
+        self.connection = Some(self.shared.redis.connect()?);
+        self.look()
+    }
+
+    /// Asks which slots are on their way to the server, before a part begins. Nothing may be under way.
+    fn look(&mut self) -> Result<()> {
         if self.shared.cluster {
-            self.arriving = target::served(&View::read(&mut connection)?, &self.shared.slots)?;
+            let view = View::read(self.connection()?)?;
+            self.arriving = target::served(&view, &self.shared.slots)?;
         }
-        self.connection = Some(connection);
         Ok(())
+    }
+
+    /// Waits until all that was sent is loaded.
+    fn drain(&mut self) -> Result<()> {
+        self.flush()?;
+        self.flush()
+    }
+
+    /// Ends the part at hand; answers the digest of what was put.
+    fn end(&mut self, source: SetDigest) -> Result<SetDigest> {
+        self.expiring.end()?;
+        let (loaded, expired) = (std::mem::take(&mut self.loaded), std::mem::take(&mut self.expired));
+        if expired > 0 {
+            tracing::info!(part = self.number, keys = expired, "keys that have expired by now were not loaded");
+        }
+        self.before.push((self.number, Note { source, loaded, expired }));
+        Ok(loaded)
     }
 
     fn connection(&mut self) -> Result<&mut Connection> {
@@ -222,47 +246,6 @@ impl RedisPart {
         drop(out);
         self.send_long(key, &access.ttl, target, &spool.value()?, &access.options())
     }
-
-    /// Sends a value as commands, in pieces. How long and how often its key was used is lost.
-    fn put_natively<V: RawValue + ?Sized>(&mut self, key: &[u8], meta: &RedisMeta, value: &V) -> Result<()> {
-        put_key(self, key, meta, value, MOST_STRING)?.ok_or_else(|| {
-            let (type_byte, bytes) = (meta.type_byte, value.raw_len());
-            let key = String::from_utf8_lossy(&key[..key.len().min(128)]).into_owned();
-            Error::unsupported(format!(
-                "key `{key}` has a value of RDB type {type_byte} and {bytes} bytes: servers take no payload of that length, and \
-                 no known commands make it. Leave it out (--keys '!…')"
-            ))
-        })
-    }
-}
-
-impl CommandSink for RedisPart {
-    fn command(&mut self) -> Result<()> {
-        // Whole commands alone are answered.
-        if self.out.len() + self.ahead >= BATCH {
-            self.flush()?;
-            crash::point("agent.native-flushed");
-        }
-        self.ask();
-        self.queued += 1;
-        Ok(())
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        if self.out.len() + bytes.len() < BATCH {
-            self.out.extend_from_slice(bytes);
-            return Ok(());
-        }
-        // Long strings go from where they lie.
-        let mut out = std::mem::take(&mut self.out);
-        let connection = self.connection()?;
-        connection.send(&out)?;
-        connection.send(bytes)?;
-        self.ahead += out.len() + bytes.len();
-        out.clear();
-        self.out = out;
-        Ok(())
-    }
 }
 
 /// When a key expires and how it was used, as words of `RESTORE`.
@@ -305,7 +288,7 @@ impl RedisPart {
     fn note(&mut self, meta: &RedisMeta, hash: u128) -> Result<()> {
         self.loaded.add(hash);
         if let Some(at) = meta.expire_at_millis {
-            self.expiring.push((at, hash));
+            self.expiring.push(&self.shared.folder, self.number, at, hash)?;
         }
         if self.out.len() >= BATCH { self.flush() } else { Ok(()) }
     }
@@ -330,27 +313,28 @@ impl PartLoader for RedisPart {
         self.note(&meta, hash)
     }
 
+    fn then(&mut self, source: SetDigest, number: u32) -> Result<SetDigest> {
+        self.drain()?;
+        self.look()?;
+        let loaded = self.end(source)?;
+        self.shared.open(number, self.life)?;
+        self.number = number;
+        Ok(loaded)
+    }
+
     fn finish(mut self: Box<Self>, source: SetDigest) -> Result<SetDigest> {
-        self.flush()?;
-        self.flush()?;
-        let folder = &self.shared.folder;
-        folder.keep_expiring(self.number, &self.expiring)?;
-        let note = Note { source, loaded: self.loaded, expired: self.expired }.text();
+        self.drain()?;
+        let loaded = self.end(source)?;
         let shared = &self.shared;
-        shared.place.same_life(self.life, || fsutil::replace(&folder.part(self.number), note.as_bytes()))?;
-        if self.expired > 0 {
-            tracing::info!(
-                part = self.number,
-                keys = self.expired,
-                "keys that have expired by now were not loaded"
-            );
-        }
-        Ok(self.loaded)
+        shared.place.same_life(self.life, || shared.folder.keep(&self.before))?;
+        shared.whole(self.before.iter().map(|(number, _)| *number), self.life);
+        Ok(loaded)
     }
 }
 
 impl Drop for RedisPart {
     fn drop(&mut self) {
-        let _ = self.shared.open.lock().expect("parts").remove(&self.number);
+        let numbers: Vec<u32> = self.before.iter().map(|(number, _)| *number).chain([self.number]).collect();
+        self.shared.close(&numbers);
     }
 }

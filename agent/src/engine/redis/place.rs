@@ -69,6 +69,11 @@ impl Place {
         &self.parts
     }
 
+    /// The present life of the server: how often it lost its data meanwhile, as far as this process knows.
+    pub(super) fn life(&self) -> u64 {
+        *self.lives.lock().expect("lives")
+    }
+
     pub(super) fn login(&self) -> Result<Login> {
         self.fences().login(self.address())
     }

@@ -1,26 +1,48 @@
 //! What a server holds, read as a replica reads it, as a digest of what its records mean.
+//!
+//! A record that expires while the server is read may be met or not. So those that have expired by the end of the reading count as
+//! they were loaded, all others as they were met. For that the records that are met are summed up by the second in which they
+//! expire: what is in memory depends on the time that the reading takes and not on the number of keys.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::rdb::{RdbSink, RecordHead, ValueSummary};
 use tidemark_common::record::{RedisMeta, record_hash, redis_key};
 use tidemark_proto::hash::SetDigest;
-use tidemark_proto::{Result, SlotSet, slot_of};
+use tidemark_proto::{Error, Result, SlotSet, slot_of};
 
 use super::conn::{Address, Login};
 use super::sync::read_once;
 
-/// Sums up records of some slots, and looks for those of a list.
+/// Longest reading, in seconds: a day, for which the sums take some megabytes.
+const LONGEST: i64 = 24 * 60 * 60;
+
+/// Sums up records of some slots.
 #[derive(Debug)]
 struct Sum<'a> {
     slots: &'a SlotSet,
-    digest: SetDigest,
-    /// Expiring records that were loaded, by hash: when they expire, and how many of that hash were not met yet.
-    expiring: HashMap<u128, (i64, u64)>,
+    /// When the reading began, in seconds since 1970.
+    begun: i64,
+    /// Records that do not expire, or not while a server can be read.
+    lasting: SetDigest,
+    /// Those that expire earlier, by the second in which they do.
+    expiring: BTreeMap<i64, SetDigest>,
     key: Vec<u8>,
     meta: Option<RedisMeta>,
     encoded: Vec<u8>,
+}
+
+impl<'a> Sum<'a> {
+    fn new(slots: &'a SlotSet, begun: i64) -> Self {
+        let (lasting, expiring, key) = (SetDigest::default(), BTreeMap::new(), Vec::new());
+        Self { slots, begun, lasting, expiring, key, meta: None, encoded: Vec::new() }
+    }
+
+    /// What was met and does not expire before this second.
+    fn from(&self, second: i64) -> SetDigest {
+        self.expiring.range(second..).fold(self.lasting, |sum, (_, digest)| sum.plus(*digest))
+    }
 }
 
 impl RdbSink for Sum<'_> {
@@ -38,32 +60,74 @@ impl RdbSink for Sum<'_> {
         let Some(meta) = self.meta.take() else { return Ok(()) };
         RedisMeta { meaning: summary.meaning, ..meta }.encode(&mut self.encoded);
         let hash = record_hash(&self.key, &self.encoded, &[]);
-        self.digest.add(hash);
-        if let Some((_, left)) = self.expiring.get_mut(&hash) {
-            *left = left.saturating_sub(1);
+        let second = meta.expire_at_millis.map(|at| at.div_euclid(1000));
+        match second.filter(|second| *second <= self.begun + LONGEST) {
+            Some(second) => self.expiring.entry(second.max(self.begun)).or_default().add(hash),
+            None => self.lasting.add(hash),
         }
         Ok(())
     }
 }
 
-/// The digest of the server's records in `slots`. `expiring` are records that were put there, with the time at which each
-/// expires: one that is gone, and had expired by the end of the reading, counts as if it were there.
+/// The digest of the server's records in `slots`. What expires by the end of the reading counts as it was loaded: `loaded` answers
+/// that of all records that were put there and expire before a time (milliseconds since 1970).
 pub(super) fn read_back(
     address: &Address,
     login: &Login,
     slots: &SlotSet,
-    expiring: Vec<(i64, u128)>,
+    loaded: impl FnOnce(i64) -> Result<SetDigest>,
 ) -> Result<SetDigest> {
-    let mut by_hash: HashMap<u128, (i64, u64)> = HashMap::with_capacity(expiring.len());
-    for (at, hash) in expiring {
-        by_hash.entry(hash).or_insert((at, 0)).1 += 1;
-    }
-    let (digest, encoded) = (SetDigest::default(), Vec::new());
-    let mut sum = Sum { slots, digest, expiring: by_hash, key: Vec::new(), meta: None, encoded };
+    let seconds = || SystemClock.millis() as i64 / 1000;
+    let mut sum = Sum::new(slots, seconds());
     read_once(address, login, &mut sum)?;
-    let now = SystemClock.millis() as i64;
-    for (hash, (_, left)) in sum.expiring.into_iter().filter(|(_, (at, _))| *at <= now) {
-        (0..left).for_each(|_| sum.digest.add(hash));
+    // Whole seconds, as they were summed up.
+    let ended = seconds() + 1;
+    if ended > sum.begun + LONGEST {
+        return Err(Error::unsupported("reading the server back took longer than a day"));
     }
-    Ok(sum.digest)
+    Ok(sum.from(ended).plus(loaded(ended * 1000)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemark_common::rdb::Family;
+
+    use super::*;
+
+    fn meet(sum: &mut Sum<'_>, key: &[u8], expire_at_millis: Option<i64>) -> u128 {
+        let head = RecordHead {
+            db: 0,
+            key,
+            type_byte: 0,
+            family: Family::Redis,
+            expire_at_millis,
+            lru_idle_seconds: None,
+            lfu_freq: None,
+        };
+        sum.begin(&head).unwrap();
+        sum.end(ValueSummary { raw_len: 1, meaning: 7, elements: 1 }).unwrap();
+        record_hash(&sum.key, &sum.encoded, &[])
+    }
+
+    #[test]
+    fn records_count_as_met_unless_they_have_expired() {
+        let slots = SlotSet::all();
+        let mut sum = Sum::new(&slots, 1000);
+        let mut met = |key: &[u8], at| meet(&mut sum, key, at);
+        // The second one had expired before the reading, and was not dropped yet.
+        let (lasting, _) = (met(b"a", None), met(b"b", Some(999_000)));
+        let (soon, border) = (met(b"c", Some(1_003_999)), met(b"d", Some(1_004_000)));
+        let far = met(b"e", Some((1000 + LONGEST + 1) * 1000));
+        let of = |hashes: &[u128]| {
+            let mut digest = SetDigest::default();
+            hashes.iter().for_each(|hash| digest.add(*hash));
+            digest
+        };
+        assert_eq!(sum.from(1004), of(&[lasting, border, far]));
+        assert_eq!(sum.from(1003), of(&[lasting, soon, border, far]));
+        let none = SlotSet::EMPTY;
+        let mut elsewhere = Sum::new(&none, 1000);
+        let _ = meet(&mut elsewhere, b"a", None);
+        assert_eq!(elsewhere.from(0), SetDigest::default(), "of other slots");
+    }
 }
