@@ -19,7 +19,7 @@ const SEGMENTS: u64 = 500_000;
 /// Those of them that lie in a repository.
 const STORED: u64 = 40_000;
 /// Memory that may be taken beside what the process has, in KiB. A line for each stored segment would take 20 MiB.
-const MOST_MEMORY: u64 = 6 << 10;
+const MOST_MEMORY: u64 = 10 << 10;
 
 fn name(n: u16) -> NodeName {
     NodeName::new(&format!("node-{n}")).expect("name")
