@@ -121,7 +121,7 @@ async fn every_point_of_a_log_of_commands_is_exported_queried_and_restored() {
     parts_alone_are_the_whole(&fleet, early).await;
 
     // A value of more than one entry of a log has room for.
-    for _ in 0..3 {
+    for _ in 0..5 {
         let text: String = (0..200_000).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
         both.run(&format!("0 RPUSH long {text}"));
     }
