@@ -85,7 +85,7 @@ mod tests {
     fn only_what_lies_between_is_kept() {
         let through = |from, wanted, interval: (u64, u64), at| {
             let mut leading = Leading::new(Timestamp(from), Timestamp(wanted));
-            for n in 1..=9 {
+            for n in 1..=9u64 {
                 // `b` is behind, and comes with every third.
                 let nodes = [("a", n * 10), ("b", (n * 10).saturating_sub(25))];
                 leading.take(&segment(n, if n % 3 == 0 { &nodes } else { &nodes[..1] }));
