@@ -22,7 +22,7 @@ const STORED: u64 = 40_000;
 const MOST_MEMORY: u64 = 10 << 10;
 
 fn name(n: u16) -> NodeName {
-    NodeName::new(&format!("node-{n}")).expect("name")
+    NodeName::new(format!("node-{n}")).expect("name")
 }
 
 /// Positions and times of a segment's end; the first one begins.
