@@ -14,8 +14,11 @@ use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::Result
 
 use crate::run::{Entry, LongValue};
 
+mod long;
 mod sorted;
 
+use long::LongPieces;
+pub(crate) use long::long_entry;
 use sorted::SortedFile;
 pub(crate) use sorted::Stretches;
 
@@ -74,14 +77,15 @@ pub struct LogSorter {
     arena: Vec<u8>,
     places: Vec<Place>,
     spilled: Vec<Stretches>,
+    long: LongPieces,
     bytes: u64,
 }
 
 impl LogSorter {
     /// A sorter that takes about `budget` bytes of memory (at most 1 GiB) and puts what does not fit into `dir`.
     pub fn new(wanted: Wanted, budget: usize, dir: &Path) -> Self {
-        let (arena, places, spilled) = Default::default();
-        Self { wanted, budget: budget.min(1 << 30), dir: dir.to_owned(), arena, places, spilled, bytes: 0 }
+        let (arena, places, spilled, long) = Default::default();
+        Self { wanted, budget: budget.min(1 << 30), dir: dir.to_owned(), arena, places, spilled, long, bytes: 0 }
     }
 
     /// Takes the entries of a raw chunk that count.
@@ -90,8 +94,13 @@ impl LogSorter {
         loop {
             let before = rest;
             let Some(entry) = take_entry(&mut rest)? else { return Ok(()) };
-            if self.wanted.takes(&entry) {
+            if !self.wanted.takes(&entry) {
+                continue;
+            }
+            if !self.long.takes(&entry) {
                 self.push(&before[..before.len() - rest.len()], &entry)?;
+            } else if let Some(named) = self.long.add(&entry, &self.dir)? {
+                self.push(&named, &decode(&named)?)?;
             }
         }
     }
@@ -137,7 +146,11 @@ impl LogSorter {
         }
         out.flush().or_kind(ErrorKind::Full, failed())?;
         drop(out);
-        self.spilled.push(Stretches { file: Arc::new(file), ranges: VecDeque::from([(0, len)]), long: None });
+        self.spilled.push(Stretches {
+            file: Arc::new(file),
+            ranges: VecDeque::from([(0, len)]),
+            long: self.long.file(),
+        });
         self.arena.clear();
         self.places.clear();
         Ok(())
@@ -146,9 +159,10 @@ impl LogSorter {
     /// The newest entry of each key, ascending by (slot, key).
     pub fn finish(mut self) -> Result<Overlay> {
         self.settle();
+        self.long.check_whole()?;
         let files = std::mem::take(&mut self.spilled);
         let mut overlay = Overlay::of_files(files, None)?;
-        (overlay.arena, overlay.places) = (self.arena, self.places);
+        (overlay.arena, overlay.places, overlay.long) = (self.arena, self.places, self.long.file());
         Ok(overlay)
     }
 }
@@ -166,21 +180,10 @@ pub struct Overlay {
     files: Vec<SortedFile>,
     arena: Vec<u8>,
     places: Vec<Place>,
+    /// Where the long values of entries in memory lie.
+    long: Option<Arc<File>>,
     next: usize,
     current: Option<From>,
-}
-
-/// Bytes by which an entry names a long value.
-const PLACE_LEN: usize = 16;
-
-/// The entry of a record whose value is `len` bytes at `at` of a file: what [`Overlay::long`] reads. In memory and temporary
-/// files only.
-pub(crate) fn long_entry(slot: u16, key: &[u8], meta: &[u8], (at, len): (u64, u64), out: &mut Vec<u8>) {
-    let mut place = [0; PLACE_LEN];
-    place[..8].copy_from_slice(&at.to_le_bytes());
-    place[8..].copy_from_slice(&len.to_le_bytes());
-    let kind = EntryKind::CommandPart;
-    LogEntry { slot, at: Timestamp(2), key, put: Some((meta, &place)), kind }.encode(out);
 }
 
 fn decode(bytes: &[u8]) -> Result<LogEntry<'_>> {
@@ -190,7 +193,7 @@ fn decode(bytes: &[u8]) -> Result<LogEntry<'_>> {
 impl Overlay {
     /// One without entries.
     pub fn empty() -> Self {
-        Self { files: Vec::new(), arena: Vec::new(), places: Vec::new(), next: 0, current: None }
+        Self { files: Vec::new(), arena: Vec::new(), places: Vec::new(), long: None, next: 0, current: None }
     }
 
     /// The newest entry of each key in these files, of those that are `wanted`. Of each file a buffer is in memory, and one entry.
@@ -210,7 +213,7 @@ impl Overlay {
     /// The file with the long value of the current entry, if it has one.
     fn long_file(&self) -> Option<&Arc<File>> {
         match self.current? {
-            From::Memory => None,
+            From::Memory => self.long.as_ref(),
             From::File(i) => self.files[i].file.get_ref().long.as_ref(),
         }
     }
@@ -219,10 +222,7 @@ impl Overlay {
     pub fn long(&self) -> Result<Option<LongValue>> {
         let Some(file) = self.long_file() else { return Ok(None) };
         let entry = self.at(self.current.ok_or_else(|| Error::bug("an overlay that was not advanced"))?)?;
-        let place = entry.put.and_then(|(_, place)| <[u8; PLACE_LEN]>::try_from(place).ok());
-        let number = |b: &[u8]| b.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
-        let value = |p: [u8; PLACE_LEN]| LongValue::new(file.clone(), number(&p[..8]), number(&p[8..]));
-        Ok(place.filter(|_| entry.kind == EntryKind::CommandPart).map(value))
+        Ok(long::named(&entry).map(|(at, len)| LongValue::new(file.clone(), at, len)))
     }
 
     fn at(&self, from: From) -> Result<LogEntry<'_>> {

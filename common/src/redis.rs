@@ -9,3 +9,4 @@ pub mod log;
 pub mod named;
 pub mod resp;
 pub mod scratch;
+pub mod tied;

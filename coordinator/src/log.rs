@@ -6,6 +6,8 @@
 
 mod groups;
 mod index;
+mod leading;
+mod lines;
 mod listing;
 mod member;
 mod merge;
@@ -16,15 +18,16 @@ mod points;
 mod session;
 mod sessions;
 mod state;
+mod take_over;
 mod trim;
 mod upkeep;
 mod window;
 
 pub use groups::Group;
-pub use index::{Found, LogIndex, NodeSpan, SegmentInfo};
+pub use index::{Found, NodeSpan, SegmentInfo, Walk};
 pub use operate::{EnablePitr, PitrChange, PitrStatus, WindowItem, change, cuts, status, windows};
 pub use point::{LogParts, Piece, Point, between, point, point_of};
 pub use sessions::Logs;
 pub use state::{NodeLag, SessionState};
 pub use trim::{Trimmable, check_segments, enter_trim, give_up, trimmable};
-pub use window::{Chains, Interval, Window, Windows};
+pub use window::{Chains, Interval, RestorePoints, Window, Windows};

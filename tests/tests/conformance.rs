@@ -16,6 +16,8 @@ mod fixture;
 mod reads;
 #[path = "conformance/restore.rs"]
 mod restore;
+#[path = "conformance/spool.rs"]
+mod spool;
 
 /// Runs each named case for each engine.
 macro_rules! for_engines {

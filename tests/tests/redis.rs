@@ -31,6 +31,8 @@ mod in_place;
 mod in_place_broken;
 #[path = "redis/kept.rs"]
 mod kept;
+#[path = "redis/killed.rs"]
+mod killed;
 #[path = "redis/load.rs"]
 mod load;
 #[path = "redis/log.rs"]
@@ -66,3 +68,5 @@ mod shares;
 mod targets;
 #[path = "redis/tls.rs"]
 mod tls;
+#[path = "redis/transactions.rs"]
+mod transactions;

@@ -46,7 +46,7 @@ enum Part {
 
 /// Sorts what comes: commands, if it comes in groups.
 enum Sorter {
-    Records(LogSorter),
+    Records(Box<LogSorter>),
     Commands(Box<CommandLog<Joined<Naming>>>),
 }
 
@@ -61,7 +61,7 @@ struct Place {
 
 impl Place {
     fn sorter(&self) -> Sorter {
-        Sorter::Records(LogSorter::new(self.wanted.clone(), self.budget, &self.dir))
+        Sorter::Records(Box::new(LogSorter::new(self.wanted.clone(), self.budget, &self.dir)))
     }
 
     fn group(&self, sorter: &mut Sorter) -> Result<()> {

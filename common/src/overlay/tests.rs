@@ -66,3 +66,48 @@ proptest! {
         prop_assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
     }
 }
+
+/// A value that comes in pieces, over chunks; memory holds all of it, or next to nothing.
+#[test]
+fn values_in_pieces_come_back_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = Wanted {
+        after: Timestamp(0),
+        at: Timestamp(9),
+        slots: SlotSet::range(0, 9),
+        lower: Vec::new(),
+        upper: Vec::new(),
+    };
+    let piece = |n: u8| vec![n; 100_000];
+    let raw = |slot: u16, key: &[u8], at: u64, value: &[u8], kind| {
+        let mut raw = Vec::new();
+        LogEntry { slot, at: Timestamp(at), key, put: Some((b"m", value)), kind }.encode(&mut raw);
+        raw
+    };
+    let part = |slot, key: &[u8], at, n| raw(slot, key, at, &piece(n), EntryKind::RecordPart);
+    let chunks = [
+        [part(1, b"a", 5, 1), part(1, b"a", 5, 2)].concat(),
+        [raw(1, b"a", 5, b"end", EntryKind::Record), raw(1, b"b", 5, b"short", EntryKind::Record)].concat(),
+        // Of a slot that is not wanted; an older value of a key that is.
+        [part(20, b"x", 5, 3), raw(20, b"x", 5, b"end", EntryKind::Record)].concat(),
+        [part(1, b"a", 3, 4), raw(1, b"a", 3, b"old", EntryKind::Record)].concat(),
+        [part(2, b"c", 6, 5), raw(2, b"c", 6, b"", EntryKind::Record)].concat(),
+    ];
+    for budget in [1, 1 << 20] {
+        let mut sorter = LogSorter::new(wanted.clone(), budget, dir.path());
+        chunks.iter().for_each(|chunk| sorter.push_chunk(chunk).unwrap());
+        let (mut overlay, mut found) = (sorter.finish().unwrap(), Vec::new());
+        while overlay.advance().unwrap() {
+            let (entry, long) = (overlay.current().unwrap(), overlay.long().unwrap());
+            assert_eq!(entry.put.unwrap().0, b"m");
+            let value = long.map_or(entry.put.unwrap().1.to_vec(), |long| long.whole(1 << 20).unwrap());
+            found.push((entry.key.to_vec(), value));
+        }
+        let a = [piece(1), piece(2), b"end".to_vec()].concat();
+        assert!(found == [(b"a".to_vec(), a), (b"b".to_vec(), b"short".to_vec()), (b"c".to_vec(), piece(5))]);
+    }
+    let mut sorter = LogSorter::new(wanted.clone(), 1, dir.path());
+    sorter.push_chunk(&part(1, b"a", 5, 1)).unwrap();
+    assert_eq!(sorter.push_chunk(&part(1, b"a", 6, 1)).unwrap_err().kind(), ErrorKind::Damaged, "of another");
+    assert_eq!(sorter.finish().unwrap_err().kind(), ErrorKind::Damaged, "its end is missing");
+}

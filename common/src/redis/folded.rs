@@ -218,13 +218,11 @@ impl RdbSink for Sink {
         RedisMeta { meaning: summary.meaning, ..meta }.encode(&mut self.encoded);
         self.entry.clear();
         let (slot, key) = (self.slot, &self.key[..]);
+        let put = Some((&self.encoded[..], &self.value[..]));
+        let entry = LogEntry { slot, at: Timestamp(2), key, put, kind: Default::default() };
         match self.place {
-            Some(place) => long_entry(slot, key, &self.encoded, place, &mut self.entry),
-            None => {
-                let put = Some((&self.encoded[..], &self.value[..]));
-                let (at, kind) = (Timestamp(2), Default::default());
-                LogEntry { slot, at, key, put, kind }.encode(&mut self.entry);
-            }
+            Some(place) => long_entry(&entry, place, &mut self.entry),
+            None => entry.encode(&mut self.entry),
         }
         self.records += 1;
         self.sorter.push_chunk(&self.entry)

@@ -143,7 +143,7 @@ impl<O: Entries> CommandLog<O> {
         loop {
             let before = rest;
             let Some(entry) = take_entry(&mut rest)? else { return Ok(()) };
-            if entry.kind == EntryKind::Record {
+            if matches!(entry.kind, EntryKind::Record | EntryKind::RecordPart) {
                 return Err(Error::damaged("a log of commands holds a record"));
             }
             if !self.span.takes(&entry) {

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
@@ -14,6 +14,8 @@ use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 use super::conn::{Address, Connection, Login};
 use super::keys::Commands;
 use super::resp::{Reply, put_request, read_reply};
+use super::tied::{Tied, find as program_of};
+use crate::crash;
 use crate::rdb::version_of_server;
 
 /// Programs that are looked for, for a source that is Redis and for one that is Valkey.
@@ -38,7 +40,7 @@ const MARK_LEN: usize = 40;
 /// A server that was started.
 #[derive(Debug)]
 pub struct Scratch {
-    child: Child,
+    child: Tied,
     dir: PathBuf,
     /// The folder, open: by it the socket has a short name, whatever the folder's is (a socket's has at most 107 bytes).
     at: File,
@@ -54,21 +56,6 @@ fn config(dir: &Path, port: u16, token: &str, databases: u32) -> String {
          masterauth {token}\nreplica-serve-stale-data yes\nrepl-diskless-load disabled\nsanitize-dump-payload no\n\
          repl-timeout 3600\nclient-query-buffer-limit 1gb\nproto-max-bulk-len 1gb\n"
     )
-}
-
-fn spawn(program: &str, dir: &Path, config: &str) -> std::io::Result<Child> {
-    // By standard input: what it holds is seen by nobody else.
-    let mut child = Command::new(program)
-        .arg("-")
-        .current_dir(dir)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    if let Some(mut input) = child.stdin.take() {
-        input.write_all(config.as_bytes())?;
-    }
-    Ok(child)
 }
 
 /// The program that would be started; `None` when none is there.
@@ -120,14 +107,10 @@ impl Scratch {
         let at = File::open(dir).or_kind(ErrorKind::Full, format_args!("{}", dir.display()))?;
         let named = [program];
         let candidates: &[&str] = if program.is_empty() { &PROGRAMS[usize::from(valkey)] } else { &named };
-        for candidate in candidates {
-            match spawn(candidate, dir, &config) {
-                Ok(child) => return Ok(Self { child, dir: dir.to_owned(), at, listener, token }),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(Error::config(format!("starting `{candidate}`")).with_source(e)),
-            }
-        }
-        Err(not_there(program))
+        let there = candidates.iter().find(|candidate| program_of(candidate).is_some());
+        let mut child = Tied::to(dir)?;
+        child.start(there.ok_or_else(|| not_there(program))?, &config)?;
+        Ok(Self { child, dir: dir.to_owned(), at, listener, token })
     }
 
     /// Plays its primary on its link: sends what `base` writes, then the log, and waits until it has taken all of it.
@@ -138,7 +121,7 @@ impl Scratch {
         log: (&Path, u64),
     ) -> Result<()> {
         self.serve(link, base, log).map_err(|e| {
-            let ended = self.child.try_wait().ok().flatten().map_or(String::new(), |s| format!(" (it ended: {s})"));
+            let ended = self.child.ended().ok().flatten().map_or(String::new(), |s| format!(" (it ended: {s})"));
             e.context(format!("the scratch server{ended}, which says `{}`", self.last_words()))
         })
     }
@@ -173,13 +156,14 @@ impl Scratch {
                     stream.set_read_timeout(Some(SILENCE)).or_kind(ErrorKind::Bug, told)?;
                     stream.set_write_timeout(Some(SILENCE)).or_kind(ErrorKind::Bug, told)?;
                     if let Some(stream) = self.greet(stream)? {
+                        crash::point("scratch.joined");
                         return Ok(stream);
                     }
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => std::thread::park_timeout(POLL),
                 Err(e) => return Err(Error::retry(told).with_source(e)),
             }
-            if let Some(status) = self.child.try_wait().or_kind(ErrorKind::Bug, told)? {
+            if let Some(status) = self.child.ended()? {
                 let words = self.last_words();
                 return Err(Error::config(format!("the scratch server ended ({status}): {words}")));
             }
@@ -283,13 +267,6 @@ fn acknowledgement(reader: &mut impl BufRead) -> Result<Vec<Reply>> {
             0 => return read_reply(reader)?.list("an acknowledgement"),
             empty => reader.consume(empty),
         }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Within a segment the chunks of one node make a group, whose commands are in order when they are in the order of their times: those
 //! of its regions together with those of no single region. Of several nodes those come first that owned the slots before the
-//! segment, because a slot that moved is written by its old node first and begins anew on the other.
+//! segment, because a slot that moved is written by its old node first and begins anew on the other. Before all of them come nodes
+//! that a slot only passed through: what they did to its keys came with these to the node that owns it since, and is void.
 
 use std::collections::HashMap;
 
@@ -114,6 +115,19 @@ fn region_slots(region: u16, each: u16) -> SlotSet {
     if first > last { SlotSet::EMPTY } else { SlotSet::range(first as u16, last as u16) }
 }
 
+/// The slots of regions that a node has commands for and owns nothing of, neither before nor since.
+fn passed_through<'c>(
+    segment: &Segment,
+    owned: &'c Owned,
+    chosen: &'c [(u16, Piece)],
+) -> impl Iterator<Item = SlotSet> + use<'c> {
+    let each = segment.slots_per_region.max(1);
+    let regions = chosen.iter().filter(|(region, _)| *region != ALL_REGIONS);
+    regions
+        .map(move |(region, _)| region_slots(*region, each))
+        .filter(|slots| slots.intersect(&owned.ever).is_empty())
+}
+
 /// Orders the nodes of one segment and appends a group for each, or one for each of its regions where no order fits all regions.
 fn order(segment: &Segment, owned: &[Owned], chosen: Chosen, out: &mut Vec<Group>) -> Result<()> {
     let mut left: Vec<usize> = (0..chosen.len()).filter(|n| !chosen[*n].is_empty()).collect();
@@ -121,8 +135,14 @@ fn order(segment: &Segment, owned: &[Owned], chosen: Chosen, out: &mut Vec<Group
     while !left.is_empty() {
         // Whose slots came from none of the others that are left.
         let free = left.iter().position(|&n| {
-            let came = segment.nodes[n].slots.minus(&owned[n].before);
-            left.iter().all(|&other| other == n || came.intersect(&owned[other].before).is_empty())
+            let now = &segment.nodes[n].slots;
+            let came = now.minus(&owned[n].before);
+            let passed = |other: usize| {
+                let mut passed = passed_through(segment, &owned[other], &chosen[other]);
+                passed.any(|slots| !slots.intersect(now).is_empty())
+            };
+            left.iter()
+                .all(|&other| other == n || came.intersect(&owned[other].before).is_empty() && !passed(other))
         });
         match free {
             Some(i) => sorted.push(left.remove(i)),
@@ -151,7 +171,8 @@ fn by_region(segment: &Segment, owned: &[Owned], chosen: &Chosen, out: &mut Vec<
     for region in regions {
         let slots = region_slots(region, segment.slots_per_region.max(1));
         let mut nodes: Vec<usize> = (0..chosen.len()).collect();
-        nodes.sort_by_key(|&n| owned[n].before.intersect(&slots).is_empty());
+        let owns = |slots: &SlotSet, part: &SlotSet| !slots.intersect(part).is_empty();
+        nodes.sort_by_key(|&n| (owns(&owned[n].ever, &slots), !owns(&owned[n].before, &slots)));
         for node in nodes {
             let pieces: Vec<Piece> =
                 chosen[node].iter().filter(|(r, _)| *r == region).map(|(_, piece)| *piece).collect();
@@ -257,6 +278,29 @@ mod tests {
         let with_all = [&chunks[..], &[(0, ALL_REGIONS)]].concat();
         let e = groups(vec![before(), swapped(&with_all)], &SlotSet::all()).unwrap_err();
         assert!(e.message().contains("gave slots to each other"), "{e}");
+    }
+
+    #[test]
+    fn a_slot_that_went_and_came_back_is_as_its_owner_left_it() {
+        let (low, high) = (slots(&[(0, 99)]), slots(&[(100, 199)]));
+        let nodes = [("a", low.clone()), ("b", high.clone())];
+        // Slots of `a` were at `b` meanwhile; both have run commands on several slots.
+        let all = ALL_REGIONS;
+        let chunks = [(0, 0), (1, 0), (1, 1), (0, all), (1, all)];
+        let log = vec![segment(&nodes, &[]), segment(&nodes, &chunks)];
+        let found = groups(log.clone(), &SlotSet::all()).unwrap();
+        assert_eq!(shown(&found), [("b", &[0, 1, all][..]), ("a", &[0, all])]);
+        assert_eq!(shown(&groups(log, &low).unwrap()), [("b", &[0][..]), ("a", &[0, all])]);
+        // Through `c`, from `a` to `b`.
+        let three = |a: &SlotSet, b: &SlotSet| [("a", a.clone()), ("b", b.clone()), ("c", slots(&[(900, 999)]))];
+        let (none, both) = (SlotSet::EMPTY, low.union(&high));
+        let passed = segment(&three(&none, &both), &[(0, 0), (1, 0), (2, 0)]);
+        let found = groups(vec![segment(&three(&low, &high), &[]), passed], &SlotSet::all()).unwrap();
+        assert_eq!(shown(&found), [("a", &[0][..]), ("c", &[0]), ("b", &[0])]);
+        // Both had some of the other's: region by region.
+        let swapped = segment(&nodes, &[(0, 0), (0, 1), (1, 0), (1, 1)]);
+        let found = groups(vec![segment(&nodes, &[]), swapped], &SlotSet::all()).unwrap();
+        assert_eq!(shown(&found), [("b", &[0][..]), ("a", &[0]), ("a", &[1]), ("b", &[1])]);
     }
 
     #[test]

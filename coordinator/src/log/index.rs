@@ -1,13 +1,17 @@
-//! The segments of a cluster as they lie in the repository: their footers, without the chunks.
+//! The segments of a cluster as they lie in the repository, oldest first: their footers, without the chunks.
+//!
+//! There may be very many: whoever needs all of them walks over them and keeps what it needs itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::stored::log::{BEGINS_BRANCH, Segment, SegmentRange};
 use tidemark_proto::{ClusterName, Incarnation, NodeName, Result, SlotSet, Timestamp};
 
-use super::listing::{Listing, is_loss, read};
+use super::listing::{Listing, Outcome, is_loss, read};
 use crate::repository::{Ledger, ReadSegment, Repository};
 
 /// Footers read at once.
@@ -74,18 +78,26 @@ impl SegmentInfo {
             size,
             epoch: segment.epoch,
             at_millis: segment.at_millis,
-            hash: if segment.range().is_merged() { segment.stands_for } else { hash },
+            hash: hash_of(segment, hash),
             previous: segment.previous,
             nodes: segment.nodes.iter().map(span).collect(),
         }
     }
-}
 
-impl SegmentInfo {
     /// The same with restore points.
     pub fn with_points(self, points: Option<Vec<Timestamp>>) -> Self {
         Self { points, ..self }
     }
+
+    /// Whether it is of one chain with the segment before it.
+    pub(super) fn goes_on(&self) -> bool {
+        !self.nodes.iter().any(|n| n.begins || n.branches)
+    }
+}
+
+/// What the segment behind this one names.
+pub(super) fn hash_of(segment: &Segment, footer: Hash) -> Hash {
+    if segment.range().is_merged() { segment.stands_for } else { footer }
 }
 
 /// What stands at a number.
@@ -102,122 +114,129 @@ pub enum Found {
     },
 }
 
-/// All segments of a cluster, ascending by number.
+/// Where a log ends, as far as it was read.
 #[derive(Debug, Clone, Default)]
-pub struct LogIndex {
-    entries: Vec<Found>,
+pub(super) struct Tip {
+    /// The number that comes next.
     next: u64,
+    begun: bool,
+    hash: Option<Hash>,
+    epoch: u64,
     void: BTreeMap<u64, String>,
 }
 
-impl LogIndex {
-    /// Reads the footers of all segments that `ledger` has not given up. One that is missing or damaged is an entry of its
-    /// own; an error means that the store does not answer.
-    pub async fn load(repository: &Repository, ledger: &Ledger) -> Result<Self> {
-        let mut index = Self { entries: Vec::new(), next: ledger.trimmed(), void: ledger.void_segments() };
-        index.refresh(repository, ledger.cluster()).await?;
-        Ok(index)
+impl Tip {
+    /// The begin of a log, behind what was trimmed.
+    pub(super) fn new(ledger: &Ledger) -> Self {
+        Self { next: ledger.trimmed(), void: ledger.void_segments(), ..Self::default() }
     }
 
-    /// Reads what came since.
-    pub async fn refresh(&mut self, repository: &Repository, cluster: &ClusterName) -> Result<()> {
-        let listing = Listing::read(repository, cluster).await?;
-        let wanted = listing.cover(self.next);
-        let reads = wanted.into_iter().map(|(range, size)| {
-            let alone = listing.alone(range);
-            read(repository, cluster, (range, size), alone)
-        });
-        let mut reads = futures::stream::iter(reads).buffered(PARALLEL_READS);
-        while let Some(outcomes) = reads.next().await {
-            for (range, read) in outcomes {
-                self.take(range, read)?;
-            }
-        }
-        Ok(())
+    /// The number that comes next.
+    pub(super) fn next(&self) -> u64 {
+        self.next
     }
 
-    fn take(&mut self, range: SegmentRange, read: Result<ReadSegment>) -> Result<()> {
+    /// Whether there is nothing yet.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.begun
+    }
+
+    /// Hash of the last footer; `None` when there is none to go by.
+    pub(super) fn hash(&self) -> Option<Hash> {
+        self.hash
+    }
+
+    /// Highest epoch of any segment.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Takes note of a segment that was written just now.
+    pub(super) fn written(&mut self, info: &SegmentInfo) {
+        (self.next, self.begun, self.hash) = (info.range.last + 1, true, Some(info.hash));
+        self.epoch = self.epoch.max(info.epoch);
+    }
+
+    /// Takes what was read at the next numbers; answers what stands there.
+    fn take(&mut self, range: SegmentRange, read: Result<ReadSegment>, out: &mut VecDeque<Found>) -> Result<()> {
         // The first ones may have been trimmed away: only a hole between two is a loss.
-        if self.entries.is_empty() {
+        if !self.begun {
             self.next = range.first;
         }
         for missing in self.next..range.first {
-            self.entries.push(Found::Lost { number: missing, why: "is missing, but later ones are there".into() });
+            self.hash = None;
+            out.push_back(Found::Lost { number: missing, why: "is missing, but later ones are there".into() });
         }
-        self.next = range.last + 1;
         let number = range.last;
-        let found = match read {
-            Ok(_) if self.void.range(range.first..=range.last).next().is_some() => {
-                let why = self.void.range(range.first..=range.last).next().map(|(_, why)| why.clone());
-                Found::Lost { number, why: why.unwrap_or_default() }
-            }
-            Ok(read) => {
+        let void = self.void.range(range.first..=range.last).next().map(|(_, why)| why.clone());
+        let found = match (read, void) {
+            (Ok(_), Some(why)) => Found::Lost { number, why },
+            (Ok(read), None) => {
                 let info = SegmentInfo::of(&read.segment, read.hash, read.size).with_points(read.points);
-                match self.last_hash() {
+                match self.hash {
                     Some(hash) if hash != info.previous => {
                         Found::Lost { number, why: "does not follow the segment before it".into() }
                     }
                     _ => Found::Segment(info),
                 }
             }
-            Err(e) if is_loss(&e) => Found::Lost { number, why: e.report() },
-            Err(e) => return Err(e),
+            (Err(e), _) if is_loss(&e) => Found::Lost { number, why: e.report() },
+            (Err(e), _) => return Err(e),
         };
-        self.entries.push(found);
+        match &found {
+            Found::Segment(info) => self.written(info),
+            Found::Lost { .. } => (self.next, self.begun, self.hash) = (number + 1, true, None),
+        }
+        out.push_back(found);
         Ok(())
     }
+}
 
-    /// A merged segment stands for others from now on.
-    pub fn replace(&mut self, merged: SegmentInfo) {
-        let range = merged.range;
-        let inside = |found: &Found| match found {
-            Found::Segment(s) => s.range.first >= range.first && s.range.last <= range.last,
-            Found::Lost { .. } => false,
-        };
-        let Some(at) = self.entries.iter().position(inside) else { return };
-        self.entries.retain(|found| !inside(found));
-        self.entries.insert(at, Found::Segment(merged));
+/// Reads the footers of a log one after the other, and holds those that are under way alone.
+pub struct Walk {
+    outcomes: BoxStream<'static, Vec<Outcome>>,
+    ready: VecDeque<Found>,
+    tip: Tip,
+}
+
+impl Walk {
+    /// Over all segments that `ledger` has not given up.
+    pub async fn over(repository: &Repository, ledger: &Ledger) -> Result<Self> {
+        Self::from(repository, ledger.cluster(), Tip::new(ledger)).await
     }
 
-    /// Hash of the last footer; `None` when there is none to go by.
-    pub fn last_hash(&self) -> Option<Hash> {
-        match self.entries.last()? {
-            Found::Segment(info) => Some(info.hash),
-            Found::Lost { .. } => None,
+    /// Over what came since.
+    pub(super) async fn from(repository: &Repository, cluster: &ClusterName, tip: Tip) -> Result<Self> {
+        let listing = Arc::new(Listing::read(repository, cluster).await?);
+        let places = Listing::cover_from(listing.clone(), tip.next);
+        let (repository, cluster) = (repository.clone(), cluster.clone());
+        let reads = places.map(move |place| read(repository.clone(), cluster.clone(), listing.clone(), place));
+        let outcomes = futures::stream::iter(reads).buffered(PARALLEL_READS).boxed();
+        Ok(Self { outcomes, ready: VecDeque::new(), tip })
+    }
+
+    /// What stands at the next number; `None` at the end. One that is missing or damaged is told as lost; an error means that the
+    /// store does not answer.
+    pub async fn next(&mut self) -> Result<Option<Found>> {
+        loop {
+            if let Some(found) = self.ready.pop_front() {
+                return Ok(Some(found));
+            }
+            let Some(outcomes) = self.outcomes.next().await else { return Ok(None) };
+            for (range, read) in outcomes {
+                self.tip.take(range, read, &mut self.ready)?;
+            }
         }
     }
 
-    /// Takes note of a segment that was written just now.
-    pub fn push(&mut self, info: SegmentInfo) {
-        self.next = info.range.last + 1;
-        self.entries.push(Found::Segment(info));
+    /// Where the log ends, at the end of the walk.
+    pub(super) fn tip(self) -> Tip {
+        self.tip
     }
+}
 
-    /// The number that comes next.
-    pub fn next(&self) -> u64 {
-        self.next
-    }
-
-    /// Highest epoch of any segment.
-    pub fn epoch(&self) -> u64 {
-        self.segments().map(|s| s.epoch).max().unwrap_or(0)
-    }
-
-    /// What stands at each number.
-    pub fn entries(&self) -> &[Found] {
-        &self.entries
-    }
-
-    /// Number of the objects that can be read, and their bytes.
-    pub fn extent(&self) -> (u64, u64) {
-        self.segments().fold((0, 0), |(count, bytes), segment| (count + 1, bytes + segment.size))
-    }
-
-    /// The segments that can be read.
-    pub fn segments(&self) -> impl DoubleEndedIterator<Item = &SegmentInfo> {
-        self.entries.iter().filter_map(|found| match found {
-            Found::Segment(info) => Some(info),
-            Found::Lost { .. } => None,
-        })
+impl std::fmt::Debug for Walk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Walk").field("tip", &self.tip).finish_non_exhaustive()
     }
 }

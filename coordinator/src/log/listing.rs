@@ -1,6 +1,6 @@
 //! Which objects of a log there are, and which of them to read: merged ones where they stand for others.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tidemark_proto::stored::log::SegmentRange;
 use tidemark_proto::stored::paths;
@@ -10,70 +10,90 @@ use crate::repository::{ReadSegment, Repository};
 
 /// What a range came to when it was read.
 pub(super) type Outcome = (SegmentRange, Result<ReadSegment>);
+/// Where a segment lies: its range, and bytes of the object.
+pub(super) type Place = (SegmentRange, u64);
 
-/// The objects of a log with their sizes in bytes.
-#[derive(Debug, Clone, Default)]
+/// The objects of a log with their sizes in bytes: of each a few words in memory.
+#[derive(Debug, Default)]
 pub(super) struct Listing {
-    plain: BTreeMap<u64, u64>,
+    /// By number.
+    plain: Vec<(u64, u64)>,
     /// By the first number, then the last.
-    merged: BTreeMap<SegmentRange, u64>,
+    merged: Vec<Place>,
 }
 
 impl Listing {
     pub(super) async fn read(repository: &Repository, cluster: &ClusterName) -> Result<Self> {
         let store = repository.store();
         // Merged ones last: what one of them stands for may be deleted once it is there.
-        let plain = store.list(&paths::log_dir(cluster)).await?;
-        let merged = store.list(&paths::merged_log_dir(cluster)).await?;
-        let range = |path: &str| paths::merged_log_of(path).map(|(first, last)| SegmentRange { first, last });
-        Ok(Self {
-            plain: plain.iter().filter_map(|(path, size)| Some((paths::number(path)?, *size))).collect(),
-            merged: merged.iter().filter_map(|(path, size)| Some((range(path)?, *size))).collect(),
-        })
+        let plain = |path: &str, size| Some((paths::number(path)?, size));
+        let mut plain = store.list_as(&paths::log_dir(cluster), plain).await?;
+        let merged = |path: &str, size| {
+            let (first, last) = paths::merged_log_of(path)?;
+            Some((SegmentRange { first, last }, size))
+        };
+        let mut merged = store.list_as(&paths::merged_log_dir(cluster), merged).await?;
+        plain.sort_unstable();
+        merged.sort_unstable();
+        Ok(Self { plain, merged })
     }
 
-    /// The objects that hold everything from number `next` on, ascending; numbers that nothing stands for are left out.
-    pub(super) fn cover(&self, next: u64) -> Vec<(SegmentRange, u64)> {
-        let mut out = Vec::new();
-        let mut at = next;
-        loop {
-            let from = SegmentRange { first: at, last: 0 };
-            // Of those that begin first the widest.
-            let first = self.merged.range(from..).next().map(|(range, _)| range.first);
-            let widest = first.and_then(|first| {
-                self.merged
-                    .range(SegmentRange { first, last: 0 }..=SegmentRange { first, last: u64::MAX })
-                    .next_back()
-            });
-            let plain = self.plain.range(at..).next();
-            let next = match (widest, plain) {
-                (Some((range, size)), Some((number, _))) if range.first <= *number => (*range, *size),
-                (_, Some((number, size))) => (SegmentRange::one(*number), *size),
-                (Some((range, size)), None) => (*range, *size),
-                (None, None) => return out,
-            };
-            at = next.0.last + 1;
-            out.push(next);
+    /// The plain ones with these numbers.
+    fn within(&self, first: u64, last: u64) -> &[(u64, u64)] {
+        let from = self.plain.partition_point(|(number, _)| *number < first);
+        let rest = &self.plain[from..];
+        &rest[..rest.partition_point(|(number, _)| *number <= last)]
+    }
+
+    /// The object that holds number `at`, or what comes behind it where nothing stands for it.
+    fn next_from(&self, at: u64) -> Option<Place> {
+        // Of those that begin first the widest.
+        let merged = &self.merged[self.merged.partition_point(|(range, _)| range.first < at)..];
+        let first = merged.first().map(|(range, _)| range.first);
+        let widest = merged.iter().take_while(|(range, _)| Some(range.first) == first).last();
+        let plain = self.within(at, u64::MAX).first();
+        match (widest, plain) {
+            (Some(place), Some((number, _))) if place.0.first <= *number => Some(*place),
+            (_, Some((number, size))) => Some((SegmentRange::one(*number), *size)),
+            (Some(place), None) => Some(*place),
+            (None, None) => None,
         }
     }
 
+    /// The objects that hold everything from number `next` on, ascending; numbers that nothing stands for are left out.
+    fn cover(&self, next: u64) -> impl Iterator<Item = Place> {
+        let following = |place: &Place| self.next_from(place.0.last + 1);
+        std::iter::successors(self.next_from(next), following)
+    }
+
+    /// The same, on its own.
+    pub(super) fn cover_from(this: Arc<Self>, next: u64) -> impl Iterator<Item = Place> {
+        let mut at = next;
+        std::iter::from_fn(move || {
+            let place = this.next_from(at)?;
+            at = place.0.last + 1;
+            Some(place)
+        })
+    }
+
     /// The segments that a merged one stands for, where all of them are still there.
-    pub(super) fn alone(&self, range: SegmentRange) -> Vec<(SegmentRange, u64)> {
-        let inside: Vec<_> =
-            self.plain.range(range.first..=range.last).map(|(n, size)| (SegmentRange::one(*n), *size)).collect();
-        let whole = range.is_merged() && inside.len() as u64 == range.last - range.first + 1;
-        if whole { inside } else { Vec::new() }
+    fn alone(&self, range: SegmentRange) -> Vec<Place> {
+        let inside = if range.is_merged() { self.within(range.first, range.last) } else { &[] };
+        match inside.len() as u64 == range.last - range.first + 1 {
+            true => inside.iter().map(|(n, size)| (SegmentRange::one(*n), *size)).collect(),
+            false => Vec::new(),
+        }
     }
 
     /// Key and size of every object that stands for numbers below `below` alone, or that a merged one stands for.
     pub(super) fn needless(&self, cluster: &ClusterName, below: u64, superseded: bool) -> Vec<(String, u64)> {
-        let cover: Vec<SegmentRange> = self.cover(below).into_iter().map(|(range, _)| range).collect();
+        let cover: Vec<SegmentRange> = self.cover(below).map(|(range, _)| range).collect();
         let covered = |range: &SegmentRange| {
             let at = cover.partition_point(|c| c.last < range.first);
             cover.get(at).is_some_and(|c| c != range && c.first <= range.first && c.last >= range.last)
         };
         let all = self.plain.iter().map(|(n, size)| (SegmentRange::one(*n), *size));
-        let all = all.chain(self.merged.iter().map(|(range, size)| (*range, *size)));
+        let all = all.chain(self.merged.iter().copied());
         let goes = |range: &SegmentRange| range.last < below || (superseded && covered(range));
         all.filter(|(range, _)| goes(range)).map(|(range, size)| (range.path(cluster), size)).collect()
     }
@@ -86,19 +106,22 @@ pub(super) fn is_loss(error: &tidemark_proto::Error) -> bool {
 
 /// Reads the footer of an object; where a merged one is lost, those of the segments that it stands for.
 pub(super) async fn read(
-    repository: &Repository,
-    cluster: &ClusterName,
-    (range, size): (SegmentRange, u64),
-    alone: Vec<(SegmentRange, u64)>,
+    repository: Repository,
+    cluster: ClusterName,
+    listing: Arc<Listing>,
+    (range, size): Place,
 ) -> Vec<Outcome> {
-    let read = repository.read_segment(cluster, range, size).await;
-    match &read {
-        Err(e) if is_loss(e) && !alone.is_empty() => {}
-        _ => return vec![(range, read)],
+    let read = repository.read_segment(&cluster, range, size).await;
+    let alone = match &read {
+        Err(e) if is_loss(e) => listing.alone(range),
+        _ => Vec::new(),
+    };
+    if alone.is_empty() {
+        return vec![(range, read)];
     }
     let mut out = Vec::new();
     for (range, size) in alone {
-        out.push((range, repository.read_segment(cluster, range, size).await));
+        out.push((range, repository.read_segment(&cluster, range, size).await));
     }
     out
 }
@@ -115,7 +138,7 @@ mod tests {
     }
 
     fn cover(listing: &Listing, next: u64) -> Vec<(u64, u64)> {
-        listing.cover(next).into_iter().map(|(range, _)| (range.first, range.last)).collect()
+        listing.cover(next).map(|(range, _)| (range.first, range.last)).collect()
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Merging segments: a stretch of small ones becomes one object, region by region, so that replaying a long time is no long
 //! walk over small objects. Nothing is left out: the same times can be restored.
 //!
-//! Segments are merged by tiers, [`FAN`] of one tier at a time, so that each is written anew a few times only. The merged
+//! Segments are merged by tiers (`lines.rs`), some of one tier at a time, so that each is written anew a few times only. The merged
 //! one is put beside those that it stands for; these are garbage from then on.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,69 +9,32 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use tidemark_common::segment::ChunkWriter;
 use tidemark_proto::hash::Hash;
-use tidemark_proto::stored::log::{LogEntry, Segment, SegmentChunk, SegmentNode, SegmentRange, take_entry};
-use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
+use tidemark_proto::stored::log::{LogEntry, Segment, SegmentChunk, SegmentNode, take_entry};
+use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
 use tokio::runtime::Handle;
 
-use super::index::{Found, LogIndex, SegmentInfo};
+use super::index::{SegmentInfo, hash_of};
+use super::listing::Place;
 use super::session::placed;
 use crate::repository::Repository;
-
-/// Segments that are merged at a time.
-pub(super) const FAN: usize = 16;
-/// Largest merged segment, in bytes, about.
-const MOST_BYTES: u64 = 32 << 20;
-/// The newest segments are left alone: their window is still in motion.
-const LEAVE: usize = 4;
-
-/// How often a segment was merged: it stands for about `FAN` to the power of this many.
-fn tier(range: SegmentRange) -> u32 {
-    (range.last - range.first + 1).ilog(FAN as u64)
-}
-
-/// A stretch to merge, if there is one: of one tier, chained, and not too large.
-pub(super) fn candidate(index: &LogIndex) -> Option<Vec<SegmentInfo>> {
-    let entries = index.entries();
-    let settled = &entries[..entries.len().saturating_sub(LEAVE)];
-    let mut run: Vec<&SegmentInfo> = Vec::new();
-    for found in settled {
-        let Found::Segment(segment) = found else {
-            run.clear();
-            continue;
-        };
-        let fits = |last: &SegmentInfo| {
-            tier(last.range) == tier(segment.range)
-                && last.epoch <= segment.epoch
-                && last.range.last + 1 == segment.range.first
-        };
-        if !run.last().is_none_or(|last| fits(last)) || segment.nodes.iter().any(|n| n.begins || n.branches) {
-            run.clear();
-        }
-        if segment.nodes.iter().any(|n| n.begins || n.branches) || segment.size > MOST_BYTES / 2 {
-            continue;
-        }
-        run.push(segment);
-        while run.iter().map(|s| s.size).sum::<u64>() > MOST_BYTES {
-            let _ = run.remove(0);
-        }
-        if run.len() == FAN {
-            return Some(run.into_iter().cloned().collect());
-        }
-    }
-    None
-}
 
 /// Merges `stretch` and puts the result. To be called on a thread that may block, within the runtime.
 pub(super) fn merge(
     repository: &Repository,
     cluster: &ClusterName,
-    stretch: &[SegmentInfo],
+    stretch: &[Place],
     now_millis: u64,
 ) -> Result<SegmentInfo> {
     let io = Handle::current();
     let mut segments = Vec::with_capacity(stretch.len());
-    for info in stretch {
-        segments.push(io.block_on(repository.read_segment(cluster, info.range, info.size))?.segment);
+    let (mut points, mut stands_for): (Option<Vec<Timestamp>>, Hash) = (None, Hash::ZERO);
+    for (range, size) in stretch {
+        let read = io.block_on(repository.read_segment(cluster, *range, *size))?;
+        if let Some(more) = read.points {
+            points.get_or_insert_default().extend(more);
+        }
+        stands_for = hash_of(&read.segment, read.hash);
+        segments.push(read.segment);
     }
     let nodes = nodes_of(repository, cluster, &segments)?;
     let (Some(first), Some(last)) = (segments.first(), segments.last()) else {
@@ -85,7 +48,7 @@ pub(super) fn merge(
     let mut merged = Segment {
         number: last.number,
         first: first.first,
-        stands_for: stretch.last().map_or(Hash::ZERO, |s| s.hash),
+        stands_for,
         previous: first.previous,
         epoch: last.epoch,
         put_id: rand::random(),
@@ -94,9 +57,6 @@ pub(super) fn merge(
         nodes: nodes.into_values().collect(),
         chunks,
     };
-    let pointed = stretch.iter().any(|s| s.points.is_some());
-    let points =
-        pointed.then(|| stretch.iter().flat_map(|s| s.points.iter().flatten().copied()).collect::<Vec<_>>());
     let built = repository.build_segment(cluster, &mut merged, points.as_deref(), &sealed)?;
     let path = merged.range().path(cluster);
     match io.block_on(repository.store().create(&path, built.bytes.clone())) {
@@ -183,57 +143,4 @@ fn chunks_of<'s>(
         let place = segment.nodes.iter().position(|n| n.node == *name);
         segment.chunks.iter().filter(move |c| Some(usize::from(c.node)) == place).map(move |c| (segment, c))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use tidemark_proto::{Incarnation, SlotSet, Timestamp};
-
-    use super::super::index::NodeSpan;
-    use super::*;
-
-    fn info(first: u64, last: u64, size: u64, begins: bool) -> SegmentInfo {
-        let node = NodeSpan {
-            node: NodeName::new("n").unwrap(),
-            incarnation: Incarnation::from_u128(1),
-            slots: SlotSet::all(),
-            from: first,
-            to: last,
-            closed: Timestamp(last),
-            begins,
-            branches: false,
-        };
-        SegmentInfo { range: SegmentRange { first, last }, size, epoch: 1, nodes: vec![node], ..Default::default() }
-    }
-
-    fn ranges(infos: &[SegmentInfo]) -> Option<(u64, u64)> {
-        let index = infos.iter().cloned().fold(LogIndex::default(), |mut index, info| {
-            index.push(info);
-            index
-        });
-        let stretch = candidate(&index)?;
-        assert_eq!(stretch.len(), FAN);
-        Some((stretch[0].range.first, stretch[FAN - 1].range.last))
-    }
-
-    #[test]
-    fn stretches_are_of_one_tier_and_the_newest_are_left_alone() {
-        let plain = |from: u64, to: u64| (from..=to).map(|n| info(n, n, 1000, false)).collect::<Vec<_>>();
-        assert_eq!(ranges(&plain(1, 19)), None);
-        assert_eq!(ranges(&plain(1, 20)), Some((1, 16)));
-        let merged = [vec![info(1, 16, 9000, false)], plain(17, 36)].concat();
-        assert_eq!(ranges(&merged), Some((17, 32)));
-        let tiers: Vec<_> = (0..16).map(|i| info(i * 16 + 1, i * 16 + 16, 9000, false)).collect();
-        assert_eq!(ranges(&[tiers, plain(257, 260)].concat()), Some((1, 256)));
-    }
-
-    #[test]
-    fn breaks_and_large_ones_are_not_merged() {
-        let mut infos: Vec<_> = (1..=40u64).map(|n| info(n, n, 1000, n == 10)).collect();
-        assert_eq!(ranges(&infos), Some((11, 26)), "behind a break");
-        infos[14].size = MOST_BYTES;
-        assert_eq!(ranges(&infos), Some((16, 31)), "behind a large one");
-        infos.iter_mut().for_each(|i| i.size = MOST_BYTES / 8);
-        assert_eq!(ranges(&infos), None, "sixteen are too much");
-    }
 }

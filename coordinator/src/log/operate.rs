@@ -4,7 +4,8 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::stored::ledger::{Body, LOG_OFF, LOG_ON, LOG_PAUSED, LogPolicy};
 use tidemark_proto::{ClusterName, Error, Result, Timestamp};
 
-use super::index::LogIndex;
+use super::index::Walk;
+use super::lines::Lines;
 use super::state::{NodeLag, SessionState};
 use super::window::{Chains, Window, Windows};
 use crate::context::{Context, Shared};
@@ -87,9 +88,7 @@ impl WindowItem {
             earliest: window.earliest.0,
             latest: window.latest.0,
             bases: window.bases.iter().map(|(_, job)| job.to_string()).collect(),
-            points: window.interval.points.as_ref().map_or(0, |points| {
-                points.iter().filter(|at| **at >= window.earliest && **at <= window.latest).count() as u64
-            }),
+            points: window.interval.points.as_ref().map_or(0, |points| points.count_from(window.earliest)),
             ended: window.interval.ended.clone().unwrap_or_default(),
         }
     }
@@ -204,8 +203,7 @@ fn wanted(context: &Context, now: Option<&LogPolicy>, change: &PitrChange) -> Re
 
 /// What can be restored of a cluster, from what is durable alone.
 pub async fn windows(repository: &Repository, ledger: &Ledger) -> Result<(Windows, Vec<Window>)> {
-    let index = LogIndex::load(repository, ledger).await?;
-    let windows = Chains::of(&index).windows();
+    let windows = at_rest(repository, ledger).await?.windows;
     let restorable = windows.restorable(&cuts(ledger));
     Ok((windows, restorable))
 }
@@ -232,7 +230,7 @@ pub async fn status(context: &Context, cluster: &ClusterName) -> Result<PitrStat
     let session = match running {
         Some(session) => session,
         // Nothing runs, or not yet: what lies in the repository is all there is to tell.
-        None => at_rest(&LogIndex::load(&context.repository, &ledger).await?),
+        None => at_rest(&context.repository, &ledger).await?,
     };
     let windows = session.windows;
     let restorable = windows.restorable(&cuts(&ledger));
@@ -259,10 +257,17 @@ pub async fn status(context: &Context, cluster: &ClusterName) -> Result<PitrStat
     })
 }
 
-/// What a log holds that nobody writes.
-fn at_rest(index: &LogIndex) -> SessionState {
-    let (segments, bytes) = index.extent();
-    SessionState { windows: Chains::of(index).windows(), segments, bytes, ..SessionState::default() }
+/// What a log holds, from what lies in the repository alone.
+async fn at_rest(repository: &Repository, ledger: &Ledger) -> Result<SessionState> {
+    let cuts = cuts(ledger).into_iter().map(|(cut, _)| cut);
+    let (mut chains, mut lines) = (Chains::seeking(cuts, None), Lines::default());
+    let mut walk = Walk::over(repository, ledger).await?;
+    while let Some(found) = walk.next().await? {
+        chains.take(&found);
+        lines.take(&found);
+    }
+    let (segments, bytes) = lines.extent();
+    Ok(SessionState { windows: chains.windows(), segments, bytes, ..SessionState::default() })
 }
 
 /// Why nothing can be restored yet from the log as it goes on.

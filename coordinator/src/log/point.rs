@@ -6,14 +6,16 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use futures::StreamExt;
 use tidemark_proto::id::JobId;
-use tidemark_proto::stored::log::{ALL_REGIONS, Segment, SegmentChunk, SegmentRange};
+use tidemark_proto::stored::log::{ALL_REGIONS, Segment, SegmentChunk};
 use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::wire::bulk::LogPiece;
 use tidemark_proto::{ClusterName, Error, Result, SlotSet, Timestamp};
 
 use super::groups::Owners;
-use super::index::{LogIndex, SegmentInfo};
-use super::window::{Chains, Window};
+use super::index::{Found, SegmentInfo, Walk};
+use super::leading::Leading;
+use super::listing::Place;
+use super::window::{Chains, Interval, Window, Windows};
 use crate::repository::{BackupRecord, Ledger, Repository};
 
 /// Footers read at once.
@@ -29,7 +31,7 @@ pub struct Point {
     /// The backup to begin from: the newest one at or before it.
     pub base: BackupRecord,
     /// The segments that lead to it, where it is not the backup's own cut.
-    segments: Vec<SegmentInfo>,
+    segments: Vec<Place>,
 }
 
 /// Finds the newest restore point at or before `wanted`; with `named` the log is laid over that very backup. `NotFound`, with
@@ -43,7 +45,7 @@ pub async fn point(
     point_of(repository, ledger, wanted, named, false).await
 }
 
-/// As [`point`]; `inexact` takes the very time, by the nodes' clocks, also where it is no consistent state.
+/// As [`point`]; `inexact` takes the very time, by the nodes' clocks, to the millisecond, also where it is no consistent state.
 pub async fn point_of(
     repository: &Repository,
     ledger: &Ledger,
@@ -51,12 +53,15 @@ pub async fn point_of(
     named: Option<JobId>,
     inexact: bool,
 ) -> Result<Point> {
-    let index = LogIndex::load(repository, ledger).await?;
-    let windows = Chains::of(&index).windows().restorable(&super::operate::cuts(ledger));
-    let backups = ledger.backups();
+    let (cuts, backups) = (super::operate::cuts(ledger), ledger.backups());
+    // Most likely the base; of what is not behind it nothing is kept.
+    let likely = backups.iter().filter(|b| named.map_or(b.backup.cut <= wanted, |named| b.backup.job == named));
+    let likely = likely.map(|b| b.backup.cut).max().unwrap_or_default();
+    let (windows, mut leading) = walk(repository, ledger, (likely, wanted)).await?;
+    let windows = windows.restorable(&cuts);
     let own = backups.iter().map(|b| b.backup.cut).filter(|cut| *cut <= wanted).max();
     let latest = |w: &Window| match inexact {
-        true => Some(w.interval.end.min(wanted)),
+        true => Some(undivided(&w.interval, w.interval.end.min(wanted))),
         false => w.interval.latest(wanted),
     };
     let logged = windows.iter().filter(|w| w.earliest <= wanted).filter_map(|w| Some((latest(w)?, w)));
@@ -78,8 +83,38 @@ pub async fn point_of(
             "the log does not lead from backup {named} to the time {at}: leave the backup out"
         ))
     })?;
-    let segments = window.filter(|_| base.backup.cut < at).map(|w| leading(&index, w, base.backup.cut, at));
+    let window = window.filter(|_| base.backup.cut < at);
+    if window.is_some() && base.backup.cut < likely {
+        leading = walk(repository, ledger, (base.backup.cut, wanted)).await?.1;
+    }
+    let segments = window.map(|w| leading.through(&w.interval, base.backup.cut, at));
     Ok(Point { at, base, segments: segments.unwrap_or_default() })
+}
+
+/// The latest time up to `at` that divides no transaction: those of a log of commands lie within a millisecond each.
+fn undivided(interval: &Interval, at: Timestamp) -> Timestamp {
+    match interval.latest(at) == Some(at) {
+        true => at,
+        false => Timestamp::new(at.next().millis(), 0).prev(),
+    }
+}
+
+/// Finds what can be restored, and the segments that lead from one time to another.
+async fn walk(
+    repository: &Repository,
+    ledger: &Ledger,
+    (from, wanted): (Timestamp, Timestamp),
+) -> Result<(Windows, Leading)> {
+    let cuts = super::operate::cuts(ledger).into_iter().map(|(cut, _)| cut);
+    let (mut chains, mut leading) = (Chains::seeking(cuts, Some(wanted)), Leading::new(from, wanted));
+    let mut walk = Walk::over(repository, ledger).await?;
+    while let Some(found) = walk.next().await? {
+        chains.take(&found);
+        if let Found::Segment(segment) = &found {
+            leading.take(segment);
+        }
+    }
+    Ok((chains.windows(), leading))
 }
 
 fn nothing(wanted: Timestamp, windows: &[Window], backups: &[BackupRecord]) -> Error {
@@ -93,28 +128,6 @@ fn nothing(wanted: Timestamp, windows: &[Window], backups: &[BackupRecord]) -> E
         }
         None => "the cluster has no backup and no log: `tidemark backup create` or `tidemark pitr enable`".into(),
     })
-}
-
-/// The segments of a window with changes after `from` and up to `at`.
-fn leading(index: &LogIndex, window: &Window, from: Timestamp, at: Timestamp) -> Vec<SegmentInfo> {
-    let mut closed: HashMap<&str, Timestamp> = HashMap::new();
-    let mut out = Vec::new();
-    let inside =
-        index.segments().filter(|s| s.range.last >= window.interval.first && s.range.first <= window.interval.last);
-    for segment in inside {
-        // What a node gave lies after what it had closed before, and up to what it closed with this.
-        let news = segment
-            .nodes
-            .iter()
-            .any(|n| n.closed > from && closed.get(n.node.as_str()).is_none_or(|before| *before < at));
-        for node in &segment.nodes {
-            let _ = closed.insert(node.node.as_str(), node.closed);
-        }
-        if news {
-            out.push(segment.clone());
-        }
-    }
-    out
 }
 
 /// A chunk of the log that a region needs.
@@ -149,9 +162,14 @@ pub async fn between(
     (from, to): (Timestamp, Timestamp),
     slots_per_region: u16,
 ) -> Result<Arc<LogParts>> {
-    let index = LogIndex::load(repository, ledger).await?;
-    let news = |s: &&SegmentInfo| s.nodes.iter().any(|n| n.closed > from);
-    let places = index.segments().filter(news).map(|s| (s.range, s.size)).collect();
+    let news = |s: &SegmentInfo| s.nodes.iter().any(|n| n.closed > from);
+    let (mut walk, mut places) = (Walk::over(repository, ledger).await?, Vec::new());
+    while let Some(found) = walk.next().await? {
+        match found {
+            Found::Segment(segment) if news(&segment) => places.push((segment.range, segment.size)),
+            _ => {}
+        }
+    }
     LogParts::read_footers(repository, ledger.cluster(), places, (from, to), slots_per_region).await
 }
 
@@ -173,7 +191,7 @@ impl Point {
         cluster: &ClusterName,
         slots_per_region: u16,
     ) -> Result<Arc<LogParts>> {
-        let places = self.segments.iter().map(|s| (s.range, s.size)).collect();
+        let places = self.segments.clone();
         LogParts::read_footers(repository, cluster, places, (self.base.backup.cut, self.at), slots_per_region).await
     }
 }
@@ -182,7 +200,7 @@ impl LogParts {
     async fn read_footers(
         repository: &Repository,
         cluster: &ClusterName,
-        places: Vec<(SegmentRange, u64)>,
+        places: Vec<Place>,
         (from, to): (Timestamp, Timestamp),
         slots_per_region: u16,
     ) -> Result<Arc<Self>> {

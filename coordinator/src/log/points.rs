@@ -93,6 +93,7 @@ impl Session {
         let Some(points) = &mut self.points else { return };
         let lanes = self.published.lanes();
         for (at, nodes) in self.published.take_cuts() {
+            self.chains.was_cut(at);
             // Where another node took part, its stream has no mark. One without slots needs none: what comes gets a later time.
             let marked = |lane: &NodeName| match self.nodes.get_mut(lane) {
                 _ if nodes.contains(lane) => true,

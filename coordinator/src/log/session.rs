@@ -15,7 +15,8 @@ use tidemark_proto::wire::bulk::LogChunk;
 use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result};
 use tokio_util::sync::CancellationToken;
 
-use super::index::{LogIndex, SegmentInfo};
+use super::index::{SegmentInfo, Tip};
+use super::lines::Lines;
 use super::member::Tail;
 use super::node::Batch;
 use super::operate::is_of_commands;
@@ -48,7 +49,8 @@ pub(super) struct Session {
     pub(super) context: Shared,
     pub(super) cluster: ClusterName,
     pub(super) policy: LogPolicy,
-    pub(super) index: LogIndex,
+    pub(super) tip: Tip,
+    pub(super) lines: Lines,
     pub(super) chains: Chains,
     pub(super) nodes: BTreeMap<NodeName, Tail>,
     /// Of a log of commands.
@@ -72,9 +74,7 @@ impl Session {
         cancel: CancellationToken,
     ) -> Result<Self> {
         let ledger = Ledger::load(&context.repository, &cluster).await?;
-        let index = LogIndex::load(&context.repository, &ledger).await?;
-        let chains = Chains::of(&index);
-        let nodes = chains.chains().iter().map(|(name, chain)| (name.clone(), Tail::of(chain))).collect();
+        let cuts = super::operate::cuts(&ledger).into_iter().map(|(cut, _)| cut);
         let engine = super::operate::engine(&context, &cluster, ledger.policy().map(|p| p.engine.as_str())).await?;
         let points = is_of_commands(&engine).then(Points::default);
         let mut session = Self {
@@ -82,9 +82,10 @@ impl Session {
             context,
             cluster,
             policy,
-            index,
-            chains,
-            nodes,
+            tip: Tip::new(&ledger),
+            lines: Lines::default(),
+            chains: Chains::seeking(cuts, None),
+            nodes: BTreeMap::new(),
             put: None,
             merging: None,
             merge_at: Instant::now(),
@@ -93,45 +94,12 @@ impl Session {
             published,
             cancel,
         };
+        session.catch_up().await?;
+        let chains = session.chains.chains().iter();
+        session.nodes = chains.map(|(name, chain)| (name.clone(), Tail::of(chain))).collect();
         session.take_over().await?;
         session.publish();
         Ok(session)
-    }
-
-    /// Puts a fence at the next free number, unless the last segment is of this epoch already.
-    async fn take_over(&mut self) -> Result<()> {
-        loop {
-            let epoch = self.context.epoch;
-            match self.index.epoch() {
-                last if last > epoch => return Err(self.fenced(last)),
-                last if last == epoch || self.index.entries().is_empty() => return Ok(()),
-                _ => {}
-            }
-            let mut fence = self.segment(Vec::new(), Vec::new());
-            let built = self.context.repository.build_segment(
-                &self.cluster,
-                &mut fence,
-                self.points.is_some().then_some(&[]),
-                &[],
-            )?;
-            let path = paths::log(&self.cluster, fence.number);
-            match self.context.repository.store().create(&path, built.bytes.clone()).await {
-                Ok(()) => {
-                    let points = self.points.is_some().then(Vec::new);
-                    self.durable(SegmentInfo::of(&fence, built.hash, built.bytes.len() as u64).with_points(points));
-                }
-                Err(e) if e.kind() == ErrorKind::Conflict => {
-                    self.index.refresh(&self.context.repository, &self.cluster).await?;
-                    self.chains = Chains::of(&self.index);
-                }
-                Err(e) => return Err(e.context("fencing the log")),
-            }
-        }
-    }
-
-    fn fenced(&self, epoch: u64) -> Error {
-        let ours = self.context.epoch;
-        Error::fenced(format!("epoch {ours} is over for the log of {}: epoch {epoch} writes it now", self.cluster))
     }
 
     /// Runs until it is cancelled or fenced. What is received and not yet put is given up: the nodes have it still.
@@ -233,12 +201,12 @@ impl Session {
         Ok(busy)
     }
 
-    fn segment(&self, nodes: Vec<SegmentNode>, chunks: Vec<SegmentChunk>) -> Segment {
+    pub(super) fn segment(&self, nodes: Vec<SegmentNode>, chunks: Vec<SegmentChunk>) -> Segment {
         Segment {
-            number: self.index.next(),
-            first: self.index.next(),
+            number: self.tip.next(),
+            first: self.tip.next(),
             stands_for: Hash::ZERO,
-            previous: self.index.last_hash().unwrap_or(Hash::ZERO),
+            previous: self.tip.hash().unwrap_or(Hash::ZERO),
             epoch: self.context.epoch,
             put_id: rand::random(),
             at_millis: self.context.now_millis(),
@@ -314,8 +282,8 @@ impl Session {
             Ok(()) => info.into_iter().for_each(|info| self.durable(info)),
             Err(e) if e.kind() == ErrorKind::Conflict => {
                 // Somebody else has won the number: only a later coordinator may.
-                self.index.refresh(&self.context.repository, &self.cluster).await?;
-                return Err(match self.index.epoch() {
+                self.catch_up().await?;
+                return Err(match self.tip.epoch() {
                     epoch if epoch > self.context.epoch => self.fenced(epoch),
                     _ => e.context("another writer has put a segment of the log under this epoch"),
                 });
@@ -326,7 +294,7 @@ impl Session {
         Ok(())
     }
 
-    fn durable(&mut self, info: SegmentInfo) {
+    pub(super) fn durable(&mut self, info: SegmentInfo) {
         for node in &info.nodes {
             if let Some(tail) = self.nodes.get_mut(&node.node) {
                 tail.durable(node.to, node.closed);
@@ -339,13 +307,14 @@ impl Session {
             // Another interval: it needs a base of its own, at once.
             self.base_at = Instant::now();
         }
-        self.index.push(info);
+        self.tip.written(&info);
+        self.lines.push(&info);
         self.last_put = Some(Instant::now());
     }
 
     fn publish(&self) {
         let nodes = self.nodes.iter().map(|(name, tail)| tail.lag(name, self.context.now_millis()));
-        let (segments, bytes) = self.index.extent();
+        let (segments, bytes) = self.lines.extent();
         let state = SessionState {
             windows: self.chains.windows(),
             open: self.chains.open().cloned(),

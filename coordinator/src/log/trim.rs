@@ -6,7 +6,7 @@ use futures::StreamExt;
 use tidemark_proto::stored::ledger::{Body, Trim, Void};
 use tidemark_proto::{ClusterName, Error, NodeName, Result, Timestamp};
 
-use super::index::{Found, LogIndex};
+use super::index::{Found, Walk};
 use super::listing::Listing;
 use super::window::Chains;
 use crate::context::Shared;
@@ -27,30 +27,47 @@ pub struct Trimmable {
 
 /// Which segments no backup that stands or is held at `now_millis` leads to any more.
 pub async fn trimmable(repository: &Repository, ledger: &Ledger, now_millis: u64) -> Result<Trimmable> {
-    let index = LogIndex::load(repository, ledger).await?;
     let held = ledger.held(now_millis);
     let standing = ledger.backups().into_iter().map(|b| b.backup.cut);
     let read = ledger.all_backups().filter(|b| held.contains(&b.job)).map(|b| b.cut);
-    // Without a backup only the log that goes on is of use: the next backup begins from it.
-    let from = standing.chain(read).min().or_else(|| Chains::of(&index).open().map(|open| open.end));
-    let below = from.map_or(ledger.trimmed(), |from| first_needed(&index, from)).max(ledger.trimmed());
+    let from = match standing.chain(read).min() {
+        Some(from) => Some(from),
+        // Without a backup only the log that goes on is of use: the next backup begins from it.
+        None => open_end(repository, ledger).await?,
+    };
+    let below = match from {
+        Some(from) => first_needed(repository, ledger, from).await?.max(ledger.trimmed()),
+        None => ledger.trimmed(),
+    };
     // A reader may have planned with segments that were merged since.
     let superseded = held.is_empty();
     let listing = Listing::read(repository, ledger.cluster()).await?;
     Ok(Trimmable { below, objects: listing.needless(ledger.cluster(), below, superseded) })
 }
 
+/// Where the log ends that goes on.
+async fn open_end(repository: &Repository, ledger: &Ledger) -> Result<Option<Timestamp>> {
+    let (mut walk, mut chains) = (Walk::over(repository, ledger).await?, Chains::default());
+    while let Some(found) = walk.next().await? {
+        chains.take(&found);
+    }
+    Ok(chains.open().map(|open| open.end))
+}
+
 /// The first segment that a restore from a backup at `from` needs: of each node the last one that closes no later than the
 /// backup stays as well, because its chain is seen to begin there.
-fn first_needed(index: &LogIndex, from: Timestamp) -> u64 {
-    let mut last: BTreeMap<&NodeName, u64> = BTreeMap::new();
-    for segment in index.segments() {
-        for node in segment.nodes.iter().filter(|n| n.closed <= from) {
-            let _ = last.insert(&node.node, segment.range.first);
+async fn first_needed(repository: &Repository, ledger: &Ledger, from: Timestamp) -> Result<u64> {
+    let (mut last, mut first): (BTreeMap<NodeName, u64>, Option<u64>) = (BTreeMap::new(), None);
+    let mut walk = Walk::over(repository, ledger).await?;
+    while let Some(found) = walk.next().await? {
+        let Found::Segment(segment) = found else { continue };
+        let number = segment.range.first;
+        let _ = first.get_or_insert(number);
+        for node in segment.nodes.into_iter().filter(|n| n.closed <= from) {
+            let _ = last.insert(node.node, number);
         }
     }
-    let first = index.segments().next().map_or(1, |s| s.range.first);
-    last.into_values().min().unwrap_or(first)
+    Ok(last.into_values().min().or(first).unwrap_or(1))
 }
 
 /// Enters that the segments below are not needed. To be called before any is deleted.
@@ -71,28 +88,27 @@ pub async fn check_segments(repository: &Repository, cluster: &ClusterName) -> R
         Err(e) if is_damage(&e) => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
-    let index = LogIndex::load(repository, &ledger).await?;
-    let mut lost: Vec<(u64, String)> = Vec::new();
-    let mut whole = Vec::new();
-    for found in index.entries() {
-        match found {
-            Found::Lost { number, why } => lost.push((*number, why.clone())),
-            Found::Segment(segment) => whole.push((segment.range, segment.size)),
-        }
-    }
-    let reads = whole.into_iter().map(|(range, size)| async move {
+    let walk = Walk::over(repository, &ledger).await?;
+    let all = futures::stream::try_unfold(walk, |mut walk| async move {
+        Ok::<_, Error>(walk.next().await?.map(|found| (found, walk)))
+    });
+    let reads = all.map(|found| async move {
+        let (range, size) = match found? {
+            Found::Lost { number, why } => return Ok(Some((number, why))),
+            Found::Segment(segment) => (segment.range, segment.size),
+        };
         let read = async {
             let bytes = repository.store().get_range(&range.path(cluster), 0, size).await?;
             repository.check_segment(cluster, range, &bytes).map(drop)
         };
-        (range.last, read.await)
-    });
-    let mut reads = futures::stream::iter(reads).buffered(PARALLEL_CHECKS);
-    while let Some((number, read)) = reads.next().await {
-        match read {
-            Err(e) if is_damage(&e) => lost.push((number, e.report())),
-            other => other?,
+        match read.await {
+            Err(e) if is_damage(&e) => Ok(Some((range.last, e.report()))),
+            other => other.map(|()| None),
         }
+    });
+    let (mut reads, mut lost) = (std::pin::pin!(reads.buffered(PARALLEL_CHECKS)), Vec::new());
+    while let Some(read) = reads.next().await {
+        lost.extend(read?);
     }
     lost.sort_unstable();
     Ok(lost)

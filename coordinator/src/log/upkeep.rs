@@ -45,7 +45,7 @@ impl Session {
             match merging.await {
                 Ok(Ok(info)) => {
                     tracing::debug!(first = info.range.first, last = info.range.last, "segments of the log merged");
-                    self.index.replace(info);
+                    self.lines.replace(&info);
                 }
                 Ok(Err(e)) => {
                     tracing::warn!(error = %e.report(), "segments of the log cannot be merged now; trying again");
@@ -58,7 +58,7 @@ impl Session {
             return;
         }
         self.merge_at = Instant::now() + MERGE_EVERY;
-        if let Some(stretch) = merge::candidate(&self.index) {
+        if let Some(stretch) = self.lines.candidate() {
             let (repository, cluster) = (self.context.repository.clone(), self.cluster.clone());
             let now = self.context.now_millis();
             // The next look comes at once: there may be more to merge after a long time without.

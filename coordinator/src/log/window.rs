@@ -6,7 +6,12 @@ use std::collections::BTreeMap;
 use tidemark_proto::id::JobId;
 use tidemark_proto::{Incarnation, NodeName, SlotSet, Timestamp};
 
-use super::index::{Found, LogIndex, NodeSpan, SegmentInfo};
+use super::index::{Found, NodeSpan, SegmentInfo};
+
+mod restore_points;
+
+pub use restore_points::RestorePoints;
+use restore_points::{Asked, RECENT, RECENT_OF_ENDED};
 
 /// A stretch of time in which the log of every node is whole and the nodes own all slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,23 +26,23 @@ pub struct Interval {
     pub last: u64,
     /// Why it goes no further; `None` while it may.
     pub ended: Option<String>,
-    /// The times in it that can be restored, ascending; `None` where all can.
-    pub points: Option<Vec<Timestamp>>,
+    /// The times in it that can be restored; `None` where all can.
+    pub points: Option<RestorePoints>,
 }
 
 impl Interval {
-    /// The latest time up to and including `wanted` that can be restored.
+    /// The latest time up to and including `wanted` that can be restored. Of a log that has not any time, `wanted` is the interval's
+    /// end, or what the chains were told to seek.
     pub fn latest(&self, wanted: Timestamp) -> Option<Timestamp> {
         match &self.points {
             None => Some(self.end.min(wanted)),
-            Some(points) => points[..points.partition_point(|p| *p <= wanted)].last().copied(),
+            Some(points) => points.latest(wanted),
         }
     }
 
-    /// Whether a time can be restored.
-    fn has(&self, at: Timestamp) -> bool {
-        let point = self.points.as_ref().is_none_or(|points| points.binary_search(&at).is_ok());
-        point && at >= self.start && at <= self.end
+    /// Whether the cut of a backup can be restored with the log behind it.
+    fn has(&self, cut: Timestamp) -> bool {
+        self.points.as_ref().is_none_or(|points| points.has(cut)) && cut >= self.start && cut <= self.end
     }
 }
 
@@ -83,19 +88,27 @@ pub struct Chains {
     epoch: u64,
     open: Option<Interval>,
     done: Vec<Interval>,
+    asked: Asked,
 }
 
 impl Chains {
-    /// Those of everything in `index`.
-    pub fn of(index: &LogIndex) -> Self {
-        let mut chains = Self::default();
-        for found in index.entries() {
-            match found {
-                Found::Segment(segment) => chains.push(segment),
-                Found::Lost { number, why } => chains.lose(&format!("segment {number}: {why}")),
-            }
+    /// None yet. What is asked of their restore points later: whether those are among them at which backups were `cut`, and which
+    /// is the newest one at or before `wanted`.
+    pub fn seeking(cuts: impl IntoIterator<Item = Timestamp>, wanted: Option<Timestamp>) -> Self {
+        Self { asked: Asked { cuts: cuts.into_iter().collect(), wanted }, ..Self::default() }
+    }
+
+    /// A backup was cut.
+    pub fn was_cut(&mut self, at: Timestamp) {
+        let _ = self.asked.cuts.insert(at);
+    }
+
+    /// Takes what stands at the next number.
+    pub fn take(&mut self, found: &Found) {
+        match found {
+            Found::Segment(segment) => self.push(segment),
+            Found::Lost { number, why } => self.lose(&format!("segment {number}: {why}")),
         }
-        chains
     }
 
     /// The chain of each node.
@@ -112,6 +125,9 @@ impl Chains {
     fn end(&mut self, why: String) {
         if let Some(mut interval) = self.open.take() {
             interval.ended = Some(why);
+            if let Some(points) = &mut interval.points {
+                points.thin(RECENT_OF_ENDED, &self.asked);
+            }
             self.done.push(interval);
         }
     }
@@ -193,18 +209,15 @@ impl Chains {
         let owners = || self.chains.values().filter(|c| !c.slots.is_empty());
         let start = owners().map(|c| c.start).max().unwrap_or_default();
         let end = owners().map(|c| c.closed).min().unwrap_or_default().max(start);
-        let points = segment.points.is_some().then(Vec::new);
+        let points = segment.points.is_some().then(RestorePoints::default);
         let fresh = Interval { start, end, first: range.first, last: range.last, ended: None, points };
         let open = self.open.get_or_insert(fresh);
         (open.end, open.last) = (end, range.last);
         if let Some(points) = &segment.points {
             let all = open.points.get_or_insert_default();
-            // The cut of a backup may be told a moment after a later one.
-            let ordered = points.first().is_none_or(|first| all.last().is_none_or(|last| last < first));
-            all.extend(points.iter().filter(|p| **p >= open.start && **p <= end));
-            if !ordered {
-                all.sort_unstable();
-                all.dedup();
+            points.iter().filter(|p| **p >= open.start && **p <= end).for_each(|p| all.insert(*p));
+            if all.kept() >= 2 * RECENT {
+                all.thin(RECENT, &self.asked);
             }
         }
     }

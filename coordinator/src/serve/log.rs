@@ -1,15 +1,17 @@
 //! The log of a part as it is given out.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use tidemark_common::redis::fold::{Scope, Sorted};
+use tidemark_common::run::{LONG_PIECE, LongValue};
 use tidemark_common::seal::Sealer;
 use tidemark_common::segment::ChunkWriter;
-use tidemark_proto::stored::log::{CHUNK_TARGET, LogEntry, MAX_PIECE};
+use tidemark_proto::stored::log::{CHUNK_TARGET, EntryKind, LogEntry};
 use tidemark_proto::stored::manifest::{NodeEntry, PartEntry};
 use tidemark_proto::wire::bulk::LogPiece;
 use tidemark_proto::wire::control::SecretKey;
-use tidemark_proto::{Error, Result, SlotSet, Timestamp};
+use tidemark_proto::{ErrorKind, Result, Timestamp, error::ResultExt};
 use tokio::sync::mpsc;
 
 use crate::fold::scope_of;
@@ -47,17 +49,6 @@ impl WorkedOff {
         Self { records: Arc::new(records), at }
     }
 
-    /// `Unsupported` names a key whose value is too long to be given out.
-    pub fn check(&self) -> Result<()> {
-        let mut overlay = self.records.overlay(&Scope::slots(SlotSet::all()))?;
-        while overlay.advance()? {
-            if overlay.long()?.is_some_and(|long| long.len() > MAX_PIECE as u64) {
-                return Err(too_long(overlay.current()?.key));
-            }
-        }
-        Ok(())
-    }
-
     /// The chunks of a part, sealed, each with what opens it.
     pub(super) fn chunks(&self, part: &PartEntry) -> mpsc::Receiver<Result<(LogPiece, Vec<u8>)>> {
         let (send, receive) = mpsc::channel(CHUNKS_AHEAD);
@@ -80,7 +71,7 @@ fn make(
     mut give: impl FnMut((LogPiece, Vec<u8>)) -> bool,
 ) -> Result<()> {
     let mut overlay = records.overlay(scope)?;
-    let mut more = overlay.advance()?;
+    let (mut more, mut rest, mut piece) = (overlay.advance()?, None, Vec::new());
     while more {
         let (key, run_tag) = (SecretKey(rand::random()), rand::random());
         let sealer = Sealer::new(&key, run_tag, true);
@@ -89,15 +80,22 @@ fn make(
         let mut bytes = 0;
         while more && bytes < CHUNK_TARGET {
             let entry = overlay.current()?;
-            let long = overlay.long()?;
-            if long.as_ref().is_some_and(|long| long.len() > MAX_PIECE as u64) {
-                return Err(too_long(entry.key));
+            if rest.is_none() {
+                rest = overlay.long()?.map(|long| Rest { long, given: 0 });
             }
-            let value = long.map(|long| long.whole(MAX_PIECE)).transpose()?;
-            let put = entry.put.map(|(meta, short)| (meta, value.as_deref().unwrap_or(short)));
+            let (value, kind) = match &mut rest {
+                Some(rest) => {
+                    rest.next(&mut piece)?;
+                    (Some(&piece[..]), rest.kind())
+                }
+                None => (None, EntryKind::Record),
+            };
+            let put = entry.put.map(|(meta, short)| (meta, value.unwrap_or(short)));
             bytes += entry.key.len() + put.map_or(0, |(meta, value)| meta.len() + value.len());
-            writer.push(&LogEntry { at, put, kind: Default::default(), ..entry })?;
-            more = overlay.advance()?;
+            writer.push(&LogEntry { at, put, kind, ..entry })?;
+            if kind == EntryKind::Record {
+                (more, rest) = (overlay.advance()?, None);
+            }
         }
         for (number, (_, sealed)) in writer.finish()?.into_iter().enumerate() {
             let piece = LogPiece { run_tag, key: key.clone(), encrypt: 1, number: number as u32 };
@@ -109,11 +107,25 @@ fn make(
     Ok(())
 }
 
-fn too_long(key: &[u8]) -> Error {
-    const MOST: usize = 128;
-    let key = String::from_utf8_lossy(key.get(1..).unwrap_or_default()).chars().take(MOST).collect::<String>();
-    Error::unsupported(format!(
-        "commands of the log tie keys of several parts together, and key `{key}` among them has a value of over {MAX_PIECE} bytes: \
-         restore by `tidemark export --at … --format rdb`"
-    ))
+/// A long value, and how much of it was given out.
+struct Rest {
+    long: LongValue,
+    given: u64,
+}
+
+impl Rest {
+    /// Reads the next piece.
+    fn next(&mut self, piece: &mut Vec<u8>) -> Result<()> {
+        let len = (self.long.len() - self.given).min(LONG_PIECE as u64);
+        piece.resize(len as usize, 0);
+        let read = self.long.reader_at(self.given).read_exact(piece);
+        read.or_kind(ErrorKind::Retry, "reading back a long value")?;
+        self.given += len;
+        Ok(())
+    }
+
+    /// What the last piece is.
+    fn kind(&self) -> EntryKind {
+        if self.given == self.long.len() { EntryKind::Record } else { EntryKind::RecordPart }
+    }
 }

@@ -20,6 +20,8 @@
 //! - tag 2, command: as a put, where `key` is the first key that the command names, `meta` is its database (varint) and `value` the
 //!   command as a request of the Redis protocol (`*2\r\n$4\r\n…`)
 //! - tag 3, command that goes on: the same, and the next entry of the node, with the same slot and timestamp, has the bytes behind it
+//! - tag 4, put that goes on: as a put, and the next entry, with the same key and timestamp, has the value's bytes behind it. Only where
+//!   a coordinator serves what it has worked off: no segment holds it
 //!
 //! Entries of one node and key are ascending by timestamp; entries of one atomic batch share its timestamp. A log of commands gives
 //! each command of a node a timestamp of its own, in the order in which the node ran them. A command whose keys lie in one slot
@@ -67,6 +69,7 @@ const TAG_PUT: u8 = 0;
 const TAG_DELETE: u8 = 1;
 const TAG_COMMAND: u8 = 2;
 const TAG_COMMAND_PART: u8 = 3;
+const TAG_PUT_PART: u8 = 4;
 /// [`SegmentNode::begins`] of a log that goes on in another history, or on another node: only `from` connects it.
 pub const BEGINS_BRANCH: u8 = 2;
 
@@ -246,6 +249,8 @@ pub enum EntryKind {
     Command,
     /// A piece of a command; the next entry goes on.
     CommandPart,
+    /// A record with a piece of its value; the next entry goes on.
+    RecordPart,
 }
 
 /// One change by reference.
@@ -271,6 +276,7 @@ impl LogEntry<'_> {
             (EntryKind::Record, None) => TAG_DELETE,
             (EntryKind::Command, _) => TAG_COMMAND,
             (EntryKind::CommandPart, _) => TAG_COMMAND_PART,
+            (EntryKind::RecordPart, _) => TAG_PUT_PART,
         });
         out.extend_from_slice(&self.slot.to_le_bytes());
         out.extend_from_slice(&self.at.0.to_le_bytes());
@@ -296,7 +302,7 @@ pub fn take_entry<'a>(bytes: &mut &'a [u8]) -> Result<Option<LogEntry<'a>>> {
     let key = take(bytes, len)?;
     let put = match tag {
         TAG_DELETE => None,
-        TAG_PUT | TAG_COMMAND | TAG_COMMAND_PART => {
+        TAG_PUT | TAG_COMMAND | TAG_COMMAND_PART | TAG_PUT_PART => {
             let len = take_varint(bytes)?;
             let meta = take(bytes, len)?;
             let len = take_varint(bytes)?;
@@ -307,6 +313,7 @@ pub fn take_entry<'a>(bytes: &mut &'a [u8]) -> Result<Option<LogEntry<'a>>> {
     let kind = match tag {
         TAG_COMMAND => EntryKind::Command,
         TAG_COMMAND_PART => EntryKind::CommandPart,
+        TAG_PUT_PART => EntryKind::RecordPart,
         _ => EntryKind::Record,
     };
     Ok(Some(LogEntry { slot, at: Timestamp(u64::from_le_bytes(at)), key, put, kind }))
@@ -352,6 +359,15 @@ mod tests {
         #[test]
         fn entries_come_back(entries in entries()) {
             prop_assert_eq!(decode(&encode(&entries)).unwrap(), entries);
+        }
+
+        #[test]
+        fn all_kinds_come_back(key in proptest::collection::vec(any::<u8>(), 0..9), kind in 0usize..4) {
+            let kinds = [EntryKind::Record, EntryKind::Command, EntryKind::CommandPart, EntryKind::RecordPart];
+            let entry = LogEntry { slot: 7, at: Timestamp(9), key: &key, put: Some((b"m", b"v")), kind: kinds[kind] };
+            let mut out = Vec::new();
+            entry.encode(&mut out);
+            prop_assert_eq!(take_entry(&mut &out[..]).unwrap(), Some(entry));
         }
 
         #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tidemark_common::segment::each_entry;
-use tidemark_coordinator::log::{Found, LogIndex, PitrStatus};
+use tidemark_coordinator::log::{Found, PitrStatus, Walk};
 use tidemark_coordinator::repository::{Ledger, MasterKey, Repository, Store, StoreConfig};
 use tidemark_proto::{ClusterName, Timestamp};
 use tidemark_tests::fleet::{EngineKind, Fleet, eventually, write};
@@ -24,9 +24,9 @@ async fn repository(fleet: &Fleet) -> Repository {
 async fn logged(fleet: &Fleet, cluster: &str) -> Versions {
     let (repository, cluster) = (repository(fleet).await, ClusterName::new(cluster).expect("name"));
     let ledger = Ledger::load(&repository, &cluster).await.expect("ledger");
-    let index = LogIndex::load(&repository, &ledger).await.expect("index");
+    let mut walk = Walk::over(&repository, &ledger).await.expect("segments");
     let mut versions = Versions::new();
-    for found in index.entries() {
+    while let Some(found) = walk.next().await.expect("a footer") {
         let Found::Segment(info) = found else { panic!("{found:?}") };
         let path = info.range.path(&cluster);
         let bytes = repository.store().get(&path).await.expect("segment");

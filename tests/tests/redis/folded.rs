@@ -120,6 +120,11 @@ async fn every_point_of_a_log_of_commands_is_exported_queried_and_restored() {
     assert!(!told.iter().any(|line| line.contains("worked off")), "by the agent: {told:?}");
     parts_alone_are_the_whole(&fleet, early).await;
 
+    // A value of more than one entry of a log has room for.
+    for _ in 0..5 {
+        let text: String = (0..200_000).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
+        both.run(&format!("0 RPUSH long {text}"));
+    }
     // Commands that tie keys of several slots, and of several parts of one slot.
     for line in [
         "0 RENAME s:0 renamed",

@@ -3,7 +3,7 @@
 
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::segment::each_entry;
-use tidemark_coordinator::log::{Found, LogIndex, PitrStatus};
+use tidemark_coordinator::log::{Found, PitrStatus, Walk};
 use tidemark_coordinator::repository::{Ledger, MasterKey, Repository, Store, StoreConfig};
 use tidemark_proto::stored::log::{EntryKind, database};
 use tidemark_proto::{ClusterName, Timestamp};
@@ -61,9 +61,9 @@ pub(crate) type Logged = (Timestamp, String, u64, String);
 pub(crate) async fn logged(fleet: &Fleet) -> Vec<Logged> {
     let (repository, cluster) = (repository(fleet).await, ClusterName::new("orders").expect("name"));
     let ledger = Ledger::load(&repository, &cluster).await.expect("ledger");
-    let index = LogIndex::load(&repository, &ledger).await.expect("index");
+    let mut walk = Walk::over(&repository, &ledger).await.expect("segments");
     let mut commands = Vec::new();
-    for found in index.entries() {
+    while let Some(found) = walk.next().await.expect("a footer") {
         let Found::Segment(info) = found else { panic!("{found:?}") };
         let bytes = repository.store().get(&info.range.path(&cluster)).await.expect("segment");
         let read = repository.check_segment(&cluster, info.range, &bytes).expect("a whole segment");

@@ -21,7 +21,7 @@ use tidemark_proto::{Result, Timestamp};
 
 use super::commit::{Gate, Mode};
 use super::generation::{Collected, Generation};
-use super::log::LOG_PIN;
+use super::log::{LOG_PIN, excess_of};
 use super::overlay::Overlay;
 use super::{fault, key, value};
 
@@ -56,6 +56,10 @@ impl Stop {
     pub(super) fn stop(&self) {
         *self.stopped.lock().expect("stop") = true;
         self.changed.notify_all();
+    }
+
+    fn is_stopped(&self) -> bool {
+        *self.stopped.lock().expect("stop")
     }
 
     /// Waits; answers whether it is time to stop.
@@ -98,8 +102,11 @@ impl Collector {
     fn bound_the_log(&self) -> Result<()> {
         let now = self.hlc.now();
         let generation = self.gate.settle(&self.hlc, now)?;
-        let excess = self.gate.trail(&generation, now, |trail| trail.excess());
-        if excess > 0 && generation.pins(self.hlc.wall_millis()).iter().any(|(name, _)| name == LOG_PIN) {
+        if !generation.pins(self.hlc.wall_millis()).iter().any(|(name, _)| name == LOG_PIN) {
+            return Ok(());
+        }
+        let excess = excess_of(&self.gate, &generation, now, &|| self.stop.is_stopped())?;
+        if excess > 0 {
             tracing::warn!(excess, "the log's spool is full: what was kept for the log is dropped, it begins anew");
             generation.unpin(LOG_PIN)?;
         }

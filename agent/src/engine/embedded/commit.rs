@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use super::generation::{Commits, Generation};
 use super::overlay::Overlay;
 use super::trail::{Group, Trail};
-use super::{fault, key, value};
+use super::{fault, key, log, value};
 use crate::kv::Write;
 
 /// Most batches that wait for the committer.
@@ -137,7 +137,11 @@ pub(super) struct Gate {
 
 impl Gate {
     pub(super) fn new(mode: Mode, generation: Arc<Generation>, commits: Commits) -> Self {
-        let trail = Mutex::new(Trail::new(generation.incarnation, commits.highest));
+        let mut trail = Trail::new(generation.incarnation, commits.highest);
+        if let Some((from, spool)) = log::kept(&generation) {
+            trail.keep(from, spool);
+        }
+        let trail = Mutex::new(trail);
         let state = State {
             mode,
             generation,

@@ -37,6 +37,7 @@ const BASE: &str = "base";
 const COMMITS: &str = "commits";
 const COLLECTED: &str = "collected";
 const SAFE: &str = "safe";
+const SPOOL: &str = "spool";
 const PIN: &str = "pin/";
 /// Longest name of a pin, in bytes.
 pub(super) const MAX_PIN_NAME: usize = 256;
@@ -88,6 +89,7 @@ pub(super) struct Generation {
     pub(super) meta: Keyspace,
     pub(super) db: Database,
     base: AtomicU64,
+    spool: AtomicU64,
     pins: Mutex<Pins>,
     collected: Mutex<Collected>,
     overlays: RwLock<BTreeMap<CloneName, Arc<Overlay>>>,
@@ -140,6 +142,7 @@ impl Generation {
             meta: keyspace("meta", SMALL_BLOCK, META_MEMTABLE)?,
             db: db.clone(),
             base: AtomicU64::new(0),
+            spool: AtomicU64::new(0),
             pins: Mutex::default(),
             collected: Mutex::default(),
             overlays: RwLock::default(),
@@ -153,6 +156,8 @@ impl Generation {
     fn recover(&self) -> Result<()> {
         let [base] = self.numbers(BASE)?;
         self.base.store(base, Ordering::Release);
+        let [spool] = self.numbers(SPOOL)?;
+        self.spool.store(spool, Ordering::Release);
         let [records, bytes] = self.numbers(COLLECTED)?;
         *self.collected.lock().expect("collected") = Collected { records, bytes };
         let mut pins = self.pins.lock().expect("pins");
@@ -192,6 +197,22 @@ impl Generation {
     /// The timestamp of loaded records.
     pub(super) fn base(&self) -> Timestamp {
         Timestamp(self.base.load(Ordering::Acquire))
+    }
+
+    /// Most bytes that are kept for the log, as was asked for last; `None` where nobody has.
+    pub(super) fn spool(&self) -> Option<u64> {
+        Some(self.spool.load(Ordering::Acquire)).filter(|bytes| *bytes > 0)
+    }
+
+    /// Takes note of that, durably: it counts after a restart, too.
+    pub(super) fn set_spool(&self, bytes: u64) -> Result<()> {
+        if self.spool.load(Ordering::Acquire) != bytes {
+            let mut batch = self.durable_batch();
+            batch.insert(&self.meta, SPOOL, encode_numbers([bytes]));
+            batch.commit().map_err(fault::fjall("write the store's numbers"))?;
+            self.spool.store(bytes, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Closes a load, durably: its records are at `at`, below which nothing is known.

@@ -3,12 +3,14 @@
 //! Nothing is written for the log: versions after a pin are all kept, so that the store itself is the spool, also over
 //! restarts. A position is a timestamp: a read ends at one below which nothing is committed any more.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fjall::Readable;
 use tidemark_proto::stored::log::{EntryKind, LogEntry};
 use tidemark_proto::{ErrorKind, Result, Timestamp};
 
+use super::commit::Gate;
 use super::generation::Generation;
 use super::read::View;
 use super::{Embedded, fault, key, value};
@@ -20,6 +22,10 @@ pub(super) const LOG_PIN: &str = "log";
 const LOG_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The pin follows what is durable by steps of this, as each costs a write to disk.
 const PIN_STEP: Duration = Duration::from_secs(10);
+/// And by this share of the spool, so that a store that is opened anew knows what it keeps about as well.
+const PIN_SHARE: u64 = 8;
+/// Most bytes that are kept where nobody has said how many may be.
+const UNTOLD_SPOOL: u64 = 1 << 30;
 /// A read that passes what was asked for by this factor is begun anew with half the time.
 const TOO_MUCH: u64 = 2;
 
@@ -48,9 +54,10 @@ impl LogSource for Embedded {
             behind: ended.behind,
         };
         let known = wanted.from != 0 && wanted.incarnation == generation.incarnation && from <= now;
-        if known && self.spool_holds(&generation, now, wanted) {
+        generation.set_spool(wanted.spool)?;
+        if known && self.spool_holds(&generation, now, wanted)? {
             match self
-                .keep(&generation, Timestamp(wanted.durable))
+                .keep(&generation, Timestamp(wanted.durable), wanted.spool)
                 .and_then(|()| View::new(generation.clone(), now))
             {
                 Ok(view) if from >= view.floor => {
@@ -77,22 +84,28 @@ impl LogSource for Embedded {
 
 impl Embedded {
     /// Whether the spool is within its bounds; else what it holds is dropped.
-    fn spool_holds(&self, generation: &Generation, now: Timestamp, wanted: &LogWanted) -> bool {
-        let excess = self.shared.gate.trail(generation, now, |trail| {
+    fn spool_holds(&self, generation: &Arc<Generation>, now: Timestamp, wanted: &LogWanted) -> Result<bool> {
+        let gate = &self.shared.gate;
+        let excess = gate.trail(generation, now, |trail| {
             trail.keep(Timestamp(wanted.durable), wanted.spool);
             trail.excess()
         });
-        excess == 0
+        // Of what was counted when the store was opened a part may be durable by now.
+        Ok(excess == 0 || excess_of(gate, generation, now, &|| false)? == 0)
     }
 
     /// Moves the pin up to what is durable, where that is worth a write.
-    fn keep(&self, generation: &Generation, durable: Timestamp) -> Result<()> {
+    fn keep(&self, generation: &Generation, durable: Timestamp, spool: u64) -> Result<()> {
         let now = self.shared.hlc.wall_millis();
         let pinned = generation.pins(now).into_iter().find(|(name, _)| name == LOG_PIN).map(|(_, at)| at);
-        match pinned {
-            Some(at) if durable.millis() < at.millis() + PIN_STEP.as_millis() as u64 => Ok(()),
-            _ => generation.pin(LOG_PIN, durable, LOG_LEASE, now),
+        if let Some(at) = pinned {
+            let step = durable.millis() >= at.millis() + PIN_STEP.as_millis() as u64;
+            let bytes = self.shared.gate.trail(generation, durable, |trail| trail.bytes_between(at, durable));
+            if !step && bytes < (spool / PIN_SHARE).max(1) {
+                return Ok(());
+            }
         }
+        generation.pin(LOG_PIN, durable, LOG_LEASE, now)
     }
 
     /// Gives out the entries after `from`, about `most` bytes of them.
@@ -121,7 +134,50 @@ impl Embedded {
     }
 }
 
+/// From when on a store that is opened keeps its log, and in how many bytes: some of it may be durable already.
+pub(super) fn kept(generation: &Generation) -> Option<(Timestamp, u64)> {
+    let (_, at) = generation.pins(0).into_iter().find(|(name, _)| name == LOG_PIN)?;
+    let spool = generation.spool().unwrap_or(UNTOLD_SPOOL);
+    Some((at, spool.saturating_add(spool / PIN_SHARE)))
+}
+
+/// Bytes that are kept for the log beyond what it may take. What was kept when the store was opened is counted in its change index.
+pub(super) fn excess_of(
+    gate: &Gate,
+    generation: &Arc<Generation>,
+    now: Timestamp,
+    stopped: &dyn Fn() -> bool,
+) -> Result<u64> {
+    if let Some((from, to, most)) = gate.trail(generation, now, |trail| trail.uncounted()) {
+        let bytes = View::new(generation.clone(), now)?.log_bytes(from, to, most, stopped)?;
+        tracing::debug!(bytes, %from, "counted what is kept for the log since before the store was opened");
+        gate.trail(generation, now, |trail| trail.counted(from, bytes));
+    }
+    Ok(gate.trail(generation, now, |trail| trail.excess()))
+}
+
 impl View {
+    /// Bytes of the entries in (`from`, `to`], counted until they are more than `most`.
+    fn log_bytes(&self, from: Timestamp, to: Timestamp, most: u64, stopped: &dyn Fn() -> bool) -> Result<u64> {
+        let (mut bytes, mut slot, mut encoded) = (0, 0, Vec::new());
+        let end = key::slot_start(tidemark_proto::slot::SLOT_COUNT);
+        while let Some(next) = self.next_changed_slot(slot, from, &end)? {
+            let (first, last) = (key::change_start(next, from.next()), key::change_start(next, to.next()));
+            for item in self.snapshot.range(&self.generation.changes, first..last) {
+                let change = item.key().map_err(fault::fjall("read the change index"))?;
+                let (_, at, raw) = key::split_change(&change)?;
+                key::encode(&mut encoded, next, raw, at);
+                let size = self.snapshot.size_of(&self.generation.data, &encoded);
+                bytes += raw.len() as u64 + u64::from(size.map_err(fault::fjall("read a version"))?.unwrap_or(0));
+                if bytes > most || stopped() {
+                    return Ok(bytes);
+                }
+            }
+            slot = next + 1;
+        }
+        Ok(bytes)
+    }
+
     /// Everything in (`from`, `to`]; `false`, and not all of it, when it is more than `most` bytes and can be divided.
     fn log_of_all(&self, from: Timestamp, to: Timestamp, most: u64, sink: &mut dyn LogSink) -> Result<bool> {
         let (mut bytes, mut slot) = (0, 0);

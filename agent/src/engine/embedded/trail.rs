@@ -23,6 +23,10 @@ struct Mark {
 #[derive(Debug)]
 pub(super) struct Trail {
     incarnation: Incarnation,
+    /// It holds what was committed after this.
+    start: Timestamp,
+    /// Of what came before: the bytes from this time on.
+    earlier: Option<(Timestamp, u64)>,
     /// Highest timestamp of any commit in each slot; zero for none.
     newest: Box<[Timestamp]>,
     /// Ascending; the first says where the trail begins.
@@ -46,6 +50,8 @@ impl Trail {
     pub(super) fn new(incarnation: Incarnation, start: Timestamp) -> Self {
         Self {
             incarnation,
+            start,
+            earlier: None,
             newest: vec![Timestamp::ZERO; SLOTS].into_boxed_slice(),
             marks: VecDeque::from([Mark { at: start, bytes: 0 }]),
             bytes: 0,
@@ -112,10 +118,29 @@ impl Trail {
         self.kept = None;
     }
 
-    /// Bytes that are kept for the log beyond what it may take; 0 when it is within bounds.
+    /// Bytes that are kept for the log beyond what it may take; 0 when it is within bounds, or not known to pass them.
     pub(super) fn excess(&self) -> u64 {
         let Some((durable, spool)) = self.kept else { return 0 };
-        (self.bytes - self.bytes_at(durable)).saturating_sub(spool)
+        let earlier = self.earlier.filter(|_| durable < self.start).map_or(0, |(_, bytes)| bytes);
+        (earlier + self.bytes - self.bytes_at(durable)).saturating_sub(spool)
+    }
+
+    /// The stretch of what came before the trail that must be counted to know: what was kept for the log when the store was
+    /// opened, and again where what was counted is durable in part and too much otherwise. With the bytes that are enough.
+    pub(super) fn uncounted(&self) -> Option<(Timestamp, Timestamp, u64)> {
+        let (durable, spool) = self.kept.filter(|(durable, _)| *durable < self.start)?;
+        let known = self.earlier.is_some_and(|(from, _)| from == durable || self.excess() == 0);
+        (!known).then_some((durable, self.start, spool))
+    }
+
+    /// It was counted from `from` on.
+    pub(super) fn counted(&mut self, from: Timestamp, bytes: u64) {
+        self.earlier = Some((from, bytes));
+    }
+
+    /// Bytes committed from one time to another.
+    pub(super) fn bytes_between(&self, from: Timestamp, to: Timestamp) -> u64 {
+        self.bytes_at(to).saturating_sub(self.bytes_at(from))
     }
 }
 
@@ -148,6 +173,26 @@ mod tests {
         assert_eq!(trail.excess(), 2 * MARK_EVERY);
         trail.let_go();
         assert_eq!(trail.excess(), 0);
+    }
+
+    #[test]
+    fn what_came_before_is_counted_once_and_again_before_it_is_dropped() {
+        let mut trail = Trail::new(Incarnation::from_u128(1), Timestamp(100));
+        assert_eq!(trail.uncounted(), None, "nothing is kept");
+        trail.keep(Timestamp(40), 1000);
+        assert_eq!((trail.uncounted(), trail.excess()), (Some((Timestamp(40), Timestamp(100), 1000)), 0));
+        trail.counted(Timestamp(40), 900);
+        assert_eq!((trail.uncounted(), trail.excess()), (None, 0));
+        // A part of it is durable; what is new is no more than the spool takes beside the rest.
+        trail.keep(Timestamp(60), 1000);
+        trail.note(&group(&[1], 500), Timestamp(120));
+        assert_eq!((trail.excess(), trail.uncounted().map(|(from, ..)| from.0)), (400, Some(60)));
+        trail.counted(Timestamp(60), 300);
+        assert_eq!((trail.excess(), trail.uncounted()), (0, None));
+        trail.note(&group(&[1], 400), Timestamp(130));
+        assert_eq!((trail.excess(), trail.uncounted()), (200, None), "it was counted from there on");
+        trail.keep(Timestamp(100), 1000);
+        assert_eq!((trail.excess(), trail.uncounted()), (0, None), "all of it is durable");
     }
 
     #[test]

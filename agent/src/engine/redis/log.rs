@@ -9,6 +9,7 @@ mod frames;
 mod read;
 mod spool;
 mod tail;
+mod times;
 mod words;
 
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ use super::Redis;
 use super::hold::HoldState;
 use super::server::View;
 use crate::engine::{LogReached, LogSink, LogSource, LogWanted};
-use read::{Ended, MAX_COMMAND, Room, Source, entries};
+use read::{Ended, MAX_COMMAND, Part, Room, Source, entries};
 use tail::{Resume, Tail};
 
 /// Time for a stream that begins before a read is put off.
@@ -249,13 +250,17 @@ impl RedisLog {
         let (after, ceiling) = (wanted.closed.max(Timestamp(1)), span.mark.map(|(_, at)| at));
         let mut found = None;
         let mut room = self.room.lock().expect("room");
-        // One command may be more than what is asked for.
-        for most in [wanted.most, MAX_COMMAND] {
+        let reach = span.end.min(span.border);
+        // One command, or one transaction, may be more than what is asked for.
+        for (most, is_last) in [(wanted.most, false), (MAX_COMMAND, true)] {
             let Room { stretch, found: commands } = &mut *room;
             stretch.read(&span.files, (offset, span.end), most)?;
-            let ended = entries(stretch, (offset, after, ceiling), &source, commands, sink)?;
+            // The rest of a transaction that goes on behind the border comes with the next read.
+            let divide = if stretch.end() < reach { is_last } else { span.mark.is_some() };
+            let part = Part { from: offset, after, ceiling, divide };
+            let ended = entries(stretch, &part, &source, commands, sink)?;
             // A cut may lie behind what has come.
-            if ended.to > offset || span.end.min(span.border) <= offset {
+            if ended.to > offset || reach <= offset || (ended.waits && stretch.end() >= reach) {
                 found = Some(ended);
                 break;
             }

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -13,6 +12,7 @@ use tidemark_common::rdb::version_of_server;
 use tidemark_common::record::split_redis_key;
 use tidemark_common::redis::conn::{Address, Connection, Login};
 use tidemark_common::redis::scratch::{find_for, not_there, version_of};
+use tidemark_common::redis::tied::Tied;
 use tidemark_common::run::{Entry, LongValue};
 use tidemark_proto::id::JobId;
 use tidemark_proto::{ClusterName, Error, ErrorKind, Result, Timestamp, error::ResultExt};
@@ -111,8 +111,10 @@ impl Run {
         let dir = self.dir.clone().unwrap_or_else(std::env::temp_dir);
         let folder = tempfile::Builder::new().prefix("tidemark-clone-").tempdir_in(&dir);
         let folder = folder.or_kind(ErrorKind::Full, format_args!("a temporary folder in {}", dir.display()))?;
+        // Before the data is there: it is gone also where this process is killed meanwhile.
+        let tied = Tied::to(folder.path())?;
         let standing = tokio::select! {
-            made = self.make(folder.path(), password.as_deref()) => made,
+            made = self.make(folder.path(), tied, password.as_deref()) => made,
             _ = term.recv() => Err(Error::cancelled("the clone was ended before it stood")),
             _ = int.recv() => Err(Error::cancelled("the clone was ended before it stood")),
         };
@@ -133,7 +135,7 @@ impl Run {
     }
 
     /// Writes the data and starts a server on it.
-    async fn make(&self, folder: &Path, password: Option<&str>) -> Result<(Standing, Server)> {
+    async fn make(&self, folder: &Path, tied: Tied, password: Option<&str>) -> Result<(Standing, Server)> {
         let opened = Opened::new(&self.chosen, self.moment.at).await?;
         let (manifest, job) = (&opened.manifest, opened.backup.job);
         let root = manifest.root();
@@ -168,7 +170,7 @@ impl Run {
         let databases = written.databases.max(LEAST_DATABASES);
         drop(written);
         let port = if self.port == 0 { free_port(self.bind)? } else { self.port };
-        let mut child = Server::start(&program, folder, (self.bind, port), (password, databases))?;
+        let mut child = Server::start(tied, &program, folder, (self.bind, port), (password, databases))?;
         child.loaded((self.bind, port), password).await?;
         let standing = Standing {
             cluster: opened.cluster.clone(),
@@ -239,7 +241,7 @@ impl Output for Counting {
 /// The server, which ends with this value.
 #[derive(Debug)]
 struct Server {
-    child: Child,
+    child: Tied,
     log: PathBuf,
 }
 
@@ -253,25 +255,15 @@ fn config(folder: &Path, (bind, port): (IpAddr, u16), (password, databases): (Op
 }
 
 impl Server {
-    fn start(program: &str, folder: &Path, at: (IpAddr, u16), how: (Option<&str>, u64)) -> Result<Self> {
-        let told = || format!("starting `{program}`");
-        // By standard input: the password is seen by nobody else. In a session of its own Ctrl-C reaches this process alone.
-        let child = {
-            use std::os::unix::process::CommandExt;
-            Command::new(program)
-                .arg("-")
-                .current_dir(folder)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .process_group(0)
-                .spawn()
-        };
-        let mut server = Self { child: child.or_kind(ErrorKind::Config, told())?, log: folder.join("log") };
-        if let Some(mut input) = server.child.stdin.take() {
-            input.write_all(config(folder, at, how).as_bytes()).or_kind(ErrorKind::Config, told())?;
-        }
-        Ok(server)
+    fn start(
+        mut child: Tied,
+        program: &str,
+        folder: &Path,
+        at: (IpAddr, u16),
+        how: (Option<&str>, u64),
+    ) -> Result<Self> {
+        child.start(program, &config(folder, at, how))?;
+        Ok(Self { child, log: folder.join("log") })
     }
 
     /// Waits until it has loaded its data.
@@ -295,9 +287,7 @@ impl Server {
 
     /// `Config`, with its last words, when it has ended.
     fn lives(&mut self) -> Result<()> {
-        let Some(status) = self.child.try_wait().or_kind(ErrorKind::Bug, "the clone's server")? else {
-            return Ok(());
-        };
+        let Some(status) = self.child.ended()? else { return Ok(()) };
         let log = std::fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().filter(|l| !l.trim().is_empty()).collect();
@@ -309,16 +299,14 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Ok(pid) = i32::try_from(self.child.id())
-            && matches!(self.child.try_wait(), Ok(None))
+            && matches!(self.child.ended(), Ok(None))
         {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
             let deadline = Instant::now() + END_PATIENCE;
-            while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
+            while Instant::now() < deadline && matches!(self.child.ended(), Ok(None)) {
                 std::thread::park_timeout(POLL);
             }
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -118,13 +118,8 @@ async fn log_of(
     tracing::info!("{told}: the log is worked off here");
     job.log.note("log", "", format!("{told}: the log is worked off by the coordinator"));
     job.phase("working the log off");
-    let work = async {
-        let records = WorkedOff::new(fold.records(&cancel).await?, at);
-        let check = tokio::task::spawn_blocking(move || records.check().map(|()| records)).await;
-        check.map_err(|e| Error::bug("looking at the records of a log").with_source(e))?
-    };
-    match work.await {
-        Ok(records) => Ok((Some(ServedLog::WorkedOff(Arc::new(records))), functions)),
+    match fold.records(&cancel).await {
+        Ok(records) => Ok((Some(ServedLog::WorkedOff(Arc::new(WorkedOff::new(records, at)))), functions)),
         Err(e) if tie.is_none() => {
             tracing::info!(error = %e.report(), "the log cannot be worked off here: the agents do it");
             Ok((Some(by_agents()), functions))

@@ -13,6 +13,7 @@ use super::super::resp::put_request;
 use super::LEAST_COMMAND;
 use super::frames::{FILE_HEAD, Frame, next_frame};
 use super::spool::SpoolFile;
+use super::times::Times;
 use super::words::split;
 use crate::engine::LogSink;
 
@@ -113,7 +114,8 @@ impl Stretch {
         Ok(())
     }
 
-    fn end(&self) -> u64 {
+    /// Offset up to which it goes.
+    pub(super) fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }
 
@@ -176,6 +178,27 @@ impl Found {
         self.places.push(place);
     }
 
+    /// Takes a command that changes nothing, behind the offset `before`: it may begin a transaction or end one.
+    fn border(&mut self, args: &[&[u8]], before: u64, millis: u64, times: &mut Times) {
+        let is = |word: &[u8]| args.len() == 1 && args[0].eq_ignore_ascii_case(word);
+        if is(b"MULTI") {
+            times.begin(before, (self.places.len(), self.added.len()));
+        } else if is(b"EXEC")
+            && let Some((from, first)) = times.end(millis, self.places.len())
+        {
+            for (n, place) in self.places[from..].iter_mut().enumerate() {
+                place.at = Timestamp(first.0 + n as u64);
+            }
+        }
+    }
+
+    /// Forgets all but the first so many commands and added bytes.
+    fn cut_back(&mut self, (places, added): (usize, usize)) {
+        self.places.truncate(places);
+        self.order.truncate(places);
+        self.added.truncate(added);
+    }
+
     /// Gives all out by slot. `bytes` are those of the stretch.
     fn give(&mut self, bytes: &[u8], sink: &mut dyn LogSink) -> Result<()> {
         self.order.sort_unstable();
@@ -203,25 +226,37 @@ pub(super) struct Ended {
     pub(super) to: u64,
     /// Timestamp of the last entry.
     pub(super) last: Timestamp,
+    /// Whether a transaction follows whose end is not there.
+    pub(super) waits: bool,
 }
 
-/// Gives out the entries of the commands behind `from`, which get timestamps above `after`, by ascending slot. With a `ceiling` they
-/// stay below it, also those that came later than the time that it tells.
+/// Which commands of a stretch a batch gives out.
+pub(super) struct Part {
+    /// Those behind this offset.
+    pub(super) from: u64,
+    /// They get timestamps above this.
+    pub(super) after: Timestamp,
+    /// And stay below this, also those that came later than the time that it tells.
+    pub(super) ceiling: Option<Timestamp>,
+    /// Whether a transaction whose end is not there is divided, if there is nothing before it; else it is left for later.
+    pub(super) divide: bool,
+}
+
+/// Gives out the entries of the commands of a part, by ascending slot.
 pub(super) fn entries(
     stretch: &Stretch,
-    (from, after, ceiling): (u64, Timestamp, Option<Timestamp>),
+    part: &Part,
     source: &Source<'_>,
     found: &mut Found,
     sink: &mut dyn LogSink,
 ) -> Result<Ended> {
     found.clear();
-    let mut state = Ended { to: from, last: after };
-    let (mut at, mut db, mut words, mut came) = (0, stretch.db, Vec::new(), 0);
+    let (mut to, mut at, mut db, mut words, mut came) = (part.from, 0, stretch.db, Vec::new(), 0);
     let bytes = &stretch.bytes;
     let mut args: Vec<&[u8]> = Vec::new();
     // Room for every command that may follow.
-    let most = ceiling.map(|at| Timestamp(at.0.saturating_sub(2 * (bytes.len() as u64 / LEAST_COMMAND + 1))));
-    let most = most.unwrap_or(Timestamp::MAX);
+    let most = part.ceiling.map(|at| Timestamp(at.0.saturating_sub(2 * (bytes.len() as u64 / LEAST_COMMAND + 1))));
+    let mut times = Times::new(part.after, most.unwrap_or(Timestamp::MAX));
     while let Some(end) = split(bytes, at, &mut words)? {
         let (begin, offset) = (std::mem::replace(&mut at, end), stretch.start + end as u64);
         if words.is_empty() {
@@ -244,30 +279,39 @@ pub(super) fn entries(
                 place_of(&touched)
             }
         };
-        if offset <= from {
+        if offset <= part.from {
             continue;
         }
-        state.to = offset;
-        let Some((slot, key)) = place else { continue };
+        let before = std::mem::replace(&mut to, offset);
+        let Some((slot, key)) = place else {
+            found.border(&args, before, millis, &mut times);
+            continue;
+        };
         let key = key.map_or((0, 0), |key| {
             let start = key.as_ptr() as usize - bytes.as_ptr() as usize;
             span(start, start + key.len())
         });
-        state.last = state.last.next().max(Timestamp::new(millis, 0).min(most));
-        found.push(slot, Place { db, at: state.last, key, bytes: span(begin, end), added: false });
+        let at = times.next(millis);
+        found.push(slot, Place { db, at, key, bytes: span(begin, end), added: false });
         if source.relative
             && let Some((key_bytes, ttl)) = relative(&args)
         {
             let begin = found.added.len();
             let expires = (millis as i64).saturating_add(ttl).to_string();
             put_request(&mut found.added, &[b"PEXPIREAT", key_bytes, expires.as_bytes()]);
-            state.last = state.last.next();
-            let bytes = span(begin, found.added.len());
-            found.push(slot, Place { db, at: state.last, key, bytes, added: true });
+            let (at, bytes) = (times.next(millis), span(begin, found.added.len()));
+            found.push(slot, Place { db, at, key, bytes, added: true });
         }
     }
+    let left = times.open().filter(|open| open.to > part.from || !part.divide);
+    if left.is_some()
+        && let Some(open) = times.leave()
+    {
+        to = open.to;
+        found.cut_back(open.found);
+    }
     found.give(bytes, sink)?;
-    Ok(state)
+    Ok(Ended { to, last: times.last, waits: left.is_some() })
 }
 
 /// The slot under which a command stands, and its first key; `None` for one that changes nothing.
@@ -285,89 +329,4 @@ fn place_of<'k>(touched: &Touches<'k>) -> Option<(u16, Option<&'k [u8]>)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::super::resp::Reply;
-    use super::*;
-
-    type Seen = (u16, u64, String, u64);
-
-    #[derive(Default)]
-    struct Sink(Vec<Seen>);
-
-    impl LogSink for Sink {
-        fn entry(&mut self, e: LogEntry<'_>) -> Result<()> {
-            let (meta, bytes) = e.put.unwrap();
-            let words: Vec<String> =
-                String::from_utf8_lossy(bytes).split("\r\n").skip(2).step_by(2).map(str::to_owned).collect();
-            self.0.push((e.slot, tidemark_proto::stored::log::database(meta)?, words.join(" "), e.at.0));
-            Ok(())
-        }
-
-        fn restart(&mut self) {}
-    }
-
-    fn commands() -> Commands {
-        let spec = |name: &str, last: i64| {
-            let numbers = [Reply::Int(1), Reply::Int(last), Reply::Int(1)];
-            let head = [Reply::Bulk(name.into()), Reply::Int(1), Reply::Array(vec![])];
-            Reply::Array(head.into_iter().chain(numbers).collect())
-        };
-        Commands::parse(Reply::Array(vec![spec("set", 1), spec("del", -1), spec("expire", 1)])).unwrap()
-    }
-
-    fn stretch(lines: &[&str]) -> Stretch {
-        let mut out = Stretch { start: 1000, db: 0, ..Stretch::default() };
-        for (i, line) in lines.iter().enumerate() {
-            put_request(&mut out.bytes, &line.split(' ').map(str::as_bytes).collect::<Vec<_>>());
-            out.came.push((out.end(), 50 + i as u64 / 3));
-        }
-        out
-    }
-
-    fn read(stretch: &Stretch, from: u64, after: u64, relative: bool) -> (Vec<Seen>, Ended) {
-        let (mut sink, commands) = (Sink::default(), commands());
-        let source = Source { commands: &commands, relative };
-        let ended =
-            entries(stretch, (from, Timestamp(after), None), &source, &mut Found::default(), &mut sink).unwrap();
-        (sink.0, ended)
-    }
-
-    #[test]
-    fn commands_stand_under_their_slots_with_ascending_times() {
-        let lines =
-            ["SELECT 3", "SET b 1", "MULTI", "SET a 2", "DEL {a}x {a}y", "EXEC", "DEL a b", "PING", "FLUSHALL"];
-        let mut stretch = stretch(&lines);
-        stretch.bytes.extend_from_slice(b"*2\r\n$3\r\nDEL\r\n$1\r\n");
-        let (seen, ended) = read(&stretch, 1000, 7, false);
-        let (a, b) = (slot_of(b"a"), slot_of(b"b"));
-        let told: Vec<_> = seen.iter().map(|(slot, db, line, _)| (*slot, *db, line.as_str())).collect();
-        assert_eq!(
-            told,
-            [
-                (b, 3, "SET b 1"),
-                (a, 3, "SET a 2"),
-                (a, 3, "DEL {a}x {a}y"),
-                (ALL_SLOTS, 3, "DEL a b"),
-                (ALL_SLOTS, 3, "FLUSHALL")
-            ]
-        );
-        let mut times: Vec<_> = seen.iter().map(|s| s.3).collect();
-        assert!(times[0] >= Timestamp::new(50, 0).0);
-        times.sort_unstable();
-        times.dedup();
-        assert_eq!((times.len(), ended.last.0), (5, times[4]));
-        assert_eq!(ended.to, stretch.came.last().unwrap().0, "not into the command that is not whole");
-
-        // From the middle on, the database is the one before; and never earlier than what was told.
-        let after = Timestamp::new(9000, 0).0;
-        let (seen, _) = read(&stretch, stretch.came[3].0, after, false);
-        assert_eq!((seen.len(), seen[0].1, seen[0].3), (3, 3, after + 1));
-    }
-
-    #[test]
-    fn times_to_live_of_old_servers_become_absolute() {
-        let (seen, _) = read(&stretch(&["SET a 1", "EXPIRE a 10", "SET a 2"]), 1000, 0, true);
-        let told: Vec<_> = seen.iter().map(|s| s.2.as_str()).collect();
-        assert_eq!(told, ["SET a 1", "EXPIRE a 10", "PEXPIREAT a 10050", "SET a 2"]);
-    }
-}
+mod tests;
