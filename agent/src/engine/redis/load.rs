@@ -15,6 +15,7 @@ use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
 use tidemark_proto::{Error, Incarnation, Result, SlotSet, Timestamp};
 
+use super::conn::Connection;
 use super::marker::{Marker, Step};
 use super::notes::Folder;
 use super::part::RedisPart;
@@ -35,6 +36,8 @@ pub(super) struct Shared {
     /// Version of the RDB format of the server.
     pub(super) version: u16,
     pub(super) cluster: bool,
+    /// Databases beside the first that a server of a Cluster has, as far as anybody has asked.
+    pub(super) databases: Mutex<BTreeSet<u64>>,
     pub(super) open: Mutex<BTreeSet<u32>>,
 }
 
@@ -70,8 +73,8 @@ pub(super) fn begin(redis: Arc<Redis>, job: JobId, slots: SlotSet, in_place: boo
     let (server, cluster) = (view.info.version(), view.info.is_cluster());
     let version = version_of_server(&server)
         .ok_or_else(|| Error::unsupported(format!("the version of the server is not understood: {server}")))?;
-    let open = Mutex::default();
-    Ok(Box::new(RedisLoader(Arc::new(Shared { redis, place, slots, folder, version, cluster, open }))))
+    let (databases, open) = (Mutex::default(), Mutex::default());
+    Ok(Box::new(RedisLoader(Arc::new(Shared { redis, place, slots, folder, version, cluster, databases, open }))))
 }
 
 /// Calls a restore off that this process need not have begun.
@@ -80,6 +83,21 @@ pub(super) fn abort(redis: Arc<Redis>, job: JobId) -> Result<()> {
 }
 
 impl Shared {
+    /// Whether the server has a database. One of a Cluster has the first alone, and more only where it was told so (Valkey from 9 on):
+    /// it is asked, as what is sent behind a choice that it refuses would go to another database.
+    pub(super) fn has_database(&self, db: u64) -> Result<bool> {
+        let mut known = self.databases.lock().expect("databases");
+        if !self.cluster || known.contains(&db) {
+            return Ok(true);
+        }
+        let mut connection = Connection::open(&self.redis.options.address, &self.place.login()?)?;
+        let has = connection.call(&[b"SELECT", db.to_string().as_bytes()])?.ok("SELECT").is_ok();
+        if has {
+            let _ = known.insert(db);
+        }
+        Ok(has)
+    }
+
     fn check_no_open_part(&self) -> Result<()> {
         let open = self.open.lock().expect("parts");
         open.first()
@@ -116,7 +134,7 @@ impl Loader for RedisLoader {
         self.0.place.is_whole(&folder.finished()?.into_keys().collect())?;
         let (address, login) = (&options.address, self.0.place.login()?);
         let _ = target::served(&self.0.redis.view()?, &self.0.slots)?;
-        let read = read_back(address, &login, &self.0.slots, folder.all_expiring()?)?;
+        let read = read_back(address, &login, &self.0.slots, (folder.all_expiring()?, folder.all_fields()?))?;
         // What moved meanwhile is missing from what was read.
         let _ = target::served(&self.0.redis.view()?, &self.0.slots)?;
         Ok(read)

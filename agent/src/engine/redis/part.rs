@@ -7,6 +7,8 @@ use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::crash;
 use tidemark_common::rdb::commands::{CommandSink, MOST_STRING, put_key};
 use tidemark_common::rdb::convert::type_for_server;
+use tidemark_common::rdb::fields::fields_expire;
+use tidemark_common::rdb::lasting::Lasting;
 use tidemark_common::rdb::{Crc64, RawValue, convert, payload};
 use tidemark_common::record::{RedisMeta, split_redis_key};
 use tidemark_common::run::{LONG_PIECE, LongValue, Spool};
@@ -15,7 +17,7 @@ use tidemark_proto::{Error, ErrorKind, Result, SlotSet, error::ResultExt};
 
 use super::conn::Connection;
 use super::load::Shared;
-use super::notes::{Expiring, Note};
+use super::notes::{Expiring, Note, Volatile};
 use super::resp::{put_bulk, put_head, put_request};
 use super::server::View;
 use super::target::{self, ASKING};
@@ -49,6 +51,7 @@ pub(super) struct RedisPart {
     db: u64,
     loaded: SetDigest,
     expiring: Vec<Expiring>,
+    volatile: Vec<Volatile>,
     expired: u64,
 }
 
@@ -69,6 +72,7 @@ impl RedisPart {
             db: 0,
             loaded: SetDigest::default(),
             expiring: Vec::new(),
+            volatile: Vec::new(),
             expired: 0,
         }
     }
@@ -119,10 +123,10 @@ impl RedisPart {
         if db == self.db {
             return Ok(());
         }
-        if self.shared.cluster {
+        if !self.shared.has_database(db)? {
             return Err(Error::unsupported(format!(
-                "the backup holds keys in database {db}, and a Cluster has database 0 alone: restore onto a server of its \
-                 own"
+                "the backup holds keys in database {db}, which the servers of this Cluster do not have: restore onto a server \
+                 of its own, or onto a Cluster with several databases (Valkey from 9 on, cluster-databases)"
             )));
         }
         self.request(&[b"SELECT", db.to_string().as_bytes()]);
@@ -302,9 +306,16 @@ impl RedisPart {
         Ok(Some((key, meta)))
     }
 
-    fn note(&mut self, meta: &RedisMeta, hash: u128) -> Result<()> {
+    /// Notes a record that was sent: `key` of the record and its value.
+    fn note<V: RawValue + ?Sized>(&mut self, key: &[u8], meta: &RedisMeta, value: &V, hash: u128) -> Result<()> {
         self.loaded.add(hash);
-        if let Some(at) = meta.expire_at_millis {
+        let mut ends = meta.expire_at_millis;
+        if fields_expire(meta.type_byte, meta.family) {
+            let fields = Lasting::of(meta.type_byte, meta.family, value)?;
+            ends = [ends, fields.ends()].into_iter().flatten().min();
+            self.volatile.push(Volatile { key: Volatile::hash(key), meaning: meta.meaning, fields });
+        }
+        if let Some(at) = ends {
             self.expiring.push((at, hash));
         }
         if self.out.len() >= BATCH { self.flush() } else { Ok(()) }
@@ -318,7 +329,7 @@ impl PartLoader for RedisPart {
             true => self.put_natively(key, &meta, record.value)?,
             false => self.put_payload(key, &meta, record.value)?,
         }
-        self.note(&meta, hash)
+        self.note(record.key, &meta, record.value, hash)
     }
 
     fn put_long(&mut self, record: LongRecord<'_>, hash: u128) -> Result<()> {
@@ -327,7 +338,7 @@ impl PartLoader for RedisPart {
             true => self.put_natively(key, &meta, record.value)?,
             false => self.put_payload_of(key, &meta, record.value)?,
         }
-        self.note(&meta, hash)
+        self.note(record.key, &meta, record.value, hash)
     }
 
     fn finish(mut self: Box<Self>, source: SetDigest) -> Result<SetDigest> {
@@ -335,6 +346,7 @@ impl PartLoader for RedisPart {
         self.flush()?;
         let folder = &self.shared.folder;
         folder.keep_expiring(self.number, &self.expiring)?;
+        folder.keep_fields(self.number, &self.volatile)?;
         let note = Note { source, loaded: self.loaded, expired: self.expired }.text();
         let shared = &self.shared;
         shared.place.same_life(self.life, || fsutil::replace(&folder.part(self.number), note.as_bytes()))?;
