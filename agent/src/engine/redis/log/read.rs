@@ -203,6 +203,8 @@ pub(super) struct Ended {
     pub(super) to: u64,
     /// Timestamp of the last entry.
     pub(super) last: Timestamp,
+    /// Behind it slots move as a whole: that is not for the log.
+    pub(super) moving: bool,
 }
 
 /// Gives out the entries of the commands behind `from`, which get timestamps above `after`, by ascending slot. With a `ceiling` they
@@ -215,7 +217,7 @@ pub(super) fn entries(
     sink: &mut dyn LogSink,
 ) -> Result<Ended> {
     found.clear();
-    let mut state = Ended { to: from, last: after };
+    let mut state = Ended { to: from, last: after, moving: false };
     let (mut at, mut db, mut words, mut came) = (0, stretch.db, Vec::new(), 0);
     let bytes = &stretch.bytes;
     let mut args: Vec<&[u8]> = Vec::new();
@@ -241,11 +243,15 @@ pub(super) fn entries(
                 if let Touches::Select(number) = touched {
                     db = number;
                 }
+                state.moving = offset > from && touched == Touches::Moving;
                 place_of(&touched)
             }
         };
         if offset <= from {
             continue;
+        }
+        if state.moving {
+            break;
         }
         state.to = offset;
         let Some((slot, key)) = place else { continue };
@@ -273,14 +279,16 @@ pub(super) fn entries(
 /// The slot under which a command stands, and its first key; `None` for one that changes nothing.
 fn place_of<'k>(touched: &Touches<'k>) -> Option<(u16, Option<&'k [u8]>)> {
     match touched {
-        Touches::Select(_) | Touches::Nothing => None,
+        Touches::Select(_) | Touches::Nothing | Touches::Moving => None,
         Touches::Keys(keys) => {
             let first = *keys.first()?;
             let slot = slot_of(first);
             let one = keys.iter().skip(1).all(|key| slot_of(key) == slot);
             Some((if one { slot } else { ALL_SLOTS }, Some(first)))
         }
-        Touches::Database | Touches::Everything | Touches::Unknown | Touches::Functions => Some((ALL_SLOTS, None)),
+        Touches::Database | Touches::Everything | Touches::Unknown | Touches::Functions | Touches::Slots(_) => {
+            Some((ALL_SLOTS, None))
+        }
     }
 }
 
@@ -362,6 +370,28 @@ mod tests {
         let after = Timestamp::new(9000, 0).0;
         let (seen, _) = read(&stretch, stretch.came[3].0, after, false);
         assert_eq!((seen.len(), seen[0].1, seen[0].3), (3, 3, after + 1));
+    }
+
+    #[test]
+    fn what_moves_slots_as_a_whole_is_no_part_of_a_log() {
+        let moving = "CLUSTER SYNCSLOTS ESTABLISH SOURCE a NAME b SLOTSRANGE 0 99";
+        let stretch = stretch(&["SET a 1", "CLUSTER FLUSHSLOT 7", moving, "RPUSH k 1"]);
+        let (seen, ended) = read(&stretch, 1000, 0, false);
+        let told: Vec<_> = seen.iter().map(|s| (s.0, s.2.as_str())).collect();
+        assert_eq!(told, [(slot_of(b"a"), "SET a 1"), (ALL_SLOTS, "CLUSTER FLUSHSLOT 7")]);
+        assert_eq!((ended.moving, ended.to), (true, stretch.came[1].0));
+        // Nor is it passed over by who begins there; behind it a log may begin.
+        let (seen, ended) = read(&stretch, stretch.came[1].0, 0, false);
+        assert_eq!((seen, ended.moving, ended.to), (Vec::new(), true, stretch.came[1].0));
+        let behind = Stretch { came: vec![(stretch.end(), 50)], ..stretch };
+        let known = entries(
+            &behind,
+            (behind.came[0].0, Timestamp(0), None),
+            &Source { commands: &commands(), relative: false },
+            &mut Found::default(),
+            &mut Sink::default(),
+        );
+        assert!(!known.unwrap().moving);
     }
 
     #[test]
