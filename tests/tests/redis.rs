@@ -12,6 +12,8 @@ mod cut;
 mod early;
 #[path = "redis/fenced.rs"]
 mod fenced;
+#[path = "redis/fields.rs"]
+mod fields;
 #[path = "redis/files.rs"]
 mod files;
 #[path = "rdb/fill.rs"]
@@ -66,3 +68,5 @@ mod shares;
 mod targets;
 #[path = "redis/tls.rs"]
 mod tls;
+#[path = "redis/whole.rs"]
+mod whole;
