@@ -121,6 +121,11 @@ fn base_and_log_are_the_state_at_the_cut() {
 }
 
 #[test]
+fn fields_that_expire_are_followed_where_servers_have_them() {
+    Flavor::installed().into_iter().for_each(|flavor| exact(flavor, Wildness::Fields));
+}
+
+#[test]
 fn databases_that_are_emptied_and_swapped_on_the_way_are_followed() {
     Flavor::installed().into_iter().for_each(|flavor| exact(flavor, Wildness::Everything));
 }
