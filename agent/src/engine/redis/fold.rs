@@ -317,7 +317,7 @@ mod tests {
         let commands = Commands::known();
         let touched = Touched::read(&path, len, &commands).unwrap();
         assert!(touched.of_cluster && !touched.everything);
-        assert_eq!((touched.emptied.slots.len(), touched.commands), (2, 7));
+        assert_eq!((touched.emptied.slots.len(), touched.commands), (2, 9));
         let written = touched.write_of_one((&path, len), &commands, &out).unwrap();
         let of_a = ["SELECT 0", "DEL a", "SELECT 3", "DEL {a}x", "SELECT 0"];
         let of_both = ["SELECT 0", "DEL a b", "SELECT 3", "DEL {a}x", "SELECT 0"];

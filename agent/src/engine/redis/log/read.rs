@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn what_moves_slots_as_a_whole_is_no_part_of_a_log() {
         let moving = "CLUSTER SYNCSLOTS ESTABLISH SOURCE a NAME b SLOTSRANGE 0 99";
-        let stretch = stretch(&["SET a 1", "CLUSTER FLUSHSLOT 7", moving, "RPUSH k 1"]);
+        let stretch = stretch(&["SET a 1", "CLUSTER FLUSHSLOT 7", moving, "SET k 1"]);
         let (seen, ended) = read(&stretch, 1000, 0, false);
         let told: Vec<_> = seen.iter().map(|s| (s.0, s.2.as_str())).collect();
         assert_eq!(told, [(slot_of(b"a"), "SET a 1"), (ALL_SLOTS, "CLUSTER FLUSHSLOT 7")]);
