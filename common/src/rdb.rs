@@ -21,6 +21,7 @@ mod crc;
 mod decode;
 pub mod fields;
 mod input;
+pub mod lasting;
 mod length;
 mod lzf;
 pub mod meaning;

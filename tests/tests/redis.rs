@@ -12,6 +12,8 @@ mod cut;
 mod early;
 #[path = "redis/fenced.rs"]
 mod fenced;
+#[path = "redis/fields.rs"]
+mod fields;
 #[path = "redis/files.rs"]
 mod files;
 #[path = "rdb/fill.rs"]
@@ -70,3 +72,5 @@ mod targets;
 mod tls;
 #[path = "redis/transactions.rs"]
 mod transactions;
+#[path = "redis/whole.rs"]
+mod whole;

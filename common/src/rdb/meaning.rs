@@ -135,6 +135,11 @@ impl Meaning {
         }
     }
 
+    /// The members shown since the last [`ValueVisitor::class`], of a set, sorted set or hash.
+    pub(super) fn members(&self) -> SetDigest {
+        self.members
+    }
+
     #[inline]
     fn member(&mut self) {
         let hash = self.pieces.take();

@@ -1,6 +1,6 @@
 //! What a command is about, in terms of keys of records.
 
-use tidemark_proto::{Error, Result, slot_of};
+use tidemark_proto::{Error, Result, SlotSet, slot_of};
 
 use super::keys::{Commands, Touches};
 use crate::record::{redis_key, split_redis_key};
@@ -12,6 +12,8 @@ pub enum About {
     Keys(Vec<Vec<u8>>),
     /// All keys of a database (`None`: of all) in the slots of its node.
     Emptied(Option<u64>),
+    /// All keys in these slots of its node, in all databases: they are deleted.
+    Slots(SlotSet),
     /// Keys that stand nowhere in it.
     Everything,
     /// The functions.
@@ -47,7 +49,8 @@ pub fn about(commands: &Commands, db: u64, words: &[Vec<u8>]) -> Result<About> {
         Touches::Everything => About::Emptied(None),
         Touches::Unknown => About::Everything,
         Touches::Functions => About::Functions,
-        Touches::Nothing | Touches::Select(_) => About::Nothing,
+        Touches::Slots(slots) => About::Slots(slots),
+        Touches::Nothing | Touches::Select(_) | Touches::Moving => About::Nothing,
     })
 }
 

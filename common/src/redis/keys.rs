@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 
-use tidemark_proto::{Error, Result};
+use tidemark_proto::slot::SLOT_COUNT;
+use tidemark_proto::{Error, Result, SlotSet};
 
 use super::resp::Reply;
 
@@ -41,14 +42,18 @@ pub enum Touches<'a> {
     Everything,
     /// Keys that stand nowhere in it (a sort by the values of other keys, a swap of databases).
     Unknown,
+    /// All keys of these slots, in all databases: they are deleted.
+    Slots(SlotSet),
+    /// Slots move between nodes of a Cluster as a whole: what follows for these is what their old node has sent, or has stopped to be.
+    Moving,
     /// The functions.
     Functions,
     /// Nothing that is stored.
     Nothing,
 }
 
-/// Commands that write, with their first key, their last, and the step between them: those of Redis 7.0 and Valkey 8 whose keys do
-/// not move.
+/// Commands that write, with their first key, their last, and the step between them: those of Redis up to 8.6 and Valkey up to 9.1 whose
+/// keys do not move.
 const KNOWN: [(i64, i64, i64, &str); 6] = [
     (1, -2, 1, "blpop brpop bzpopmax bzpopmin"),
     (1, -1, 1, "del pfcount pfmerge sdiffstore sinterstore sunionstore unlink touch"),
@@ -57,19 +62,20 @@ const KNOWN: [(i64, i64, i64, &str); 6] = [
         1,
         1,
         1,
-        "append bitfield decr decrby expire expireat geoadd getdel getex getset hdel hexpire hexpireat hgetdel hgetex hincrby \
-         hincrbyfloat hmset hpersist hpexpire hpexpireat hset hsetex hsetnx incr incrby incrbyfloat linsert lpop lpush lpushx lrem \
-         lset ltrim persist pexpire pexpireat pfadd psetex restore restore-asking rpop rpush rpushx sadd set setbit setex setnx \
-         setrange spop srem xack xackdel xadd xautoclaim xclaim xdel xdelex xsetid xtrim zadd zincrby zpopmax zpopmin zrem \
-         zremrangebylex zremrangebyrank zremrangebyscore",
+        "append bitfield decr decrby delex delifeq expire expireat geoadd getdel getex getset hdel hexpire hexpireat hgetdel hgetex \
+         hincrby hincrbyfloat hmset hpersist hpexpire hpexpireat hset hsetex hsetnx incr incrby incrbyfloat linsert lpop lpush \
+         lpushx lrem lset ltrim persist pexpire pexpireat pfadd psetex restore restore-asking rpop rpush rpushx sadd set setbit \
+         setex setnx setrange spop srem vadd vrem vsetattr xack xackdel xadd xautoclaim xcfgset xclaim xdel xdelex xidmprecord \
+         xsetid xtrim zadd zincrby zpopmax zpopmin zrem zremrangebylex zremrangebyrank zremrangebyscore",
     ),
     (1, 2, 1, "blmove brpoplpush copy geosearchstore lmove rename renamenx rpoplpush smove zrangestore"),
     (2, -1, 1, "bitop"),
 ];
 
 /// Commands that [`Commands::touches`] looks at by itself, whatever the server says of their keys.
-const BY_HAND: &str = "copy eval evalsha exec fcall flushall flushdb function georadius georadiusbymember \
-    lmpop move multi ping publish replconf script select sort spublish swapdb xgroup xreadgroup zdiffstore zinterstore zmpop zunionstore";
+const BY_HAND: &str = "cluster copy eval evalsha exec fcall flushall flushdb function georadius georadiusbymember \
+    lmpop move msetex multi ping publish replconf script select sort spublish swapdb trimslots xgroup xreadgroup zdiffstore zinterstore zmpop \
+    zunionstore";
 
 /// Names that are longer than this are looked up in the slow way.
 const USUAL_NAME: usize = 24;
@@ -148,6 +154,16 @@ impl Commands {
             "georadius" | "georadiusbymember" => georadius(args)?,
             "xgroup" => Touches::Keys(vec![at(2)?]),
             "xreadgroup" => Touches::Unknown,
+            "msetex" => Touches::Keys(pairs(args, 1, count(1)?).ok_or_else(missing)?),
+            "cluster" => cluster(args).ok_or_else(|| {
+                let subcommand = String::from_utf8_lossy(args.get(1).copied().unwrap_or_default());
+                Error::unsupported(format!(
+                    "the replication stream holds `cluster {subcommand:.40}`, which is not known"
+                ))
+            })?,
+            "trimslots" if args.get(1).is_some_and(|a| a.eq_ignore_ascii_case(b"ranges")) => {
+                Touches::Slots(ranges(args, 2, count(2)?).ok_or_else(missing)?)
+            }
             _ => Touches::Keys(self.by_spec(&name, args)?),
         })
     }
@@ -175,6 +191,35 @@ impl Commands {
 /// The keys behind a number of keys that stands at `at`.
 fn numbered<'a>(args: &[&'a [u8]], at: usize, count: usize) -> Option<Vec<&'a [u8]>> {
     args.get(at + 1..(at + 1).checked_add(count)?).map(<[_]>::to_vec)
+}
+
+/// As [`numbered`], where behind each key stands its value.
+fn pairs<'a>(args: &[&'a [u8]], at: usize, count: usize) -> Option<Vec<&'a [u8]>> {
+    let words = args.get(at + 1..(at + 1).checked_add(count.checked_mul(2)?)?)?;
+    Some(words.iter().step_by(2).copied().collect())
+}
+
+/// A node tells its replicas what moves slots as a whole (Valkey from 9 on, Redis from 8.4 on: `CLUSTER SYNCSLOTS`), or deletes the keys
+/// of one (Valkey: `CLUSTER FLUSHSLOT`). Its keys follow as commands of their own.
+fn cluster<'a>(args: &[&'a [u8]]) -> Option<Touches<'a>> {
+    match args.get(1)?.to_ascii_lowercase().as_slice() {
+        b"syncslots" => Some(Touches::Moving),
+        b"flushslot" => slot(args, 2).map(|slot| Touches::Slots(SlotSet::range(slot, slot))),
+        _ => None,
+    }
+}
+
+fn slot(args: &[&[u8]], at: usize) -> Option<u16> {
+    std::str::from_utf8(args.get(at)?).ok()?.parse().ok().filter(|slot| *slot < SLOT_COUNT)
+}
+
+/// Ranges of slots behind their number, which stands at `at`.
+fn ranges(args: &[&[u8]], at: usize, count: usize) -> Option<SlotSet> {
+    if args.len() != (at + 1).checked_add(count.checked_mul(2)?)? {
+        return None;
+    }
+    let range = |n: usize| Some((slot(args, at + 1 + 2 * n)?, slot(args, at + 2 + 2 * n)?)).filter(|(a, b)| a <= b);
+    (0..count).map(range).collect::<Option<Vec<_>>>().map(SlotSet::from_ranges)
 }
 
 fn sort<'a>(args: &[&'a [u8]]) -> Result<Touches<'a>> {
@@ -245,6 +290,8 @@ mod tests {
             ("SELECT 7", "Select(7)"),
             ("flushall", "Everything"),
             ("PING", "Nothing"),
+            ("MSETEX 2 a 1 b 2 PXAT 7", "a b"),
+            ("CLUSTER SYNCSLOTS FINISH STATE SUCCESS NAME x", "Moving"),
         ] {
             assert_eq!(touches(line).unwrap(), keys, "{line}");
         }
@@ -255,7 +302,46 @@ mod tests {
             let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
             assert_eq!((told.one_key(&args), told.touches(&args).unwrap()), (None, Touches::Unknown), "{line}");
         }
-        for bad in ["GCRA a", "NEWER a", "MIGRATE h 1 k", "ZUNIONSTORE d 9 a", "SET"] {
+        let told = ["msetex", "cluster"].map(|name| spec(name, 1, 1, 1, false));
+        let told = Commands::parse(Reply::Array(told.to_vec())).unwrap();
+        assert_eq!(
+            (told.one_key(&[b"MSETEX", b"1", b"a"]), told.one_key(&[b"CLUSTER", b"FLUSHSLOT"])),
+            (None, None)
+        );
+        for bad in [
+            "GCRA a",
+            "NEWER a",
+            "MIGRATE h 1 k",
+            "ZUNIONSTORE d 9 a",
+            "SET",
+            "MSETEX 2 a 1 b",
+            "CLUSTER SETSLOT 7 STABLE",
+        ] {
+            assert!(touches(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn slots_that_are_emptied() {
+        for (line, slots) in [
+            ("CLUSTER FLUSHSLOT 58", "58"),
+            ("cluster flushslot 7 ASYNC", "7"),
+            ("TRIMSLOTS RANGES 1 0 99", "0-99"),
+            ("TRIMSLOTS RANGES 2 0 99 200 200", "0-99,200"),
+        ] {
+            let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            let Touches::Slots(found) = commands().touches(&args).unwrap() else { panic!("{line}") };
+            assert_eq!(found.to_string(), slots, "{line}");
+        }
+        for bad in [
+            "CLUSTER FLUSHSLOT",
+            "CLUSTER FLUSHSLOT 16384",
+            "TRIMSLOTS RANGES 1 0 16384",
+            "TRIMSLOTS RANGES 2 0 99",
+            "TRIMSLOTS RANGES 1 9 8",
+            "TRIMSLOTS SLOTS 1 0 9",
+            "TRIMSLOTS RANGES 18446744073709551615 0 9",
+        ] {
             assert!(touches(bad).is_err(), "{bad}");
         }
     }

@@ -203,7 +203,24 @@ impl Named {
             }
             About::Nothing | About::Functions => return Ok(()),
             _ if scope.functions => return Ok(()),
-            About::Emptied(db) => self.empty(db, command, scope, out)?,
+            About::Emptied(db) => {
+                let slots = scope.slots.intersect(command.owner);
+                if !self.everything {
+                    self.empty(db, &slots, out)?;
+                } else if slots == scope.slots {
+                    // The server holds all that counts, by now under other names: it knows what to drop.
+                    self.pass(command, out)?;
+                } else if !slots.is_empty() {
+                    return Err(Error::unsupported("it empties a node's databases after others were swapped"));
+                }
+            }
+            About::Slots(slots) => {
+                let slots = slots.intersect(&scope.slots).intersect(command.owner);
+                if self.everything && !slots.is_empty() {
+                    return Err(Error::unsupported("it deletes the keys of slots after databases were swapped"));
+                }
+                self.empty(None, &slots, out)?;
+            }
             About::Everything => {
                 // What is swapped or looked up by it lies in other slots than those that count, unless it is a swap.
                 let swap = name_of(&words) == "SWAPDB";
@@ -266,18 +283,10 @@ impl Named {
         Ok(!self.emptied.is_empty() && (holds(None) || holds(Some(db))))
     }
 
-    /// A database, or all of them, was emptied by the node of `command`.
-    fn empty(&mut self, db: Option<u64>, command: &Command<'_>, scope: &Scope, out: &mut Out) -> Result<()> {
-        let slots = scope.slots.intersect(command.owner);
+    /// A database, or all of them, was emptied in these slots.
+    fn empty(&mut self, db: Option<u64>, slots: &SlotSet, out: &mut Out) -> Result<()> {
         if slots.is_empty() {
             return Ok(());
-        }
-        if self.everything {
-            // The server holds all that counts, by now under other names: it knows what to drop.
-            if slots != scope.slots {
-                return Err(Error::unsupported("it empties a node's databases after others were swapped"));
-            }
-            return self.pass(command, out);
         }
         let mut gone: HashMap<u64, Vec<Vec<u8>>> = HashMap::new();
         for (key, known) in self.keys.iter_mut().filter(|(_, known)| known.alive) {
@@ -294,7 +303,7 @@ impl Named {
             }
         }
         let emptied = self.emptied.entry(db).or_insert(SlotSet::EMPTY);
-        *emptied = emptied.union(&slots);
+        *emptied = emptied.union(slots);
         Ok(())
     }
 

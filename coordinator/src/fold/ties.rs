@@ -75,7 +75,7 @@ pub async fn ties(manifest: &Manifest, log: &LogParts, at: Timestamp) -> Result<
         let alone = match found {
             Some((About::Nothing | About::Functions, _)) => true,
             Some((About::Keys(_), ties)) => !ties,
-            Some((About::Emptied(_), _)) => whole(owner()),
+            Some((About::Emptied(_) | About::Slots(_), _)) => whole(owner()),
             Some((About::Everything, _)) => name == "SWAPDB" && divided.is_empty() && whole(owner()),
             None => false,
         };
@@ -115,7 +115,7 @@ pub(super) async fn ties_slots(manifest: &Manifest, log: &LogParts, at: Timestam
     let several = |piece: Piece, entry: &LogEntry<'_>| -> Option<String> {
         let (name, found) = named(&commands, entry);
         let alone = match found {
-            Some((About::Nothing | About::Functions | About::Emptied(_), _)) => true,
+            Some((About::Nothing | About::Functions | About::Emptied(_) | About::Slots(_), _)) => true,
             Some((About::Keys(_), ties)) => !ties,
             // Each server swaps what it has of both; where a node has some slots alone, it must not.
             Some((About::Everything, _)) => name == "SWAPDB" && log.owner(piece, &root.nodes) == SlotSet::all(),

@@ -226,7 +226,7 @@ impl Points {
 }
 
 /// Whether blocking commands that arrive while this server is paused never time out: then it is not paused every few seconds.
-/// Redis from 7.2.5 on and Valkey 8 have the fault until their releases of the summer of 2025.
+/// Redis from 7.2.5 on and Valkey from 7.2.6 on have the fault until their releases of the summer of 2025.
 fn pauses_hang(version: &str) -> bool {
     let (name, numbers) = version.split_once(' ').unwrap_or((version, ""));
     let mut numbers = numbers.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
@@ -234,7 +234,7 @@ fn pauses_hang(version: &str) -> bool {
     let release = (next(), next(), next());
     match name {
         "redis" => ((7, 2, 5)..(8, 2, 0)).contains(&release),
-        "valkey" => ((8, 0, 0)..(8, 1, 3)).contains(&release),
+        "valkey" => ((7, 2, 6)..(8, 1, 3)).contains(&release),
         _ => true,
     }
 }
@@ -245,8 +245,16 @@ mod tests {
 
     #[test]
     fn servers_whose_blocking_commands_hang_are_known() {
-        let hang = ["redis 7.2.5", "redis 7.4.1", "redis 8.0.2", "valkey 8.0.1", "valkey 8.1.2", "other 1.0"];
-        let well = ["redis 6.2.14", "redis 7.0.15", "redis 7.2.4", "redis 8.2.0", "valkey 7.2.9", "valkey 9.0.0"];
+        let hang = [
+            "redis 7.2.5",
+            "redis 7.4.1",
+            "redis 8.0.2",
+            "valkey 7.2.7",
+            "valkey 8.0.1",
+            "valkey 8.1.2",
+            "other 1.0",
+        ];
+        let well = ["redis 6.2.14", "redis 7.0.15", "redis 7.2.4", "redis 8.2.0", "valkey 7.2.5", "valkey 9.0.0"];
         assert!(hang.iter().all(|v| pauses_hang(v)) && !well.iter().any(|v| pauses_hang(v)));
     }
 

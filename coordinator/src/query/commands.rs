@@ -123,7 +123,7 @@ impl Past {
                 Ok(About::Keys(keys)) => keys,
                 Ok(About::Functions | About::Nothing) => continue,
                 Ok(About::Emptied(of)) if of.is_some_and(|of| of != db) => continue,
-                Ok(About::Emptied(_) | About::Everything) | Err(_) => return Ok(None),
+                Ok(About::Emptied(_) | About::Slots(_) | About::Everything) | Err(_) => return Ok(None),
             };
             for record in keys {
                 let (of, key) = split_redis_key(&record)?;
@@ -150,6 +150,7 @@ impl Past {
             let named = match about(&commands, command.db, &words) {
                 Ok(About::Keys(keys)) => keys.contains(&record),
                 Ok(About::Emptied(of)) => of.is_none_or(|of| of == db) && command.owner.contains(slot),
+                Ok(About::Slots(slots)) => slots.contains(slot) && command.owner.contains(slot),
                 Ok(About::Everything) => true,
                 Ok(About::Functions | About::Nothing) => false,
                 // Its keys are not known here: it is shown where it has the word.

@@ -104,6 +104,11 @@ impl Client {
         self.call(&command.split_ascii_whitespace().collect::<Vec<_>>())
     }
 
+    /// Whether the server knows a command.
+    pub fn knows(&mut self, command: &str) -> bool {
+        matches!(self.call(&["COMMAND", "INFO", command]).array()[..], [Reply::Array(_)])
+    }
+
     /// Sends a command; errors of the server are replies, those of the connection are errors.
     pub fn ask<A: AsRef<[u8]>>(&mut self, command: &[A]) -> std::io::Result<Reply> {
         self.send(command)?;

@@ -41,9 +41,8 @@ impl Cluster {
         let count = nodes.len();
         for (n, (_, server)) in (0..).zip(&nodes) {
             let mut client = server.client();
-            for &(first, last) in even_share(n, count as u16).ranges() {
-                let _ = client.run(&format!("CLUSTER ADDSLOTSRANGE {first} {last}"));
-            }
+            let slots: Vec<String> = even_share(n, count as u16).iter().map(|slot| slot.to_string()).collect();
+            let _ = client.run(&format!("CLUSTER ADDSLOTS {}", slots.join(" ")));
             let _ = client.run(&format!("CLUSTER SET-CONFIG-EPOCH {}", n + 1));
             let _ = client.run(&format!("CLUSTER MEET 127.0.0.1 {}", nodes[0].0));
         }

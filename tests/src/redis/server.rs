@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
+use tidemark_common::rdb::version_of_server;
+use tidemark_common::redis::scratch::version_of;
 
 use super::{Client, eventually};
 
@@ -24,12 +26,36 @@ impl Flavor {
         [Self::Redis, Self::Valkey].into_iter().filter(there).collect()
     }
 
-    /// Name of the server's program.
+    /// Name of the server's program. By this name the one that `tests/run` was told of is found as well, of whichever kind and version.
     pub fn program(self) -> &'static str {
         match self {
             Self::Redis => "redis-server",
             Self::Valkey => "valkey-server",
         }
+    }
+
+    /// Kind and version of the program (`redis 7.0.15`, `valkey 8.0.1`).
+    pub fn version(self) -> String {
+        version_of(self.program()).unwrap_or_else(|e| panic!("{}", e.report()))
+    }
+
+    /// Version of the RDB format that it writes.
+    pub fn rdb_version(self) -> u16 {
+        version_of_server(&self.version()).unwrap_or_else(|| panic!("{}", self.version()))
+    }
+
+    /// Whether it is at least as new as this: Redis of the first version, or Valkey of the second.
+    pub fn is_from(self, redis: (u32, u32), valkey: (u32, u32)) -> bool {
+        let version = self.version();
+        let (kind, numbers) = version.split_once(' ').expect("kind and version");
+        let mut numbers = numbers.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+        let release = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        release >= if kind == "valkey" { valkey } else { redis }
+    }
+
+    /// Whether it has functions, tells times to live as absolute ones, and so on: Redis 7.0, and all of Valkey.
+    pub fn is_from_7_0(self) -> bool {
+        self.is_from((7, 0), (7, 2))
     }
 }
 
@@ -134,11 +160,14 @@ const FILE: &str = "dump.rdb";
 fn spawn(flavor: Flavor, dir: &Path, options: &[&str]) -> Child {
     let fixed =
         ["--port", "0", "--unixsocket", "socket", "--logfile", "log", "--daemonize", "no", "--dbfilename", FILE];
-    let loose = ["--enable-debug-command", "local", "--appendonly", "no", "--repl-diskless-sync-delay", "0"];
+    let loose = ["--appendonly", "no", "--repl-diskless-sync-delay", "0"];
+    // Before 7.0 everybody may.
+    let debug: &[&str] = if flavor.is_from_7_0() { &["--enable-debug-command", "local"] } else { &[] };
     let started = Command::new(flavor.program())
         .current_dir(dir)
         .args(fixed)
         .args(loose)
+        .args(debug)
         .args(["--save", ""])
         .args(options)
         .stdin(Stdio::null())

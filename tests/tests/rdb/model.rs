@@ -185,6 +185,21 @@ pub(crate) fn ask(client: &mut Client, key: &[u8]) -> Model {
     }
 }
 
+/// Whether a key expires at this time.
+pub(crate) fn expires_at(client: &mut Client, key: &[u8], wanted: Option<i64>) -> bool {
+    if client.knows("PEXPIRETIME") {
+        return client.call(&[&b"PEXPIRETIME"[..], key]).integer() == wanted.unwrap_or(-1);
+    }
+    // Servers before 7.0 say how long it lives yet.
+    let left = client.call(&[&b"PTTL"[..], key]).integer();
+    let now: Vec<i64> = client.run("TIME").strings().iter().map(|n| text(n)).collect();
+    wanted.map_or(left == -1, |at| (now[0] * 1000 + now[1] / 1000 + left).abs_diff(at) < 1000)
+}
+
+fn text(number: &[u8]) -> i64 {
+    std::str::from_utf8(number).expect("text").parse().expect("number")
+}
+
 fn stream(client: &mut Client, key: &[u8]) -> Model {
     let entry = |e: Reply| {
         let mut e = e.array();
@@ -207,7 +222,9 @@ fn stream(client: &mut Client, key: &[u8]) -> Model {
         let last = field(&group, "last-delivered-id").text();
         let _none = groups.insert(name, GroupModel { last, pending: pending.collect(), consumers });
     }
-    let added = Some(field(&info, "entries-added").integer() as u64);
+    // Before 7.0 nobody counts them.
+    let counted = client.knows("FUNCTION");
+    let added = counted.then(|| field(&info, "entries-added").integer() as u64);
     Model::Stream { entries, last: field(&info, "last-generated-id").text(), added, groups }
 }
 

@@ -33,12 +33,12 @@ pub(crate) fn engine(server: &Server, dir: &std::path::Path) -> Arc<Redis> {
     Redis::open(options(server, dir)).expect("engine")
 }
 
-fn prepare(engine: &Redis, job: JobId) {
+pub(crate) fn prepare(engine: &Redis, job: JobId) {
     engine.prepare(job, true, &|| false, &|_| ()).expect("a base");
 }
 
 /// Takes a cut: attempts until the server stood still.
-fn cut(engine: &Redis, job: JobId, at: Timestamp) {
+pub(crate) fn cut(engine: &Redis, job: JobId, at: Timestamp) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let held = engine.hold(job, Duration::from_millis(200)).expect("hold");
@@ -56,7 +56,7 @@ fn cut(engine: &Redis, job: JobId, at: Timestamp) {
 }
 
 /// What the engine gives at the cut, checked for order.
-fn given(engine: &Redis, at: Timestamp, slots: SlotSet) -> Contents {
+pub(crate) fn given(engine: &Redis, at: Timestamp, slots: SlotSet) -> Contents {
     let snapshot = engine.snapshot(at).expect("snapshot");
     let (mut found, mut last) = (Contents::new(), Vec::new());
     snapshot
@@ -118,6 +118,11 @@ fn exact(flavor: Flavor, wildness: Wildness) {
 #[test]
 fn base_and_log_are_the_state_at_the_cut() {
     Flavor::installed().into_iter().for_each(|flavor| exact(flavor, Wildness::Databases));
+}
+
+#[test]
+fn fields_that_expire_are_followed_where_servers_have_them() {
+    Flavor::installed().into_iter().for_each(|flavor| exact(flavor, Wildness::Fields));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tidemark_tests::redis::{Client, Flavor, Server};
 
 use super::contents::{Contents, compare, held_by};
 use super::fill::fill;
-use super::model::{GroupModel, Model, ask};
+use super::model::{GroupModel, Model, ask, expires_at};
 
 /// A library of functions.
 const LIBRARY: &str = "#!lua name=mine\nredis.register_function('two', function() return 2 end)";
@@ -32,7 +32,9 @@ impl Backup {
         let mut client = source.client();
         fill(&mut client);
         ghosts(&mut client);
-        let _ = client.call(&["FUNCTION", "LOAD", LIBRARY]);
+        if flavor.is_from_7_0() {
+            let _ = client.call(&["FUNCTION", "LOAD", LIBRARY]);
+        }
         // It is in the backup, and nowhere else.
         let _ = client.run("DEBUG SET-ACTIVE-EXPIRE 0");
         let _ = client.run("SET expired x PX 1");
@@ -102,7 +104,7 @@ async fn servers_load_exported_files() {
         );
         let copy = load(flavor, &file);
         assert_eq!(copy.digest(), backup.source.digest());
-        assert_eq!(copy.client().run("FCALL two 0").integer(), 2);
+        assert!(!flavor.is_from_7_0() || copy.client().run("FCALL two 0").integer() == 2);
         compare("one file", &held_by(&copy), &backup.wanted);
 
         let (report, folder) = backup.good("shards", &["--format", "rdb", "--shards", "3"]);
@@ -121,9 +123,13 @@ async fn servers_load_exported_files() {
             backup.good("some.rdb", &["--format", "rdb", "--keys", "in-*", "--db", "9", "--slots", "0-16383"]);
         assert_eq!(held_by(&load(flavor, &file)).into_keys().collect::<Vec<_>>(), [b"\x09in-each"]);
 
-        // Values of newer servers are made such that Redis 7.0 loads them; older ones than that have no such lists.
-        let (_, file) = backup.good("old.rdb", &["--format", "rdb", "--rdb-version", "10"]);
-        compare("for Redis 7.0", &held_by(&load(Flavor::Redis, &file)), &backup.wanted);
+        // Values of newer servers are made such that Redis 7.0 loads them, but for fields that expire; older ones than that have no
+        // such lists.
+        let mut wanted = backup.wanted.clone();
+        let fades = flavor.is_from((7, 4), (9, 0)) && wanted.remove(&b"\0hash:ttl"[..]).is_some();
+        let keys: &[&str] = if fades { &["--keys", "!hash:ttl"] } else { &[] };
+        let (_, file) = backup.good("old.rdb", &[&["--format", "rdb", "--rdb-version", "10"], keys].concat());
+        compare("for Redis 7.0", &held_by(&load(Flavor::Redis, &file)), &wanted);
         let out = backup.fleet.dir().join("older.rdb");
         let args = ["--format", "rdb", "--rdb-version", "9", "--out", out.to_str().expect("text")];
         let refused = backup.export(&args);
@@ -154,7 +160,7 @@ async fn commands_make_the_same_data() {
             compare("piped", &held_by(&copy), &backup.wanted);
         }
         assert_eq!(copy.digest(), backup.source.digest());
-        assert_eq!(copy.client().run("FCALL two 0").integer(), 2);
+        assert!(!flavor.is_from_7_0() || copy.client().run("FCALL two 0").integer() == 2);
         // To standard output the same, and what was left out is said.
         let piped = backup.export(&["--format", "resp"]);
         assert!(piped.status.success() && piped.stdout == std::fs::read(&file).expect("file"));
@@ -276,8 +282,7 @@ async fn lines_hold_what_servers_answer() {
             let shown = String::from_utf8_lossy(&key[..key.len().min(40)]).into_owned();
             assert_eq!(line["slot"], slot_of(&key), "{shown}");
             let _ = client.run(&format!("SELECT {}", line["db"]));
-            let expires = client.call(&[&b"PEXPIRETIME"[..], &key]).integer();
-            assert_eq!(line["expire_at"].as_i64().unwrap_or(-1), expires, "{shown}");
+            assert!(expires_at(&mut client, &key, line["expire_at"].as_i64()), "{shown}");
             check(&shown, text, &line, ask(&mut client, &key));
             *seen.entry(line["type"].to_string()).or_insert(0) += 1;
         }

@@ -49,7 +49,9 @@ async fn files_of_a_cluster_become_a_backup_that_is_restored_and_searched() {
     spread(&cluster, filling());
     for mut client in cluster.clients() {
         let code = "#!lua name=mine\nredis.register_function('two', function() return 2 end)";
-        let _ = client.call(&["FUNCTION", "LOAD", code]);
+        if Flavor::Redis.is_from_7_0() {
+            let _ = client.call(&["FUNCTION", "LOAD", code]);
+        }
     }
     let mut fleet = Fleet::start().await;
     let files = files_of(&cluster, &fleet);
@@ -60,9 +62,9 @@ async fn files_of_a_cluster_become_a_backup_that_is_restored_and_searched() {
     assert_eq!((taken.len(), taken[0].records, taken[0].state.as_str()), (1, wanted.len() as u64, "complete"));
     compare("restored", &restored(&mut fleet, "old", "copy").await, &wanted);
     let shown = fleet.tidemark(&["backup", "show", "--cluster", "old"]).await;
-    assert!(shown.contains("mine"), "{shown}");
+    assert_eq!(shown.contains("mine"), Flavor::Redis.is_from_7_0(), "{shown}");
     let all = fleet.tidemark(&["backup", "show", "--cluster", "old", "-o", "json"]).await;
-    assert!(all.contains("shard 2.rdb") && all.contains("by redis 7"), "{all}");
+    assert!(all.contains("shard 2.rdb") && all.contains(&format!("by {}", Flavor::Redis.version())), "{all}");
     let _ = fleet.verify("old", "latest").await.unwrap_or_else(|e| panic!("{}", e.report()));
     // Nothing of the importing agent stays.
     later("the agent to be gone", async || {

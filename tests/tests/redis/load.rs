@@ -22,6 +22,8 @@ pub(crate) enum Wildness {
     Cluster,
     /// Several databases too.
     Databases,
+    /// And fields of hashes that expire, and what else newer servers know.
+    Fields,
     /// Whole databases are emptied and swapped as well.
     Everything,
 }
@@ -85,7 +87,8 @@ fn step(rng: &mut StdRng, wildness: Wildness) -> Vec<Vec<String>> {
     let (a, b) = (key(rng, "s"), key(rng, "s"));
     let value = rng.random::<u64>();
     let millis = rng.random_range(1..400);
-    let line = match rng.random_range(0..24) {
+    let kinds = if wildness == Wildness::Fields { 28 } else { 24 };
+    let line = match rng.random_range(0..kinds) {
         0..=3 => format!("SET {a} {value}"),
         4..=6 => format!("SET {a} {value} PX {millis}"),
         7 => format!("PEXPIRE {a} {}", millis * 10),
@@ -115,6 +118,11 @@ fn step(rng: &mut StdRng, wildness: Wildness) -> Vec<Vec<String>> {
             command.extend([script.into(), "2".into(), c, d, value.to_string(), millis.to_string()]);
             return vec![command];
         }
+        // Of these older servers know none, or not all.
+        24 => format!("HPEXPIRE {} {millis} FIELDS 2 f{} f{millis}", key(rng, "h"), rng.random_range(1..400)),
+        25 => format!("HSETEX {} PX {millis} FIELDS 1 f{millis} {value}", key(rng, "h")),
+        26 => format!("MSETEX 2 {a} {value} {b} {millis} PX {millis}"),
+        27 => format!("HPERSIST {} FIELDS 1 f{millis}", key(rng, "h")),
         _ => return wild(rng, wildness, &a),
     };
     vec![words(line)]

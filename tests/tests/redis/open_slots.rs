@@ -270,6 +270,12 @@ fn a_restore_goes_on_with_the_slots_that_it_began_with_and_names_the_right_that_
     let (arriving, leaving, server) = (open.slots[0].0, open.slots[1].0, &open.cluster.nodes[open.slots[0].2].1);
     let rights = "~* +ping +info +time +client|setname +cluster|nodes +acl|dryrun +restore +select +flushall";
     let _ = server.client().run(&format!("ACL SETUSER agent on >secret-word -@all {rights}"));
+    if Flavor::Redis.is_from((8, 4), (9, 0)) {
+        // Where slots can move as a whole, it must see those that do.
+        let valkey = Flavor::Redis.version().starts_with("valkey");
+        let right = if valkey { "+cluster|getslotmigrations" } else { "+cluster|migration" };
+        let _ = server.client().run(&format!("ACL SETUSER agent {right}"));
+    }
     let dir = tempfile::tempdir().expect("folder");
     let login = Login { user: "agent".into(), password: "secret-word".into(), tls: None };
     let engine = Redis::open(Options { login, ..options(server, dir.path()) }).expect("engine");

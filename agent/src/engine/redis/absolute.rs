@@ -4,18 +4,15 @@
 //! applied that present is long over. So behind each such command goes one more, which says when the key expires: from the
 //! time at which the command came. The key is not dropped before it: it is applied by a replica, which never expires a key.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
-use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+use tidemark_proto::{Error, Result};
 
-use super::resp::{put_request, read_command};
+use super::resp::put_request;
+use super::rewrite::{Fate, rewrite};
 
 /// How exactly it is known when a command came, in milliseconds.
 const GRAIN: i64 = 100;
-/// Bytes of the log read at once.
-const READ: usize = 1 << 20;
 
 /// When the bytes of a stream came.
 #[derive(Debug, Clone, Default)]
@@ -61,7 +58,7 @@ pub(super) fn relative<'a>(words: &[&'a [u8]]) -> Option<(&'a [u8], i64)> {
         b"pexpire" | b"psetex" => number(2)?,
         b"set" => option(3)?,
         b"getex" => option(2)?,
-        b"restore" if !(4..words.len()).any(|at| is(at, "absttl")) => number(2)?,
+        b"restore" | b"restore-asking" if !(4..words.len()).any(|at| is(at, "absttl")) => number(2)?,
         _ => return None,
     };
     (millis > 0).then_some((*words.get(1)?, millis))
@@ -70,58 +67,18 @@ pub(super) fn relative<'a>(words: &[&'a [u8]]) -> Option<(&'a [u8], i64)> {
 /// Writes the first `len` bytes of `log`, which begins at `first` of its stream, to `out`, with absolute times; answers how many bytes
 /// that are. Of a word at most `most` bytes are looked at.
 pub(super) fn write_absolute(
-    (log, len): (&Path, u64),
+    log: (&Path, u64),
     (first, arrivals): (u64, &Arrivals),
     most: u64,
     out: &Path,
 ) -> Result<u64> {
-    let open = || File::open(log).or_kind(ErrorKind::Bug, format_args!("{}", log.display()));
-    let full = || format!("writing {}", out.display());
-    let mut commands = BufReader::with_capacity(READ, Counted { file: open()?.take(len), read: 0 });
-    let mut raw = open()?.take(len);
-    let file = File::create(out).or_kind(ErrorKind::Full, full())?;
-    let (mut to, mut copied, mut added, mut command) = (BufWriter::with_capacity(READ, file), 0, 0, Vec::new());
-    loop {
-        let ahead = commands.fill_buf().or_kind(ErrorKind::Retry, "reading back the log")?;
-        match ahead.first() {
-            None => break,
-            Some(b'\n' | b'\r') => {
-                commands.consume(1);
-                continue;
-            }
-            Some(_) => {}
+    rewrite(log, most, out, |words, end, behind| {
+        if let Some((key, ttl)) = relative(words) {
+            let came = arrivals.of(first + end).ok_or_else(|| Error::bug("nobody knows when the log came"))?;
+            put_request(behind, &[b"PEXPIREAT", key, came.saturating_add(ttl).to_string().as_bytes()]);
         }
-        let words = read_command(&mut commands, most)?;
-        let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
-        let Some((key, ttl)) = relative(&words) else { continue };
-        let end = commands.get_ref().read - commands.buffer().len() as u64;
-        let came = arrivals.of(first + end).ok_or_else(|| Error::bug("nobody knows when the log came"))?;
-        command.clear();
-        put_request(&mut command, &[b"PEXPIREAT", key, came.saturating_add(ttl).to_string().as_bytes()]);
-        copied += std::io::copy(&mut (&mut raw).take(end - copied), &mut to).or_kind(ErrorKind::Full, full())?;
-        to.write_all(&command).or_kind(ErrorKind::Full, full())?;
-        added += command.len() as u64;
-    }
-    copied += std::io::copy(&mut raw, &mut to).or_kind(ErrorKind::Full, full())?;
-    to.flush().or_kind(ErrorKind::Full, full())?;
-    match copied == len {
-        true => Ok(len + added),
-        false => Err(Error::damaged("the log is shorter than what was kept of it")),
-    }
-}
-
-/// Counts what is read.
-struct Counted<R> {
-    file: R,
-    read: u64,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let len = self.file.read(buf)?;
-        self.read += len as u64;
-        Ok(len)
-    }
+        Ok(Fate::Stays)
+    })
 }
 
 #[cfg(test)]
@@ -163,6 +120,7 @@ mod tests {
             ("GETEX h EX 4", Some(("h", 4000))),
             ("RESTORE i 6 payload REPLACE", Some(("i", 6))),
             ("RESTORE j 6 payload ABSTTL", None),
+            ("RESTORE-ASKING o 6 payload", Some(("o", 6))),
             ("RESTORE k 0 payload", None),
             ("PEXPIREAT l 9", None),
             ("EXPIRE m soon", None),

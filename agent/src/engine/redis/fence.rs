@@ -18,6 +18,7 @@ use tidemark_proto::{Error, ErrorKind, Result};
 
 use super::Options;
 use super::conn::{Address, Connection, Login};
+use super::imports;
 use super::resp::Reply;
 use super::saved::{Saved, USER_PREFIX, user_and_rules};
 use super::server::View;
@@ -131,6 +132,7 @@ impl Fences {
         let mut args: Vec<&[u8]> = vec![b"ACL", b"SETUSER", saved.user.as_bytes(), b"reset", b"on"];
         args.push(password.as_bytes());
         args.extend(RIGHTS.split_ascii_whitespace().map(str::as_bytes));
+        args.extend(imports::right(&view.info));
         if has_functions(view) {
             args.extend(RIGHTS_TO_FUNCTIONS);
         }
@@ -149,6 +151,7 @@ impl Fences {
         }
         if user == self.own_user() {
             args.extend(NARROW_AGENT);
+            args.extend(imports::right(&view.info));
         }
         connection.call(&args)?.ok("ACL SETUSER").map(drop)
     }
@@ -276,9 +279,15 @@ pub(super) fn replicas_of(view: &View) -> Result<Vec<Address>> {
 mod tests {
     use super::super::server::{Info, cluster_nodes};
     use super::*;
+    use tidemark_proto::SlotSet;
 
     fn view(info: &str, nodes: &str) -> View {
-        View { info: Info::parse(info), nodes: cluster_nodes(nodes).unwrap(), clock_millis: 0 }
+        View {
+            info: Info::parse(info),
+            nodes: cluster_nodes(nodes).unwrap(),
+            importing: SlotSet::EMPTY,
+            clock_millis: 0,
+        }
     }
 
     #[test]

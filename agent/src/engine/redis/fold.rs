@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tidemark_common::rdb::{self, Family, RdbWriter, RecordHead};
 use tidemark_common::record::{RedisMeta, redis_key, split_redis_key};
-use tidemark_proto::{ErrorKind, Result, SlotSet, Timestamp, error::ResultExt, slot_of};
+use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::ResultExt, slot_of};
 
 use super::absolute::{Arrivals, write_absolute};
 use super::base::{BaseSink, Gathered};
@@ -21,7 +21,8 @@ use super::keys::{Commands, Touches};
 use super::link::Base;
 use super::merge::{Emptied, State};
 use super::ready::Ready;
-use super::resp::read_command;
+use super::resp::{put_request, read_command};
+use super::rewrite::{Fate, rewrite};
 use super::scratch::{MOST_DATABASES, Scratch};
 use super::spill::Spill;
 use crate::engine::{Next, ScanRange, Scanned};
@@ -31,8 +32,10 @@ use crate::engine::{Next, ScanRange, Scanned};
 struct Touched {
     /// Keys of records.
     keys: HashSet<Vec<u8>>,
-    /// Databases that were emptied: what the base holds of them is void.
+    /// Databases and slots that were emptied: what the base holds of them is void.
     emptied: Emptied,
+    /// Whether the log holds commands that a server which is no part of a Cluster does not run.
+    of_cluster: bool,
     /// Whether the log can only be followed with all records at hand.
     everything: bool,
     /// Whether the functions changed.
@@ -56,6 +59,14 @@ impl Touched {
                 Touches::Everything => touched.emptied.all = true,
                 Touches::Unknown => touched.everything = true,
                 Touches::Functions => touched.functions = true,
+                Touches::Slots(slots) => {
+                    touched.emptied.slots = touched.emptied.slots.union(&slots);
+                    touched.of_cluster = true;
+                }
+                Touches::Moving => {
+                    touched.of_cluster = true;
+                    continue;
+                }
                 Touches::Keys(keys) => {
                     for name in keys {
                         redis_key(db, name, &mut key);
@@ -70,6 +81,47 @@ impl Touched {
         Ok(touched)
     }
 
+    /// Writes the first `len` bytes of `log` to `out` as a server of its own runs them; answers how many bytes that are. Where the keys
+    /// of slots are deleted, it is told the names of those that it may hold: of all that the log names.
+    fn write_of_one(&self, log: (&Path, u64), commands: &Commands, out: &Path) -> Result<u64> {
+        if self.everything && !self.emptied.slots.is_empty() {
+            return Err(Error::unsupported(
+                "the keys of slots were deleted, and databases swapped or keys moved between them, since the base was taken: \
+                 take the backup again",
+            ));
+        }
+        let mut db = 0;
+        rewrite(log, MOST_OF_WORD, out, |words, _, behind| match commands.touches(words)? {
+            Touches::Select(number) => {
+                db = number;
+                Ok(Fate::Stays)
+            }
+            Touches::Moving => Ok(Fate::Goes),
+            Touches::Slots(slots) => {
+                self.delete(&slots, behind)?;
+                put_request(behind, &[b"SELECT", db.to_string().as_bytes()]);
+                Ok(Fate::Goes)
+            }
+            _ => Ok(Fate::Stays),
+        })
+    }
+
+    /// Writes the commands that delete the keys of `slots`.
+    fn delete(&self, slots: &SlotSet, out: &mut Vec<u8>) -> Result<()> {
+        let mut keys: Vec<(u64, &[u8])> = self.keys.iter().map(|k| split_redis_key(k)).collect::<Result<_>>()?;
+        keys.retain(|(_, name)| slots.contains(slot_of(name)));
+        keys.sort_unstable();
+        for of_db in keys.chunk_by(|a, b| a.0 == b.0) {
+            put_request(out, &[b"SELECT", of_db[0].0.to_string().as_bytes()]);
+            for some in of_db.chunks(DELETED_AT_ONCE) {
+                let args: Vec<&[u8]> =
+                    std::iter::once(&b"DEL"[..]).chain(some.iter().map(|(_, name)| *name)).collect();
+                put_request(out, &args);
+            }
+        }
+        Ok(())
+    }
+
     fn slots(&self) -> Result<SlotSet> {
         let slots: HashSet<u16> =
             self.keys.iter().map(|k| split_redis_key(k).map(|(_, key)| slot_of(key))).collect::<Result<_>>()?;
@@ -77,6 +129,8 @@ impl Touched {
     }
 }
 
+/// Keys that one deletion names.
+const DELETED_AT_ONCE: usize = 512;
 /// Bytes of a word of a command that are looked at: a key is not longer, or cannot be backed up; values do not matter.
 const MOST_OF_WORD: u64 = 2 * crate::engine::MAX_KEY as u64;
 
@@ -134,7 +188,12 @@ impl Fold<'_> {
         };
         let mut scratch = Scratch::start(self.program, self.valkey, &self.dir.join("server"), MOST_DATABASES)?;
         let link = scratch.accept()?;
-        let touched = Touched::read(log.0, log.1, &scratch.commands()?)?;
+        let (commands, of_one) = (scratch.commands()?, self.dir.join("log of one"));
+        let touched = Touched::read(log.0, log.1, &commands)?;
+        let log = match touched.of_cluster {
+            true => (&*of_one, touched.write_of_one(log, &commands, &of_one)?),
+            false => log,
+        };
         scratch.replicate(link, |out| self.send_base(&state, &touched, out), log)?;
         let dump = scratch.save()?;
         let file = File::open(&dump).or_kind(ErrorKind::Bug, format_args!("{}", dump.display()))?;
@@ -229,5 +288,46 @@ impl rdb::RdbSink for FoldSink {
 
     fn end(&mut self, summary: rdb::ValueSummary) -> Result<()> {
         self.inner.end(summary)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(lines: &[&str]) -> Vec<u8> {
+        let mut out = Vec::new();
+        lines.iter().for_each(|l| put_request(&mut out, &l.split(' ').map(str::as_bytes).collect::<Vec<_>>()));
+        out
+    }
+
+    #[test]
+    fn what_a_cluster_alone_runs_is_written_as_a_server_of_its_own_runs_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, out) = (dir.path().join("log"), dir.path().join("out"));
+        let (slot, other) = (slot_of(b"a"), slot_of(b"b"));
+        let (flush, trim) =
+            (format!("CLUSTER FLUSHSLOT {slot}"), format!("TRIMSLOTS RANGES 2 {slot} {slot} {other} {other}"));
+        let mut bytes = log(&["SELECT 3", "SET {a}x 1", "SELECT 0", "RPUSH a 1"]);
+        bytes.extend(b"\n");
+        bytes.extend(log(&[&flush, "RPUSH a 2", "CLUSTER SYNCSLOTS SNAPSHOT-EOF", "SET b 1", &trim, "SET c 1"]));
+        let len = bytes.len() as u64;
+        bytes.extend(b"*1\r\n$4\r\nwhat is not wanted any more");
+        std::fs::write(&path, bytes).unwrap();
+        let commands = Commands::known();
+        let touched = Touched::read(&path, len, &commands).unwrap();
+        assert!(touched.of_cluster && !touched.everything);
+        assert_eq!((touched.emptied.slots.len(), touched.commands), (2, 9));
+        let written = touched.write_of_one((&path, len), &commands, &out).unwrap();
+        let of_a = ["SELECT 0", "DEL a", "SELECT 3", "DEL {a}x", "SELECT 0"];
+        let of_both = ["SELECT 0", "DEL a b", "SELECT 3", "DEL {a}x", "SELECT 0"];
+        let mut wanted = log(&["SELECT 3", "SET {a}x 1", "SELECT 0", "RPUSH a 1"]);
+        wanted.extend(b"\n");
+        wanted.extend(log(&[&of_a[..], &["RPUSH a 2", "SET b 1"], &of_both, &["SET c 1"]].concat()));
+        assert_eq!(String::from_utf8(std::fs::read(&out).unwrap()), String::from_utf8(wanted.clone()));
+        assert_eq!(written, wanted.len() as u64);
+        let everything = Touched { everything: true, ..touched };
+        let told = everything.write_of_one((&path, len), &commands, &out).unwrap_err();
+        assert!(told.report().contains("take the backup again"), "{}", told.report());
     }
 }

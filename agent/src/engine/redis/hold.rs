@@ -137,9 +137,9 @@ impl Redis {
 fn pause(connection: &mut Connection, budget: Duration) -> Result<(View, Instant)> {
     let millis = (budget.as_millis().max(1)).to_string();
     let pause: [&[u8]; 4] = [b"CLIENT", b"PAUSE", millis.as_bytes(), b"WRITE"];
-    let cluster = View::read(connection)?.info.is_cluster();
+    let info = View::read(connection)?.info;
     let mut requests: Vec<&[&[u8]]> = if budget.is_zero() { Vec::new() } else { vec![&pause] };
-    requests.extend(view_requests(cluster));
+    requests.extend(view_requests(&info));
     connection.set_timeout(budget + HOLD_PATIENCE)?;
     let since = Instant::now();
     let replies = match connection.pipeline(&requests) {

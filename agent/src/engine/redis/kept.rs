@@ -205,6 +205,7 @@ mod tests {
         let view = |info: &str, nodes: &str| View {
             info: Info::parse(info),
             nodes: cluster_nodes(nodes).unwrap(),
+            importing: SlotSet::EMPTY,
             clock_millis: 0,
         };
         let nodes = topology(&view("cluster_enabled:1\r\nrole:master", known));

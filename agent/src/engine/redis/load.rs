@@ -16,6 +16,7 @@ use tidemark_proto::hash::SetDigest;
 use tidemark_proto::id::JobId;
 use tidemark_proto::{Error, Incarnation, Result, SlotSet, Timestamp};
 
+use super::conn::Connection;
 use super::marker::{Marker, Step};
 use super::notes::Folder;
 use super::part::RedisPart;
@@ -36,6 +37,8 @@ pub(super) struct Shared {
     /// Version of the RDB format of the server.
     pub(super) version: u16,
     pub(super) cluster: bool,
+    /// Databases beside the first that a server of a Cluster has, as far as anybody has asked.
+    databases: Mutex<BTreeSet<u64>>,
     parts: Mutex<Parts>,
 }
 
@@ -82,8 +85,8 @@ pub(super) fn begin(redis: Arc<Redis>, job: JobId, slots: SlotSet, in_place: boo
         .ok_or_else(|| Error::unsupported(format!("the version of the server is not understood: {server}")))?;
     let life = place.life();
     let whole = folder.finished()?.into_keys().map(|number| (number, life)).collect();
-    let parts = Mutex::new(Parts { open: BTreeSet::new(), whole });
-    Ok(Box::new(RedisLoader(Arc::new(Shared { redis, place, slots, folder, version, cluster, parts }))))
+    let (databases, parts) = (Mutex::default(), Mutex::new(Parts { open: BTreeSet::new(), whole }));
+    Ok(Box::new(RedisLoader(Arc::new(Shared { redis, place, slots, folder, version, cluster, databases, parts }))))
 }
 
 /// Calls a restore off that this process need not have begun.
@@ -92,6 +95,21 @@ pub(super) fn abort(redis: Arc<Redis>, job: JobId) -> Result<()> {
 }
 
 impl Shared {
+    /// Whether the server has a database. One of a Cluster has the first alone, and more only where it was told so (Valkey from 9 on):
+    /// it is asked, as what is sent behind a choice that it refuses would go to another database.
+    pub(super) fn has_database(&self, db: u64) -> Result<bool> {
+        let mut known = self.databases.lock().expect("databases");
+        if !self.cluster || known.contains(&db) {
+            return Ok(true);
+        }
+        let mut connection = Connection::open(&self.redis.options.address, &self.place.login()?)?;
+        let has = connection.call(&[b"SELECT", db.to_string().as_bytes()])?.ok("SELECT").is_ok();
+        if has {
+            let _ = known.insert(db);
+        }
+        Ok(has)
+    }
+
     fn check_no_open_part(&self) -> Result<()> {
         let parts = self.parts.lock().expect("parts");
         let told = |n| Err(Error::conflict(format!("part {n} is being loaded: finish or drop it first")));
@@ -150,7 +168,8 @@ impl Loader for RedisLoader {
         self.0.place.is_whole(&folder.finished()?.into_keys().collect())?;
         let (address, login) = (&options.address, self.0.place.login()?);
         let _ = target::served(&self.0.redis.view()?, &self.0.slots)?;
-        let read = read_back(address, &login, &self.0.slots, |at| folder.expiring_before(at))?;
+        let fields = folder.all_fields()?;
+        let read = read_back(address, &login, &self.0.slots, fields, |at| folder.expiring_before(at))?;
         // What moved meanwhile is missing from what was read.
         let _ = target::served(&self.0.redis.view()?, &self.0.slots)?;
         Ok(read)

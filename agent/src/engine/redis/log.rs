@@ -46,6 +46,8 @@ struct Cuts {
     hold: Option<HoldState>,
     /// The last cut, and what the server owned then.
     last: Option<(Timestamp, SlotSet)>,
+    /// Where the stream stood at the last cut, whether there is a mark of it or not.
+    at: Option<Position>,
     /// No timestamp above this was given out.
     issued: Timestamp,
     /// Offset up to which timestamps were given out.
@@ -111,6 +113,7 @@ impl RedisLog {
         let Some(tail) = tail.as_ref() else { return Ok(()) };
         let mut cuts = self.cuts();
         let position = hold.position();
+        cuts.at = Some(position.clone());
         if cuts.read > position.offset || cuts.issued >= at {
             return Err(Error::conflict("the log was read beyond the cut: cut again"));
         }
@@ -185,6 +188,12 @@ impl Redis {
     }
 }
 
+/// Whether a place of a history lies before a cut. A log must not begin there: its first commands would get later times than the
+/// cut, and be there twice.
+fn lies_before(offset: u64, history: &str, cut: &Position) -> bool {
+    cut.history == history && offset < cut.offset
+}
+
 /// What a read found in the spool.
 struct Span {
     files: Vec<spool::SpoolFile>,
@@ -208,12 +217,19 @@ enum Begins {
 impl RedisLog {
     fn begins(&self, tail: &Tail, wanted: &LogWanted) -> Result<Begins> {
         let asked = |name: &str| history_id(name) == wanted.incarnation;
-        let held = self.cuts().barrier.is_some_and(|until| until > Instant::now());
+        let (held, cut) = {
+            let cuts = self.cuts();
+            (cuts.barrier.is_some_and(|until| until > Instant::now()), cuts.at.clone())
+        };
         let from = wanted.from.saturating_sub(POSITION);
         tail.with_spool(wanted.spool, |spool| {
             let history = history_id(spool.history());
             if wanted.from == 0 || !spool.holds(asked, from) {
-                return Ok(Begins::Anew { border: spool.border(), history });
+                let border = spool.border();
+                if cut.is_some_and(|cut| lies_before(border, spool.history(), &cut)) {
+                    return Err(Error::retry("the stream of the log has not come to the last cut yet"));
+                }
+                return Ok(Begins::Anew { border, history });
             }
             spool.drop_below(wanted.durable.saturating_sub(POSITION));
             let mark = spool.next_mark(from, wanted.closed);
@@ -259,6 +275,13 @@ impl RedisLog {
             let divide = if stretch.end() < reach { is_last } else { span.mark.is_some() };
             let part = Part { from: offset, after, ceiling, divide };
             let ended = entries(stretch, &part, &source, commands, sink)?;
+            if ended.moving && ended.to == offset {
+                tail.forget();
+                return Err(Error::unsupported(
+                    "slots move between nodes as a whole (CLUSTER SYNCSLOTS): the log begins anew behind it, and a backup is \
+                     taken when they have come",
+                ));
+            }
             // A cut may lie behind what has come.
             if ended.to > offset || reach <= offset || (ended.waits && stretch.end() >= reach) {
                 found = Some(ended);
@@ -360,5 +383,18 @@ impl LogSource for Redis {
         let hold = self.log.cuts().hold.take();
         let mut hold = hold.ok_or_else(|| Error::conflict("a release without a hold"))?;
         self.let_go(&mut hold)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_begins_behind_the_last_cut() {
+        let cut = Position { history: "a".into(), offset: 100 };
+        assert!(lies_before(99, "a", &cut) && !lies_before(100, "a", &cut));
+        // Offsets of another history say nothing.
+        assert!(!lies_before(99, "b", &cut));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidemark_common::record::split_redis_key;
 use tidemark_common::run::LongValue;
-use tidemark_proto::{Error, Result, Timestamp};
+use tidemark_proto::{Error, Result, SlotSet, Timestamp};
 
 use super::chunk::{self, Here, Value};
 use super::heap::{Heap, read_step};
@@ -54,25 +54,27 @@ impl BaseCursor<'_> {
     }
 }
 
-/// Which databases the log has emptied.
+/// What the log has emptied.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Emptied {
-    /// All of them.
+    /// All databases.
     pub all: bool,
     /// These.
     pub dbs: BTreeSet<u64>,
+    /// These slots, in all of them.
+    pub slots: SlotSet,
 }
 
 impl Emptied {
     fn any(&self) -> bool {
-        self.all || !self.dbs.is_empty()
+        self.all || !self.dbs.is_empty() || !self.slots.is_empty()
     }
 
-    fn hides(&self, key: &[u8]) -> Result<bool> {
-        if self.dbs.is_empty() {
-            return Ok(self.all);
+    fn hides(&self, slot: u16, key: &[u8]) -> Result<bool> {
+        if self.dbs.is_empty() || self.all {
+            return Ok(self.all || self.slots.contains(slot));
         }
-        Ok(self.all || self.dbs.contains(&split_redis_key(key)?.0))
+        Ok(self.slots.contains(slot) || self.dbs.contains(&split_redis_key(key)?.0))
     }
 }
 
@@ -165,7 +167,7 @@ impl State {
             if window.ends_before(slot, key) {
                 return Ok(Next::Go);
             }
-            let hidden = !from_over && self.emptied.hides(key)?;
+            let hidden = !from_over && self.emptied.hides(slot, key)?;
             if window.has_begun(slot, key) && !hidden && self.visit_one(source, &record, visit)? == Next::Stop {
                 return Ok(Next::Stop);
             }

@@ -4,11 +4,13 @@
 //! note. Each file costs two writes that must be on disk, which is more than the records of a small part do. A build
 //! before wrote a file `part-<number>` for each part, with its note alone; those are read as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use tidemark_common::rdb::lasting::Lasting;
+use tidemark_common::record::record_hash;
 use tidemark_proto::hash::SetDigest;
 use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
@@ -44,10 +46,22 @@ impl Expiring {
         out.write_all(&entry).or_kind(ErrorKind::Full, format_args!("{}", path.display()))
     }
 
-    /// The list is whole; the next record is of another part.
-    pub(super) fn end(&mut self) -> Result<()> {
-        let Some((mut out, path)) = self.0.take() else { return Ok(()) };
-        out.flush().or_kind(ErrorKind::Full, format_args!("{}", path.display()))
+    /// The list of part `number` is whole; the next record is of another part.
+    pub(super) fn end(&mut self, folder: &Folder, number: u32) -> Result<()> {
+        match self.0.take() {
+            Some((mut out, path)) => out.flush().or_kind(ErrorKind::Full, format_args!("{}", path.display())),
+            None => absent(&folder.expiring(number)),
+        }
+    }
+}
+
+/// Removes the list that a broken attempt at a part may have left.
+fn absent(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).or_kind(ErrorKind::Retry, format_args!("{}", path.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -56,6 +70,51 @@ fn decode_expiring(entry: &[u8; EXPIRING]) -> (i64, u128) {
     at.copy_from_slice(&entry[..8]);
     hash.copy_from_slice(&entry[8..]);
     (i64::from_le_bytes(at), u128::from_le_bytes(hash))
+}
+
+/// A loaded hash whose fields expire one by one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Volatile {
+    /// Hash of its key.
+    pub(super) key: u128,
+    /// Hash of what it meant when it was loaded.
+    pub(super) meaning: u128,
+    /// Its fields.
+    pub(super) fields: Lasting,
+}
+
+impl Volatile {
+    /// The hash of a record's key.
+    pub(super) fn hash(key: &[u8]) -> u128 {
+        record_hash(key, &[], &[])
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        let Lasting { all, expiring } = &self.fields;
+        [self.key, self.meaning].iter().for_each(|n| out.extend(n.to_le_bytes()));
+        [all.count, all.low, all.high, expiring.len() as u64].iter().for_each(|n| out.extend(n.to_le_bytes()));
+        for (at, hash) in expiring {
+            out.extend(at.to_le_bytes());
+            out.extend(hash.to_le_bytes());
+        }
+    }
+
+    /// The next one; `None` at the end.
+    fn decode(bytes: &mut &[u8]) -> Option<Self> {
+        let (key, meaning) = (u128::from_le_bytes(take(bytes)?), u128::from_le_bytes(take(bytes)?));
+        let mut number = || Some(u64::from_le_bytes(take(bytes)?));
+        let (count, low, high, len) = (number()?, number()?, number()?, number()?);
+        let expiring =
+            (0..len).map(|_| Some((i64::from_le_bytes(take(bytes)?), u128::from_le_bytes(take(bytes)?))));
+        let fields = Lasting { all: SetDigest { count, low, high }, expiring: expiring.collect::<Option<_>>()? };
+        Some(Self { key, meaning, fields })
+    }
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, rest) = bytes.split_first_chunk::<N>()?;
+    *bytes = rest;
+    Some(*first)
 }
 
 /// A finished part.
@@ -109,6 +168,34 @@ impl Folder {
             }
         }
         Ok(sum)
+    }
+
+    /// List of the part's hashes whose fields expire.
+    fn fields(&self, number: u32) -> PathBuf {
+        self.0.join(format!("fields-{number}"))
+    }
+
+    /// Keeps the part's hashes whose fields expire.
+    pub(super) fn keep_fields(&self, number: u32, hashes: &[Volatile]) -> Result<()> {
+        let (path, mut bytes) = (self.fields(number), Vec::new());
+        if hashes.is_empty() {
+            return absent(&path);
+        }
+        hashes.iter().for_each(|hash| hash.encode(&mut bytes));
+        std::fs::write(&path, bytes).or_kind(ErrorKind::Full, format_args!("{}", path.display()))
+    }
+
+    /// The hashes whose fields expire of all finished parts, by their keys.
+    pub(super) fn all_fields(&self) -> Result<HashMap<u128, Volatile>> {
+        let mut all = HashMap::new();
+        for number in self.finished()?.into_keys() {
+            let list = std::fs::read(self.fields(number)).unwrap_or_default();
+            let mut rest = &list[..];
+            while let Some(hash) = Volatile::decode(&mut rest) {
+                let _ = all.insert(hash.key, hash);
+            }
+        }
+        Ok(all)
     }
 
     pub(super) fn finished(&self) -> Result<Finished> {
@@ -183,10 +270,10 @@ mod tests {
         for n in 0..5000 {
             list.push(&folder, 1, 1000 + n, n as u128).unwrap();
         }
-        list.end().unwrap();
+        list.end(&folder, 1).unwrap();
         list.push(&folder, 2, -5, 1 << 100).unwrap();
-        list.end().unwrap();
-        list.end().unwrap();
+        list.end(&folder, 2).unwrap();
+        list.end(&folder, 3).unwrap();
         assert_eq!(folder.expiring_before(i64::MAX).unwrap().count, 0, "nothing is finished yet");
         folder.keep(&[(1, note(5)), (3, note(1))]).unwrap();
         let before = |at| folder.expiring_before(at).unwrap();
@@ -196,6 +283,9 @@ mod tests {
         assert_eq!((before(1000).count, before(i64::MAX).count), (1, 5001));
         std::fs::write(dir.path().join("expiring-3"), [0; EXPIRING - 1]).unwrap();
         assert_eq!(folder.expiring_before(0).unwrap_err().kind(), ErrorKind::Damaged);
+        // What an attempt left of which nothing came is not taken for what the next one loaded.
+        list.end(&folder, 3).unwrap();
+        assert_eq!(before(i64::MAX).count, 5001);
     }
 
     #[test]
@@ -220,5 +310,24 @@ mod tests {
             std::fs::write(dir.path().join("row-1"), torn).unwrap();
             assert_eq!(folder.finished().unwrap_err().kind(), ErrorKind::Damaged, "{torn:?}");
         }
+    }
+
+    #[test]
+    fn hashes_whose_fields_expire_are_kept_with_their_parts() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder(dir.path().to_owned());
+        let (mut all, hash) = (SetDigest::default(), 1 << 100);
+        [hash, 7, 5].into_iter().for_each(|hash| all.add(hash));
+        let of = |key: &[u8], expiring: &[(i64, u128)]| Volatile {
+            key: Volatile::hash(key),
+            meaning: u128::MAX - 1,
+            fields: Lasting { all, expiring: expiring.to_vec() },
+        };
+        let (a, b) = (of(b"a", &[(1, 7), (-1, hash)]), of(b"b", &[]));
+        folder.keep_fields(3, &[a.clone(), b.clone()]).unwrap();
+        assert_eq!(folder.all_fields().unwrap().len(), 0, "the part is not finished");
+        let note = Note { source: all, loaded: all, expired: 0 };
+        folder.keep(&[(3, note), (4, note)]).unwrap();
+        assert_eq!(folder.all_fields().unwrap(), HashMap::from([(a.key, a), (b.key, b)]));
     }
 }

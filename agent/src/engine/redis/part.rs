@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::rdb::convert::type_for_server;
+use tidemark_common::rdb::fields::fields_expire;
+use tidemark_common::rdb::lasting::Lasting;
 use tidemark_common::rdb::{Crc64, RawValue, convert, payload};
 use tidemark_common::record::{RedisMeta, split_redis_key};
 use tidemark_common::run::{LONG_PIECE, LongValue, Spool};
@@ -13,7 +15,7 @@ use tidemark_proto::{Error, ErrorKind, Result, SlotSet, error::ResultExt};
 
 use super::conn::Connection;
 use super::load::Shared;
-use super::notes::{Expiring, Note};
+use super::notes::{Expiring, Note, Volatile};
 use super::resp::{put_bulk, put_head, put_request};
 use super::server::View;
 use super::target::{self, ASKING};
@@ -50,6 +52,7 @@ pub(super) struct RedisPart {
     db: u64,
     loaded: SetDigest,
     expiring: Expiring,
+    volatile: Vec<Volatile>,
     expired: u64,
 }
 
@@ -71,6 +74,7 @@ impl RedisPart {
             db: 0,
             loaded: SetDigest::default(),
             expiring: Expiring::default(),
+            volatile: Vec::new(),
             expired: 0,
         }
     }
@@ -97,7 +101,9 @@ impl RedisPart {
 
     /// Ends the part at hand; answers the digest of what was put.
     fn end(&mut self, source: SetDigest) -> Result<SetDigest> {
-        self.expiring.end()?;
+        let folder = &self.shared.folder;
+        self.expiring.end(folder, self.number)?;
+        folder.keep_fields(self.number, &std::mem::take(&mut self.volatile))?;
         let (loaded, expired) = (std::mem::take(&mut self.loaded), std::mem::take(&mut self.expired));
         if expired > 0 {
             tracing::info!(part = self.number, keys = expired, "keys that have expired by now were not loaded");
@@ -143,10 +149,10 @@ impl RedisPart {
         if db == self.db {
             return Ok(());
         }
-        if self.shared.cluster {
+        if !self.shared.has_database(db)? {
             return Err(Error::unsupported(format!(
-                "the backup holds keys in database {db}, and a Cluster has database 0 alone: restore onto a server of its \
-                 own"
+                "the backup holds keys in database {db}, which the servers of this Cluster do not have: restore onto a server \
+                 of its own, or onto a Cluster with several databases (Valkey from 9 on, cluster-databases)"
             )));
         }
         self.request(&[b"SELECT", db.to_string().as_bytes()]);
@@ -285,9 +291,16 @@ impl RedisPart {
         Ok(Some((key, meta)))
     }
 
-    fn note(&mut self, meta: &RedisMeta, hash: u128) -> Result<()> {
+    /// Notes a record that was sent: `key` of the record and its value.
+    fn note<V: RawValue + ?Sized>(&mut self, key: &[u8], meta: &RedisMeta, value: &V, hash: u128) -> Result<()> {
         self.loaded.add(hash);
-        if let Some(at) = meta.expire_at_millis {
+        let mut ends = meta.expire_at_millis;
+        if fields_expire(meta.type_byte, meta.family) {
+            let fields = Lasting::of(meta.type_byte, meta.family, value)?;
+            ends = [ends, fields.ends()].into_iter().flatten().min();
+            self.volatile.push(Volatile { key: Volatile::hash(key), meaning: meta.meaning, fields });
+        }
+        if let Some(at) = ends {
             self.expiring.push(&self.shared.folder, self.number, at, hash)?;
         }
         if self.out.len() >= BATCH { self.flush() } else { Ok(()) }
@@ -301,7 +314,7 @@ impl PartLoader for RedisPart {
             true => self.put_natively(key, &meta, record.value)?,
             false => self.put_payload(key, &meta, record.value)?,
         }
-        self.note(&meta, hash)
+        self.note(record.key, &meta, record.value, hash)
     }
 
     fn put_long(&mut self, record: LongRecord<'_>, hash: u128) -> Result<()> {
@@ -310,7 +323,7 @@ impl PartLoader for RedisPart {
             true => self.put_natively(key, &meta, record.value)?,
             false => self.put_payload_of(key, &meta, record.value)?,
         }
-        self.note(&meta, hash)
+        self.note(record.key, &meta, record.value, hash)
     }
 
     fn then(&mut self, source: SetDigest, number: u32) -> Result<SetDigest> {

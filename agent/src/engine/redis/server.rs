@@ -7,6 +7,7 @@ use tidemark_proto::wire::control::{Ownership, Position};
 use tidemark_proto::{Error, Result, SlotSet};
 
 use super::conn::{Address, Connection};
+use super::imports;
 use super::resp::Reply;
 
 /// Role of a node that serves writes.
@@ -163,15 +164,18 @@ pub struct View {
     pub info: Info,
     /// All nodes that it knows, when it is part of a Cluster.
     pub nodes: Vec<ClusterNode>,
+    /// Slots that come to it as a whole; their owner is another one until they have come.
+    pub importing: SlotSet,
     /// The server's clock, milliseconds since 1970.
     pub clock_millis: u64,
 }
 
-/// The requests behind a [`View`]; `cluster` asks for the Cluster's nodes too.
-pub fn view_requests(cluster: bool) -> Vec<&'static [&'static [u8]]> {
+/// The requests behind a [`View`] of a server that says this of itself; of one that said nothing yet those that every server answers.
+pub fn view_requests(info: &Info) -> Vec<&'static [&'static [u8]]> {
     let mut requests: Vec<&'static [&'static [u8]]> = vec![&[b"INFO"], &[b"TIME"]];
-    if cluster {
+    if info.is_cluster() {
         requests.push(&[b"CLUSTER", b"NODES"]);
+        requests.extend(imports::request(info));
     }
     requests
 }
@@ -190,14 +194,15 @@ impl View {
             Reply::Nil => Vec::new(),
             reply => cluster_nodes(&reply.text("CLUSTER NODES")?)?,
         };
-        Ok(Self { info, nodes, clock_millis: (seconds * 1000 + micros / 1000) as u64 })
+        let importing = imports::importing(next())?;
+        Ok(Self { info, nodes, importing, clock_millis: (seconds * 1000 + micros / 1000) as u64 })
     }
 
     /// Asks the server.
     pub fn read(connection: &mut Connection) -> Result<Self> {
-        let view = Self::of(connection.pipeline(&view_requests(false))?)?;
+        let view = Self::of(connection.pipeline(&view_requests(&Info::default()))?)?;
         match view.info.is_cluster() {
-            true => Self::of(connection.pipeline(&view_requests(true))?),
+            true => Self::of(connection.pipeline(&view_requests(&view.info))?),
             false => Ok(view),
         }
     }
@@ -217,7 +222,7 @@ impl View {
         let own =
             self.myself().ok_or_else(|| Error::unsupported("CLUSTER NODES does not name the server itself"))?;
         let slots = if own.primary { own.slots.clone() } else { SlotSet::EMPTY };
-        let moving = own.leaving.union(&own.arriving);
+        let moving = own.leaving.union(&own.arriving).union(&self.importing);
         Ok(Ownership { role, slots, moving, config_epoch: own.config_epoch })
     }
 

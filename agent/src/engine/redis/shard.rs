@@ -189,6 +189,7 @@ impl Redis {
 mod tests {
     use super::super::server::cluster_nodes;
     use super::*;
+    use tidemark_proto::SlotSet;
 
     fn texts(view: &View) -> Vec<String> {
         view.shard().iter().map(ToString::to_string).collect()
@@ -200,10 +201,10 @@ mod tests {
             "role:master\r\nslave0:ip=10.0.0.2,port=6380,state=online,offset=1,lag=0\r\n\
              slave1:ip=10.0.0.9,port=0,state=online,offset=0,lag=1\r\nslave_priority:100\r\n",
         );
-        let view = View { info, nodes: Vec::new(), clock_millis: 0 };
+        let view = View { info, nodes: Vec::new(), importing: SlotSet::EMPTY, clock_millis: 0 };
         assert_eq!(texts(&view), ["10.0.0.2:6380"]);
         let info = Info::parse("role:slave\r\nmaster_host:::1\r\nmaster_port:6379\r\nmaster_link_status:up\r\n");
-        let view = View { info, nodes: Vec::new(), clock_millis: 0 };
+        let view = View { info, nodes: Vec::new(), importing: SlotSet::EMPTY, clock_millis: 0 };
         assert_eq!((texts(&view), view.out_of_step()), (vec!["[::1]:6379".to_owned()], None));
     }
 
@@ -212,7 +213,7 @@ mod tests {
         let nodes = "aa h:1@2 master - 0 0 1 connected 0-9\nbb h:3@4 myself,slave aa 0 0 1 connected\n\
                      cc h:5@6 slave aa 0 0 1 connected\ndd h:7@8 master - 0 0 1 connected 10-16383\n";
         let info = Info::parse("role:slave\r\nmaster_host:h\r\nmaster_port:1\r\nmaster_link_status:down\r\n");
-        let view = View { info, nodes: cluster_nodes(nodes).unwrap(), clock_millis: 0 };
+        let view = View { info, nodes: cluster_nodes(nodes).unwrap(), importing: SlotSet::EMPTY, clock_millis: 0 };
         assert_eq!(texts(&view), ["h:1", "h:5"]);
         assert!(view.out_of_step().is_some_and(|why| why.contains("down")));
     }

@@ -195,6 +195,24 @@ fn a_node_empties_its_own_slots_alone() {
 }
 
 #[test]
+fn a_node_deletes_the_keys_of_its_own_slots_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = made(&["0 SET a x", "3 SET a x", "0 SET {a}u x", "0 SET b x", "0 SET untouched x"], dir.path());
+    let (a, b) = (slot_of(b"a"), slot_of(b"b"));
+    let (flush, trim) = (format!("0 CLUSTER FLUSHSLOT {a}"), format!("0 TRIMSLOTS RANGES 2 {a} {a} {b} {b}"));
+    for delete in [flush.as_str(), trim.as_str()] {
+        let mut log = Log::default();
+        let _ = log.group(SlotSet::range(a, a)).runs(&["0 APPEND a 1", "3 APPEND a 1", delete, "0 APPEND a 2"]);
+        // Slots that another node owns are not meant.
+        let _ = log.group(SlotSet::range(b, b)).runs(&["0 APPEND b 1", &format!("0 TRIMSLOTS RANGES 1 {a} {a}")]);
+        let _ = log.runs(&["0 CLUSTER SYNCSLOTS FINISH STATE SUCCESS NAME x"]);
+        let state = fold(&base, &log, dir.path());
+        let wanted = made(&["0 SET a 2", "0 SET b x1", "0 SET untouched x"], dir.path());
+        assert_eq!(meant(&state), meant(&wanted), "{delete}");
+    }
+}
+
+#[test]
 fn slots_that_moved_go_on_from_what_arrived() {
     let dir = tempfile::tempdir().unwrap();
     let base = made(&["0 RPUSH k 1"], dir.path());

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 
 use tidemark_common::rdb::convert::type_for_server;
-use tidemark_common::rdb::types::loads_all_of;
+use tidemark_common::rdb::types::{VALKEY_FIRST, loads_all_of};
 use tidemark_common::rdb::{class_of, version_of_server};
 use tidemark_common::record::{REDIS, RedisMeta, split_redis_key};
 use tidemark_common::run::Entry;
@@ -96,8 +96,8 @@ impl Types {
                  (RDB version {version}) does not load that: restore onto newer servers"
             )));
         }
-        // A server with slots of its own is one of a Cluster.
-        if db != 0 && self.takers.len() > 1 {
+        // A server with slots of its own is one of a Cluster. Whether one of Valkey from 9 on has several databases, its agent asks.
+        if db != 0 && self.takers.len() > 1 && *version < VALKEY_FIRST {
             return Ok(Some(format!(
                 "key `{name}` is in database {db}, and the servers of a Cluster have database 0 alone: restore onto a \
                  server of its own"

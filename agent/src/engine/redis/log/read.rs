@@ -228,6 +228,8 @@ pub(super) struct Ended {
     pub(super) last: Timestamp,
     /// Whether a transaction follows whose end is not there.
     pub(super) waits: bool,
+    /// Behind it slots move as a whole: that is not for the log.
+    pub(super) moving: bool,
 }
 
 /// Which commands of a stretch a batch gives out.
@@ -252,6 +254,7 @@ pub(super) fn entries(
 ) -> Result<Ended> {
     found.clear();
     let (mut to, mut at, mut db, mut words, mut came) = (part.from, 0, stretch.db, Vec::new(), 0);
+    let mut moving = false;
     let bytes = &stretch.bytes;
     let mut args: Vec<&[u8]> = Vec::new();
     // Room for every command that may follow.
@@ -276,11 +279,15 @@ pub(super) fn entries(
                 if let Touches::Select(number) = touched {
                     db = number;
                 }
+                moving = offset > part.from && touched == Touches::Moving;
                 place_of(&touched)
             }
         };
         if offset <= part.from {
             continue;
+        }
+        if moving {
+            break;
         }
         let before = std::mem::replace(&mut to, offset);
         let Some((slot, key)) = place else {
@@ -311,20 +318,22 @@ pub(super) fn entries(
         found.cut_back(open.found);
     }
     found.give(bytes, sink)?;
-    Ok(Ended { to, last: times.last, waits: left.is_some() })
+    Ok(Ended { to, last: times.last, waits: left.is_some(), moving })
 }
 
 /// The slot under which a command stands, and its first key; `None` for one that changes nothing.
 fn place_of<'k>(touched: &Touches<'k>) -> Option<(u16, Option<&'k [u8]>)> {
     match touched {
-        Touches::Select(_) | Touches::Nothing => None,
+        Touches::Select(_) | Touches::Nothing | Touches::Moving => None,
         Touches::Keys(keys) => {
             let first = *keys.first()?;
             let slot = slot_of(first);
             let one = keys.iter().skip(1).all(|key| slot_of(key) == slot);
             Some((if one { slot } else { ALL_SLOTS }, Some(first)))
         }
-        Touches::Database | Touches::Everything | Touches::Unknown | Touches::Functions => Some((ALL_SLOTS, None)),
+        Touches::Database | Touches::Everything | Touches::Unknown | Touches::Functions | Touches::Slots(_) => {
+            Some((ALL_SLOTS, None))
+        }
     }
 }
 

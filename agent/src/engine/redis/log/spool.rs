@@ -44,8 +44,8 @@ pub(super) struct Spool {
     db: u64,
     /// Where each history of the stream begins that may still be asked for; the last is the present one.
     histories: Vec<(u64, String)>,
-    /// Cuts, by their offsets; of several at one offset the latest.
-    marks: BTreeMap<u64, Timestamp>,
+    /// Cuts, by their offsets; of several at one offset the first and the last.
+    marks: BTreeMap<u64, (Timestamp, Timestamp)>,
     /// End of the last whole command.
     border: u64,
     bytes: u64,
@@ -142,7 +142,7 @@ impl Spool {
                     self.note(frame);
                 }
                 BYTES => break,
-                MARK => drop(self.marks.insert(offset, Timestamp(value))),
+                MARK => self.note_mark(offset, Timestamp(value)),
                 // Of a former use of the file.
                 HISTORY if offset != self.splitter.position() => break,
                 HISTORY => self.histories.push((offset, String::from_utf8_lossy(&bytes).into_owned())),
@@ -171,8 +171,9 @@ impl Spool {
         (self.out, self.written) = (Some(file), FILE_HEAD as u64);
         // Marks of before that still count go with the file: those before it may be dropped.
         let marks: Vec<_> = self.marks.range(start..).map(|(o, t)| (*o, *t)).collect();
-        for (offset, at) in marks {
-            self.put(MARK, offset, at.0, &[])?;
+        for (offset, (first, last)) in marks {
+            self.put(MARK, offset, first.0, &[])?;
+            self.put(MARK, offset, last.0, &[])?;
         }
         Ok(())
     }
@@ -238,8 +239,13 @@ impl Spool {
     /// The cut at `at` lies at `offset`: what comes behind it gets a later timestamp.
     pub(super) fn mark(&mut self, offset: u64, at: Timestamp) -> Result<()> {
         self.put(MARK, offset, at.0, &[])?;
-        let _ = self.marks.insert(offset, at);
+        self.note_mark(offset, at);
         Ok(())
+    }
+
+    fn note_mark(&mut self, offset: u64, at: Timestamp) {
+        let (first, last) = self.marks.entry(offset).or_insert((at, at));
+        (*first, *last) = (at.min(*first), at.max(*last));
     }
 
     /// The stream goes on under another name.
@@ -283,9 +289,11 @@ impl Spool {
         self.bytes
     }
 
-    /// The first offset at or behind `from` with a cut later than `closed`, and the latest cut there.
+    /// The first offset at or behind `from` with a cut later than `closed`, and that cut: where something lies before it that was not
+    /// read yet the first one there, which none of it may be later than; else the last.
     pub(super) fn next_mark(&self, from: u64, closed: Timestamp) -> Option<(u64, Timestamp)> {
-        self.marks.range(from..).find(|(_, at)| **at > closed).map(|(offset, at)| (*offset, *at))
+        let later = self.marks.range(from..).find(|(_, (_, last))| *last > closed);
+        later.map(|(&offset, &(first, last))| (offset, if offset > from && first > closed { first } else { last }))
     }
 
     /// The files from the one that holds `from` on.

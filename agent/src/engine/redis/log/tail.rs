@@ -310,7 +310,7 @@ impl Follower {
         }
         let now = view.info.position()?;
         let mut connection = join(&self.worker.address, &self.worker.login)?;
-        let from = match view.info.is_cluster() {
+        let from = match has_one_database(&view, &mut asking)? {
             true => Some(self.resume.take().and_then(|r| named(&view, r)).unwrap_or((now.history, now.offset))),
             // Which database the next command is for would not be known.
             false => None,
@@ -344,6 +344,19 @@ impl Follower {
         acknowledge(&mut connection)?;
         Ok(connection)
     }
+}
+
+/// Whether all commands of a server are for the same database: it is one of a Cluster, and not of one with several (Valkey from 9
+/// on). Where that may not be asked, it has several.
+fn has_one_database(view: &View, asking: &mut Connection) -> Result<bool> {
+    let info = &view.info;
+    if !info.is_cluster() || !info.has("valkey_version") || info.release() < (9, 0) {
+        return Ok(info.is_cluster());
+    }
+    let reply = asking.call(&[b"CONFIG", b"GET", b"cluster-databases"])?;
+    let Ok(words) = reply.list("CONFIG GET") else { return Ok(false) };
+    let number = words.into_iter().nth(1).and_then(|word| word.text("CONFIG GET").ok());
+    Ok(number.is_some_and(|number| number == "1"))
 }
 
 /// The history of a server that the coordinator knows by its begin, and the offset in it.

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidemark_common::rdb::Family;
-use tidemark_common::record::{RedisMeta, redis_key};
+use tidemark_common::record::{RedisMeta, redis_key, split_redis_key};
 use tidemark_common::run::{RunReader, open_index};
 use tidemark_common::seal::Sealer;
 use tidemark_proto::hash::SetDigest;
@@ -17,7 +17,7 @@ use tidemark_proto::{SlotSet, Timestamp, slot_of};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::engine::redis::merge::State;
+use crate::engine::redis::merge::{Emptied, State};
 use crate::engine::redis::spill::Spill;
 use crate::engine::{RecordRef, ScanRange, Snapshot};
 use crate::keyindex::{IndexEntry, IndexReader};
@@ -133,10 +133,12 @@ fn check(seed: u64) -> u16 {
             _ => {}
         }
     }
-    let emptied = match rng.random_range(0..6u32) {
-        0 => Some(rng.random_range(0..DBS)),
-        _ => None,
-    };
+    let mut emptied = Emptied::default();
+    match rng.random_range(0..6u32) {
+        0 => _ = emptied.dbs.insert(rng.random_range(0..DBS)),
+        1 => emptied.slots = SlotSet::range(rng.random_range(0..9000), rng.random_range(9000..SLOT_COUNT)),
+        _ => {}
+    }
     let state = |name: &str, ready: bool, rng: &mut StdRng| {
         let dir = dir.path().join(name);
         let base = Arc::new(sorted(&dir.join("base"), &base, &[]));
@@ -154,10 +156,16 @@ fn check(seed: u64) -> u16 {
         let mut state = State::of(Timestamp::ZERO, base);
         state.ready = ready;
         state.over = sorted(&dir.join("over"), &over, &gone);
-        state.emptied.dbs.extend(emptied);
+        state.emptied = emptied.clone();
         Arc::new(state)
     };
     let (plain, ready) = (state("plain", false, &mut rng), state("ready", true, &mut rng));
+    let hidden = |key: &(u16, Vec<u8>)| {
+        let db = split_redis_key(&key.1).unwrap().0;
+        emptied.dbs.contains(&db) || emptied.slots.contains(key.0)
+    };
+    let stay = keys.iter().filter(|k| !gone.contains(k) && !over.contains_key(k) && !hidden(k)).count();
+    assert_eq!(scanned(&plain, &ScanRange::slots(SlotSet::all())).len(), stay + over.len(), "seed {seed}");
     let below = ready.ready.as_ref().unwrap().below();
     let part_bytes = if rng.random_range(0..2u32) == 0 { 1 << 30 } else { rng.random_range(1..600_000) };
     assert_eq!(built(&ready, part_bytes, dir.path()), built(&plain, part_bytes, dir.path()), "seed {seed}");

@@ -78,6 +78,28 @@ fn commands_stand_under_their_slots_with_ascending_times() {
 }
 
 #[test]
+fn what_moves_slots_as_a_whole_is_no_part_of_a_log() {
+    let moving = "CLUSTER SYNCSLOTS ESTABLISH SOURCE a NAME b SLOTSRANGE 0 99";
+    let stretch = stretch(&["SET a 1", "CLUSTER FLUSHSLOT 7", moving, "SET k 1"]);
+    let (seen, ended) = read(&stretch, 1000, 0, false);
+    let told: Vec<_> = seen.iter().map(|s| (s.0, s.2.as_str())).collect();
+    assert_eq!(told, [(slot_of(b"a"), "SET a 1"), (ALL_SLOTS, "CLUSTER FLUSHSLOT 7")]);
+    assert_eq!((ended.moving, ended.to), (true, stretch.came[1].0));
+    // Nor is it passed over by who begins there; behind it a log may begin.
+    let (seen, ended) = read(&stretch, stretch.came[1].0, 0, false);
+    assert_eq!((seen, ended.moving, ended.to), (Vec::new(), true, stretch.came[1].0));
+    let behind = Stretch { came: vec![(stretch.end(), 50)], ..stretch };
+    let known = entries(
+        &behind,
+        &Part { from: behind.came[0].0, after: Timestamp(0), ceiling: None, divide: false },
+        &Source { commands: &commands(), relative: false },
+        &mut Found::default(),
+        &mut Sink::default(),
+    );
+    assert!(!known.unwrap().moving);
+}
+
+#[test]
 fn times_to_live_of_old_servers_become_absolute() {
     let (seen, _) = read(&stretch(&["SET a 1", "EXPIRE a 10", "SET a 2"]), 1000, 0, true);
     let told: Vec<_> = seen.iter().map(|s| s.2.as_str()).collect();

@@ -206,3 +206,18 @@ fn what_a_file_held_before_does_not_come_back() {
         );
     }
 }
+
+#[test]
+fn what_comes_late_is_not_later_than_the_first_of_several_cuts_at_one_offset() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = Spool::begin(&dir.path().join("spool"), DATA, (OLD, 100), 0).unwrap();
+    // The stream hangs: three cuts of a server that stands still lie ahead of what has come.
+    for at in [50, 60, 70] {
+        spool.mark(140, Timestamp(at)).unwrap();
+    }
+    assert_eq!(spool.next_mark(100, Timestamp(5)), Some((140, Timestamp(50))));
+    // Once that has been read, nothing lies between the others.
+    assert_eq!(spool.next_mark(140, Timestamp(50)), Some((140, Timestamp(70))));
+    assert_eq!(spool.next_mark(140, Timestamp(70)), None);
+    assert_eq!(spool.next_mark(100, Timestamp(55)), Some((140, Timestamp(70))));
+}
