@@ -8,7 +8,6 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use tidemark_proto::slot::SLOT_COUNT;
 use tidemark_proto::stored::log::ALL_SLOTS;
 use tidemark_proto::{Error, Result, SlotSet, Timestamp, slot_of};
 
@@ -20,8 +19,10 @@ use crate::record::{redis_key, split_redis_key};
 use crate::run::LongValue;
 
 mod out;
+mod slots;
 
 pub(super) use out::Out;
+use slots::Slots;
 
 pub use super::about::{About, about, ties_keys};
 
@@ -85,22 +86,6 @@ pub enum Fate {
     Needed,
     /// Nothing is left of it, whatever the log makes of its key later.
     Void,
-}
-
-/// A set of slots that grows by single ones: a bit for each.
-#[derive(Debug, Default)]
-struct Slots(Vec<u64>);
-
-impl Slots {
-    fn insert(&mut self, slot: u16) {
-        self.0.resize(usize::from(SLOT_COUNT / 64), 0);
-        self.0[usize::from(slot / 64)] |= 1 << (slot % 64);
-    }
-
-    fn any_of(&self, slots: &SlotSet) -> bool {
-        let holds = |slot: u16| self.0.get(usize::from(slot / 64)).is_some_and(|word| word >> (slot % 64) & 1 == 1);
-        slots.ranges().iter().any(|&(first, last)| (first..=last).any(holds))
-    }
 }
 
 /// What is known of a key that the log names.

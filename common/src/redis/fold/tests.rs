@@ -104,7 +104,10 @@ fn try_fold(base: &State, log: &Ordered, scope: &Scope, dir: &Path) -> Result<St
     let mut state = State::new();
     for (key, record) in base.iter().filter(|(key, (slot, ..))| scope.takes(*slot, key)) {
         let (slot, meta, value) = record;
-        match fold.fate(*slot, key)? {
+        let fate = fold.fate(*slot, key)?;
+        // Parts of which this says no are not read.
+        assert!(fate == Fate::Stays || fold.touches(&SlotSet::range(*slot, *slot)), "slot {slot}");
+        match fate {
             Fate::Stays => drop(state.insert(key.clone(), record.clone())),
             Fate::Needed => fold.base(&Entry { slot: *slot, key, put: Some((meta, value)) }, None)?,
             Fate::Void => {}
