@@ -190,7 +190,7 @@ impl Redis {
             ownership: view.ownership()?,
             clock_millis: view.clock_millis,
             records: view.info.keys(),
-            bytes: view.info.number("used_memory_dataset").unwrap_or(0),
+            bytes: view.info.dataset(),
             changes_since: false,
             data_address: String::new(),
             ledger_number: 0,

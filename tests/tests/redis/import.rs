@@ -83,7 +83,7 @@ async fn expiry_of_an_old_file_is_as_it_was_or_moved() {
     let mut client = source.client();
     let _ = client.run("SET stays 1");
     // A file of an hour ago, by a key that had 100 s to live.
-    let written = now() - Duration::from_secs(3600);
+    let written = Duration::from_secs(now().as_secs() - 3600);
     let _ = client.run("DEBUG SET-ACTIVE-EXPIRE 0");
     let _ = client.run(&format!("SET volatile 1 PXAT {}", (written + Duration::from_secs(100)).as_millis()));
     let mut fleet = Fleet::start().await;

@@ -54,6 +54,13 @@ impl Info {
         self.with_prefix("db").filter_map(|(_, value)| of(value)).sum()
     }
 
+    /// Bytes that its data takes, by its own estimate; 0 where it does not know. It takes what it counts as overhead from the whole,
+    /// and writes what is then below nothing as a number near 2^64.
+    pub fn dataset(&self) -> u64 {
+        let number = |name| self.number(name).unwrap_or(0);
+        Some(number("used_memory_dataset")).filter(|data| *data <= number("used_memory")).unwrap_or(0)
+    }
+
     /// Name and version of the server, e.g. `redis 7.0.15`, `valkey 8.0.1`.
     pub fn version(&self) -> String {
         match self.text("valkey_version") {
@@ -277,5 +284,8 @@ mod tests {
         assert_eq!((info.version(), info.keys(), info.role()), ("valkey 8.0.1".to_owned(), 7, REPLICA));
         assert_eq!(info.position().unwrap(), Position { history: "ab".into(), offset: 12 });
         assert!(info.number("nothing").is_err());
+        let dataset = |data: &str| Info::parse(&format!("used_memory:1000\r\n{data}")).dataset();
+        assert_eq!((dataset("used_memory_dataset:600"), dataset("")), (600, 0));
+        assert_eq!(dataset("used_memory_dataset:18446744073709551000"), 0);
     }
 }

@@ -75,7 +75,8 @@ pub(super) fn choose(
     let owners = chosen.iter().map(|c| (c.node.as_str(), &c.description.ownership.slots));
     team.whole = tiling::slots(owners).is_ok() && chosen.iter().all(|c| c.description.state == AVAILABLE);
     for candidate in chosen {
-        team.bytes += candidate.description.bytes;
+        // What a node tells of itself is its own estimate.
+        team.bytes = team.bytes.saturating_add(candidate.description.bytes);
         if candidate.stands_in {
             let _ = team.stand_ins.insert(candidate.node.clone());
         }
@@ -256,6 +257,17 @@ mod tests {
         let down = vec![other(), (NodeName::new("b").unwrap(), Err(Error::retry("refused")))];
         let team = choose(&cluster, down, of(&half), &Preference::default()).unwrap();
         assert_eq!((team.whole, team.nodes.len(), team.others.len()), (true, 2, 0));
+    }
+
+    #[test]
+    fn a_node_that_tells_nonsense_of_its_size_ends_nothing() {
+        let sized = |name, slots, bytes| {
+            let (name, description) = node(name, "primary", slots, 1);
+            (name, description.map(|d| Description { bytes, ..d }))
+        };
+        let (half, rest) = (SlotSet::range(0, 9999), SlotSet::range(10_000, 16_383));
+        let team = chosen(vec![sized("a", half, u64::MAX - 5), sized("b", rest, 10)]).unwrap();
+        assert_eq!((team.bytes, team.nodes.len()), (u64::MAX, 2));
     }
 
     #[test]
