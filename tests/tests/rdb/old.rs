@@ -122,7 +122,10 @@ fn a_stream_of_redis_6_means_what_a_server_makes_of_it() {
     }
     let dumped = client.run("DUMP s").bytes();
     let now = payload::open(&dumped).expect("payload");
-    // Without consumers they have one layout.
+    // Without consumers these have one layout; that of Redis 6 itself, and of 8.6, is another.
+    if !Flavor::Redis.is_from_7_0() || Flavor::Redis.is_from((8, 6), (u32::MAX, 0)) {
+        return;
+    }
     assert!(matches!(now.type_byte, 19 | 21));
     // Length, last id, first id, greatest deleted id, entries added, groups: all of them fit one byte here.
     let (nodes, counters) = now.raw.split_at(now.raw.len() - 9);
