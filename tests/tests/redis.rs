@@ -66,6 +66,8 @@ mod replicas;
 mod shapes;
 #[path = "redis/shares.rs"]
 mod shares;
+#[path = "redis/slow_move.rs"]
+mod slow_move;
 #[path = "redis/targets.rs"]
 mod targets;
 #[path = "redis/tls.rs"]

@@ -2,16 +2,19 @@
 //!
 //! Within a segment the chunks of one node make a group, whose commands are in order when they are in the order of their times: those
 //! of its regions together with those of no single region. Of several nodes those come first that owned the slots before the
-//! segment, because a slot that moved is written by its old node first and begins anew on the other. Before all of them come nodes
+//! segment, because a slot that moved is written by its old node first and begins anew on the other; [`moves`] holds that over all
+//! segments. Before all of them come nodes
 //! that a slot only passed through: what they did to its keys came with these to the node that owns it since, and is void.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use tidemark_proto::stored::log::{ALL_REGIONS, Segment};
 use tidemark_proto::stored::manifest::NodeEntry;
 use tidemark_proto::{Error, NodeName, Result, SlotSet};
 
 use super::point::{LogParts, Piece};
+
+mod moves;
 
 /// Chunks of one node and one stretch of time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,15 +32,19 @@ struct Owned {
     ever: SlotSet,
 }
 
-/// Slots of the nodes of each segment.
+/// Slots that a segment finds with another node than the one before: from, to, which.
+type Move = (NodeName, NodeName, SlotSet);
+
+/// Slots of the nodes of each segment, and which of them moved.
 #[derive(Debug)]
-pub(super) struct Owners(Vec<Vec<Owned>>);
+pub(super) struct Owners(Vec<Vec<Owned>>, Vec<Move>);
 
 impl Owners {
     /// Follows who owns which slots, from the nodes of the backup on.
     pub(super) fn new(segments: &[Segment], base: &[NodeEntry]) -> Self {
         let mut owned: HashMap<NodeName, SlotSet> =
             base.iter().map(|n| (n.node.clone(), n.slots.clone())).collect();
+        let mut moves = Vec::new();
         let of_segment = |segment: &Segment| {
             let of_node = |owned: &HashMap<NodeName, SlotSet>, node: &NodeName, now: &SlotSet| {
                 let before = owned.get(node).cloned().unwrap_or(SlotSet::EMPTY);
@@ -45,12 +52,19 @@ impl Owners {
             };
             let nodes = segment.nodes.iter().map(|n| of_node(&owned, &n.node, &n.slots)).collect();
             for node in &segment.nodes {
+                let others = owned.iter().filter(|(other, _)| **other != node.node);
+                let came =
+                    others.map(|(other, slots)| (other.clone(), node.node.clone(), slots.intersect(&node.slots)));
+                moves.extend(came.filter(|(.., slots)| !slots.is_empty()));
+            }
+            for node in &segment.nodes {
                 owned.values_mut().for_each(|slots| *slots = slots.minus(&node.slots));
                 let _ = owned.insert(node.node.clone(), node.slots.clone());
             }
             nodes
         };
-        Self(segments.iter().map(of_segment).collect())
+        let owned = segments.iter().map(of_segment).collect();
+        Self(owned, moves)
     }
 }
 
@@ -84,7 +98,20 @@ impl LogParts {
             }
             order(segment, owned, chosen, &mut out)?;
         }
-        Ok(out)
+        let moved = owners.1.iter().filter(|(.., which)| !which.intersect(slots).is_empty());
+        let moved: BTreeSet<(NodeName, NodeName)> = moved.map(|(from, to, _)| (from.clone(), to.clone())).collect();
+        if moved.is_empty() {
+            return Ok(out);
+        }
+        let places = moves::after_moves(&out.iter().map(|group| self.node(group)).collect::<Vec<_>>(), &moved);
+        let mut out: Vec<Option<Group>> = out.into_iter().map(Some).collect();
+        Ok(places.into_iter().filter_map(|place| out[place].take()).collect())
+    }
+
+    /// The node of a group.
+    fn node(&self, group: &Group) -> &NodeName {
+        let (segment, chunk) = self.chunk(group.pieces[0]);
+        &segment.nodes[usize::from(chunk.node)].node
     }
 
     /// Chunks that may hold commands for some of `slots`, by segment.
