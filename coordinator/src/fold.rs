@@ -209,7 +209,7 @@ impl CommandFold {
             let node = |piece: &Piece| self.log.chunk(*piece).1.node;
             a.segment == b.segment && node(a) == node(b)
         });
-        let groups = groups.map(|pieces| Group { pieces: pieces.to_vec(), slots: SlotSet::all() }).collect();
+        let groups = groups.map(|pieces| Group { pieces: pieces.to_vec(), slots: SlotSet::all().into() }).collect();
         let log = self.sorted(groups, SlotSet::EMPTY, cancel).await?;
         let (read, dir) = (log.clone(), self.dir.clone());
         let changed = in_thread(move || {

@@ -146,6 +146,9 @@ impl Serve {
         match log {
             ServedLog::Records(log) => self.send_chunks(&member, log, log.pieces(part.region), writer).await?,
             ServedLog::Commands { log, nodes } => {
+                if log.were_exchanged(&part.slots, nodes)? {
+                    return Err(Error::bug("a log whose groups have no one order is not for agents"));
+                }
                 for group in log.groups(&part.slots, nodes)? {
                     let pieces = group.pieces.len() as u32;
                     writer.write_message(&LogGroup { pieces }).await?;

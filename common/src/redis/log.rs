@@ -18,7 +18,7 @@ use tidemark_proto::{Error, ErrorKind, Result, SlotSet, Timestamp, error::Result
 mod command;
 mod ordered;
 
-pub use command::{Command, Entries, Joined, Request, Takes};
+pub use command::{Command, Entries, GroupSlots, Joined, Request, Takes};
 pub use ordered::{CommandReader, Ordered, ToFile};
 
 /// What an entry costs in memory beside its bytes.
@@ -38,8 +38,8 @@ pub struct Span {
 }
 
 impl Span {
-    fn takes(&self, entry: &LogEntry<'_>) -> bool {
-        let slot = entry.slot == ALL_SLOTS || self.slots.contains(entry.slot);
+    fn takes(&self, entry: &LogEntry<'_>, counted: &SlotSet) -> bool {
+        let slot = entry.slot == ALL_SLOTS || counted.contains(entry.slot);
         entry.at > self.after && entry.at <= self.at && slot
     }
 }
@@ -65,7 +65,9 @@ pub struct CommandLog<O = ToFile> {
     spilled: Vec<File>,
     /// The newest entry of each slot, of a group that is not sorted.
     newest: Option<Vec<Timestamp>>,
-    owners: Vec<SlotSet>,
+    groups: Vec<GroupSlots>,
+    /// Slots of the group at hand that count.
+    counted: SlotSet,
     out: O,
 }
 
@@ -86,7 +88,7 @@ impl CommandLog {
     /// There are no more chunks.
     pub fn finish(mut self) -> Result<Ordered> {
         self.end_group()?;
-        self.out.finish(self.owners)
+        self.out.finish(self.groups)
     }
 }
 
@@ -113,30 +115,33 @@ impl<O: Entries> CommandLog<O> {
             places: Vec::new(),
             spilled: Vec::new(),
             newest: None,
-            owners: Vec::new(),
+            groups: Vec::new(),
+            counted: SlotSet::EMPTY,
             out,
         }
     }
 
-    /// Begins the next group, of a node that owns these slots: commands that empty its databases empty no others.
-    pub fn group(&mut self, owner: SlotSet) -> Result<()> {
+    /// Begins the next group, with its slots; of a node that owns some, all of whose commands count, these.
+    pub fn group(&mut self, slots: impl Into<GroupSlots>) -> Result<()> {
         self.end_group()?;
-        self.owners.push(owner);
+        let slots = slots.into();
+        self.counted = self.span.slots.intersect(&slots.counted);
+        self.groups.push(slots);
         self.newest = None;
         Ok(())
     }
 
     /// The same for a group without commands of several slots, whose chunks come region by region, each region's in order: it is
     /// not sorted. One that is not so is `Unsupported`.
-    pub fn group_in_order(&mut self, owner: SlotSet) -> Result<()> {
-        self.group(owner)?;
+    pub fn group_in_order(&mut self, slots: impl Into<GroupSlots>) -> Result<()> {
+        self.group(slots)?;
         self.newest = Some(vec![Timestamp::ZERO; usize::from(SLOT_COUNT)]);
         Ok(())
     }
 
     /// Takes the commands of a raw chunk of the present group that count. `Damaged` where it holds anything else.
     pub fn push_chunk(&mut self, raw: &[u8]) -> Result<()> {
-        if self.owners.is_empty() {
+        if self.groups.is_empty() {
             return Err(Error::bug("a chunk of a log of commands before its group"));
         }
         let mut rest = raw;
@@ -146,7 +151,7 @@ impl<O: Entries> CommandLog<O> {
             if matches!(entry.kind, EntryKind::Record | EntryKind::RecordPart) {
                 return Err(Error::damaged("a log of commands holds a record"));
             }
-            if !self.span.takes(&entry) {
+            if !self.span.takes(&entry, &self.counted) {
                 continue;
             }
             let bytes = &before[..before.len() - rest.len()];
@@ -163,8 +168,8 @@ impl<O: Entries> CommandLog<O> {
                     )));
                 }
             }
-            let group = self.owners.len() - 1;
-            self.out.entry((group as u32, &self.owners[group]), &entry, bytes)?;
+            let group = self.groups.len() - 1;
+            self.out.entry((group as u32, &self.groups[group]), &entry, bytes)?;
         }
     }
 
@@ -192,15 +197,15 @@ impl<O: Entries> CommandLog<O> {
     }
 
     fn end_group(&mut self) -> Result<()> {
-        let Some(group) = self.owners.len().checked_sub(1) else { return Ok(()) };
+        let Some(group) = self.groups.len().checked_sub(1) else { return Ok(()) };
         if !self.spilled.is_empty() && !self.places.is_empty() {
             self.spill()?;
         }
-        let owner = (group as u32, &self.owners[group]);
+        let group = (group as u32, &self.groups[group]);
         let out = &mut self.out;
         let mut give = |bytes: &[u8]| {
             let entry = take_entry(&mut &bytes[..])?.ok_or_else(|| Error::bug("an empty entry of a log"))?;
-            out.entry(owner, &entry, bytes)
+            out.entry(group, &entry, bytes)
         };
         if self.spilled.is_empty() {
             drain(&mut self.places, &mut self.arena, |_, bytes| give(bytes))

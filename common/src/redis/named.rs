@@ -165,7 +165,7 @@ impl Named {
     ) -> Result<()> {
         let slot = if command.slot == ALL_SLOTS { slot_of(key) } else { command.slot };
         redis_key(command.db, key, &mut self.key);
-        if !scope.takes(slot, &self.key) {
+        if !scope.takes(slot, &self.key) || (command.slot == ALL_SLOTS && !command.of.counted.contains(slot)) {
             return Ok(());
         }
         out.select(command.db)?;
@@ -189,7 +189,7 @@ impl Named {
             About::Nothing | About::Functions => return Ok(()),
             _ if scope.functions => return Ok(()),
             About::Emptied(db) => {
-                let slots = scope.slots.intersect(command.owner);
+                let slots = scope.slots.intersect(&command.of.emptied);
                 if !self.everything {
                     self.empty(db, &slots, out)?;
                 } else if slots == scope.slots {
@@ -200,7 +200,7 @@ impl Named {
                 }
             }
             About::Slots(slots) => {
-                let slots = slots.intersect(&scope.slots).intersect(command.owner);
+                let slots = slots.intersect(&scope.slots).intersect(&command.of.emptied);
                 if self.everything && !slots.is_empty() {
                     return Err(Error::unsupported("it deletes the keys of slots after databases were swapped"));
                 }
@@ -210,7 +210,7 @@ impl Named {
                 // What is swapped or looked up by it lies in other slots than those that count, unless it is a swap.
                 let swap = name_of(&words) == "SWAPDB";
                 let bounded = scope.only.is_some() || !scope.lower.is_empty() || !scope.upper.is_empty();
-                let whole = !bounded && scope.slots.minus(command.owner).is_empty();
+                let whole = !bounded && scope.slots.minus(&command.of.emptied).is_empty();
                 if !(whole && (swap || scope.is_all())) {
                     return Err(tied(&words));
                 }
@@ -223,7 +223,8 @@ impl Named {
                 }
                 let mut inside = Vec::with_capacity(keys.len());
                 for key in &keys {
-                    inside.push(scope.takes(slot_of_key(key)?, key));
+                    let slot = slot_of_key(key)?;
+                    inside.push(scope.takes(slot, key) && command.of.counted.contains(slot));
                 }
                 match (inside.iter().any(|i| *i), inside.iter().all(|i| *i)) {
                     (false, _) => return Ok(()),

@@ -28,7 +28,7 @@ impl CommandFold {
             return Ok(alone());
         }
         if let Some(tie) = ties::ties_slots(&self.manifest, &self.log, self.at).boxed().await? {
-            tracing::debug!(command = tie.command, "slots are tied together: one share");
+            tracing::debug!(%tie, "slots are tied together: one share");
             return Ok(alone());
         }
         let mut regions: Vec<(u16, u64)> = self.log.regions().map(|r| (r, raw(self.log.pieces(r)))).collect();

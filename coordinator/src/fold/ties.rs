@@ -25,13 +25,29 @@ use tidemark_common::record::split_redis_key;
 /// Longest word of a command that is looked at, in bytes.
 const MOST_OF_WORD: u64 = 1 << 20;
 
-/// A command that cannot be followed part by part.
+/// What keeps a log from being followed part by part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tie {
-    /// When it was run.
-    pub at: Timestamp,
-    /// Its name.
-    pub command: String,
+pub enum Tie {
+    /// A command about keys of several parts.
+    Command {
+        /// When it was run.
+        at: Timestamp,
+        /// Its name.
+        command: String,
+    },
+    /// Nodes exchanged some of these slots of a part: there is no one order of its log.
+    Exchanged(SlotSet),
+}
+
+impl std::fmt::Display for Tie {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Command { at, command } => {
+                write!(f, "`{command}` at {} ties keys of several parts together", crate::cli::exact(*at))
+            }
+            Self::Exchanged(slots) => write!(f, "nodes exchanged some of the slots {slots}"),
+        }
+    }
 }
 
 /// Slots and bounds of the parts.
@@ -63,6 +79,11 @@ pub async fn ties(manifest: &Manifest, log: &LogParts, at: Timestamp) -> Result<
             if !part.lower.is_empty() || !part.upper.is_empty() {
                 divided.entry(part.region).or_default().push(PartEntry { runs: Vec::new(), ..part });
             }
+        }
+    }
+    for slots in &slots {
+        if log.were_exchanged(slots, &root.nodes)? {
+            return Ok(Some(Tie::Exchanged(slots.clone())));
         }
     }
     let commands = Commands::known();
@@ -160,7 +181,7 @@ async fn first(
                 inside = (entry.kind == EntryKind::CommandPart).then_some(entry.at);
                 if found.is_none() && !goes_on && counts(&entry) {
                     // Of a command in pieces whose keys lie in one slot the others do not matter: only one is so long.
-                    found = several(*piece, &entry).map(|command| Tie { at: entry.at, command });
+                    found = several(*piece, &entry).map(|command| Tie::Command { at: entry.at, command });
                 }
                 Ok(())
             })?;

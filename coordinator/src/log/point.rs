@@ -149,6 +149,8 @@ pub struct LogParts {
     /// Chunks of commands on several regions.
     all: Vec<Piece>,
     pub(super) owners: OnceLock<Owners>,
+    /// Its end.
+    pub(super) at: Timestamp,
     /// Bytes of its chunks.
     pub bytes: u64,
     /// Entries in its chunks.
@@ -204,7 +206,7 @@ impl LogParts {
         (from, to): (Timestamp, Timestamp),
         slots_per_region: u16,
     ) -> Result<Arc<Self>> {
-        let mut log = Self { cluster: Some(cluster.clone()), slots_per_region, ..Self::default() };
+        let mut log = Self { cluster: Some(cluster.clone()), slots_per_region, at: to, ..Self::default() };
         let reads = places.into_iter().map(|(range, size)| repository.read_segment(cluster, range, size));
         let mut reads = futures::stream::iter(reads).buffered(PARALLEL_READS);
         while let Some(read) = reads.next().await {
@@ -215,8 +217,13 @@ impl LogParts {
 
     #[cfg(test)]
     pub(super) fn of_segments(segments: Vec<Segment>, slots_per_region: u16) -> Self {
-        let mut log = Self { slots_per_region, ..Self::default() };
-        segments.into_iter().for_each(|segment| log.take(segment, Timestamp::ZERO, Timestamp::MAX));
+        Self::until(segments, slots_per_region, Timestamp::MAX)
+    }
+
+    #[cfg(test)]
+    pub(super) fn until(segments: Vec<Segment>, slots_per_region: u16, at: Timestamp) -> Self {
+        let mut log = Self { slots_per_region, at, ..Self::default() };
+        segments.into_iter().for_each(|segment| log.take(segment, Timestamp::ZERO, at));
         log
     }
 

@@ -175,10 +175,13 @@ impl Session {
 
     /// Puts what was collected, behind the segment before it; answers whether there is more to ask for at once.
     async fn write(&mut self) -> Result<bool> {
-        let news = self.nodes.values().filter_map(|t| t.batch.as_ref());
+        let news = self.nodes.iter().filter_map(|(name, t)| Some((name, t.batch.as_ref()?)));
         let (mut any, mut busy) = (false, false);
-        for batch in news {
+        for (name, batch) in news {
+            // Of a log of commands who owned a slot last is news too.
+            let chain = self.chains.chains().get(name).filter(|_| self.points.is_some());
             any |= batch.header.begins == 1 || !batch.chunks.is_empty();
+            any |= chain.is_some_and(|chain| chain.slots != batch.header.slots);
             busy |= batch.header.behind_bytes > 0;
         }
         let idle = Duration::from_millis(self.policy.idle_millis);

@@ -149,8 +149,8 @@ impl Past {
             let words = command.request.words(MOST_OF_WORD)?;
             let named = match about(&commands, command.db, &words) {
                 Ok(About::Keys(keys)) => keys.contains(&record),
-                Ok(About::Emptied(of)) => of.is_none_or(|of| of == db) && command.owner.contains(slot),
-                Ok(About::Slots(slots)) => slots.contains(slot) && command.owner.contains(slot),
+                Ok(About::Emptied(of)) => of.is_none_or(|of| of == db) && command.of.emptied.contains(slot),
+                Ok(About::Slots(slots)) => slots.contains(slot) && command.of.emptied.contains(slot),
                 Ok(About::Everything) => true,
                 Ok(About::Functions | About::Nothing) => false,
                 // Its keys are not known here: it is shown where it has the word.

@@ -12,6 +12,7 @@ mod tail;
 mod times;
 mod words;
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ const HOLD_GRACE: Duration = Duration::from_secs(5);
 /// Positions of the log are offsets of the stream and this: a stream that nothing was written to yet stands at offset 0, and
 /// position 0 means that a log is to begin.
 const POSITION: u64 = 1;
+/// Cuts of which the slots are known that the server owned then: more than wait to be read while a bucket is away for a while.
+const MOST_CUTS: usize = 1024;
 /// Least bytes of a command.
 const LEAST_COMMAND: u64 = 14;
 
@@ -44,8 +47,8 @@ struct Cuts {
     barrier: Option<Instant>,
     /// The light cut that is under way.
     hold: Option<HoldState>,
-    /// The last cut, and what the server owned then.
-    last: Option<(Timestamp, SlotSet)>,
+    /// The last cuts, and what the server owned at each.
+    last: VecDeque<(Timestamp, SlotSet)>,
     /// Where the stream stood at the last cut, whether there is a mark of it or not.
     at: Option<Position>,
     /// No timestamp above this was given out.
@@ -119,7 +122,10 @@ impl RedisLog {
         }
         if tail.mark(position, at)? {
             cuts.issued = at;
-            cuts.last = Some((at, hold.ownership().slots.clone()));
+            if cuts.last.len() == MOST_CUTS {
+                let _ = cuts.last.pop_front();
+            }
+            cuts.last.push_back((at, hold.ownership().slots.clone()));
         }
         Ok(())
     }
@@ -180,6 +186,16 @@ impl Redis {
         *tail = None;
         let _ = std::fs::remove_dir_all(&self.log.dir);
         Ok(())
+    }
+
+    /// The log of a server without slots tells of all that it will get, and begins beside others. Keys that have come by now are not in
+    /// it: where slots are on their way it waits until it owns some, and what lies before that is another window.
+    fn refuse_where_slots_come(&self) -> Result<()> {
+        let now = self.ask_primary(View::read)?.ownership()?;
+        match now.slots.is_empty() && now.moving.is_empty() {
+            true => Ok(()),
+            false => Err(Error::retry("slots are on their way to the server: its log begins when it owns them")),
+        }
     }
 
     fn with_tail<T>(&self, work: impl FnOnce(&Tail) -> Result<T>) -> Result<T> {
@@ -321,7 +337,7 @@ impl LogSource for Redis {
         let view = self.ask_primary(View::read)?;
         self.shard.note(&view);
         let (position, slots) = (view.info.position()?, view.ownership()?.slots);
-        self.with_tail(|tail| {
+        let reached = self.with_tail(|tail| {
             tail.ready(BEGIN_PATIENCE)?;
             let span = match self.log.begins(tail, wanted)? {
                 Begins::There(span) => span,
@@ -342,7 +358,7 @@ impl LogSource for Redis {
             };
             let Batch { ended, closed } = self.log.read(tail, &span, wanted, (now, &position), sink)?;
             let cuts = self.log.cuts();
-            let of_cut = cuts.last.as_ref().filter(|(at, _)| *at == closed).map(|(_, slots)| slots.clone());
+            let of_cut = cuts.last.iter().rev().find(|(at, _)| *at == closed).map(|(_, slots)| slots.clone());
             Ok(LogReached {
                 incarnation: span.history,
                 slots: of_cut.unwrap_or(slots),
@@ -353,7 +369,11 @@ impl LogSource for Redis {
                 branches: span.history != wanted.incarnation,
                 behind: span.border - ended.to,
             })
-        })
+        })?;
+        if reached.begins && reached.slots.is_empty() {
+            self.refuse_where_slots_come()?;
+        }
+        Ok(reached)
     }
 
     fn stop_log(&self) -> Result<()> {

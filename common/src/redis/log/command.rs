@@ -20,8 +20,24 @@ pub trait Takes {
 
 /// Takes the entries of a log, in order.
 pub trait Entries {
-    /// The next one, of a group and the slots of its node; `bytes` are its own.
-    fn entry(&mut self, group: (u32, &SlotSet), entry: &LogEntry<'_>, bytes: &[u8]) -> Result<()>;
+    /// The next one, of a group and its slots; `bytes` are its own.
+    fn entry(&mut self, group: (u32, &GroupSlots), entry: &LogEntry<'_>, bytes: &[u8]) -> Result<()>;
+}
+
+/// Slots of a group of commands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupSlots {
+    /// Those whose commands count; of a command of several slots that which it does to keys of these.
+    pub counted: SlotSet,
+    /// Those of them that a command empties which empties databases of the group's node.
+    pub emptied: SlotSet,
+}
+
+/// All commands of a node count that owns these slots.
+impl From<SlotSet> for GroupSlots {
+    fn from(owned: SlotSet) -> Self {
+        Self { counted: SlotSet::all(), emptied: owned }
+    }
 }
 
 /// A command.
@@ -31,8 +47,8 @@ pub struct Command<'a> {
     pub at: Timestamp,
     /// The slot of its keys, or [`ALL_SLOTS`](tidemark_proto::stored::log::ALL_SLOTS).
     pub slot: u16,
-    /// Slots of its node.
-    pub owner: &'a SlotSet,
+    /// Slots of its group.
+    pub of: &'a GroupSlots,
     /// Its database.
     pub db: u64,
     /// Its bytes.
@@ -118,14 +134,14 @@ impl Pieces {
     }
 
     /// The command whose last entry was pushed.
-    pub(super) fn command<'a>(&'a self, owner: &'a SlotSet, last: &LogEntry<'a>) -> Result<Command<'a>> {
+    pub(super) fn command<'a>(&'a self, of: &'a GroupSlots, last: &LogEntry<'a>) -> Result<Command<'a>> {
         let (meta, value) = last.put.unwrap_or_default();
         let request = match (self.several, self.long) {
             (false, _) => Request::Held(value),
             (true, false) => Request::Held(&self.held),
             (true, true) => Request::Long(self.spool.value()?),
         };
-        Ok(Command { at: last.at, slot: last.slot, owner, db: database(meta)?, request })
+        Ok(Command { at: last.at, slot: last.slot, of, db: database(meta)?, request })
     }
 
     /// There are no more entries.
@@ -155,9 +171,9 @@ impl<T: Takes> Joined<T> {
 }
 
 impl<T: Takes> Entries for Joined<T> {
-    fn entry(&mut self, (group, owner): (u32, &SlotSet), entry: &LogEntry<'_>, _: &[u8]) -> Result<()> {
+    fn entry(&mut self, (group, of): (u32, &GroupSlots), entry: &LogEntry<'_>, _: &[u8]) -> Result<()> {
         match self.pieces.push(group, entry)? {
-            true => self.takes.take(&self.pieces.command(owner, entry)?),
+            true => self.takes.take(&self.pieces.command(of, entry)?),
             false => Ok(()),
         }
     }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidemark_proto::stored::log::{LogEntry, take_entry};
-use tidemark_proto::{Error, ErrorKind, Result, SlotSet, error::ResultExt};
+use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 
-use super::command::{Command, Entries, Pieces};
+use super::command::{Command, Entries, GroupSlots, Pieces};
 use super::{FILE_BUFFER, full, temporary};
 use crate::run::{LongReader, LongValue};
 
@@ -26,15 +26,15 @@ impl ToFile {
         Self { dir: dir.to_owned(), out: None, len: 0, entries: 0 }
     }
 
-    pub(super) fn finish(self, owners: Vec<SlotSet>) -> Result<Ordered> {
+    pub(super) fn finish(self, groups: Vec<GroupSlots>) -> Result<Ordered> {
         let into = |out: BufWriter<File>| full(out.into_inner().map_err(std::io::IntoInnerError::into_error));
         let file = self.out.map(into).transpose()?.map(Arc::new);
-        Ok(Ordered { file, len: self.len, owners, entries: self.entries })
+        Ok(Ordered { file, len: self.len, groups, entries: self.entries })
     }
 }
 
 impl Entries for ToFile {
-    fn entry(&mut self, (group, _): (u32, &SlotSet), _: &LogEntry<'_>, bytes: &[u8]) -> Result<()> {
+    fn entry(&mut self, (group, _): (u32, &GroupSlots), _: &LogEntry<'_>, bytes: &[u8]) -> Result<()> {
         let out = match &mut self.out {
             Some(out) => out,
             None => self.out.insert(BufWriter::with_capacity(FILE_BUFFER, temporary(&self.dir)?)),
@@ -52,7 +52,7 @@ impl Entries for ToFile {
 pub struct Ordered {
     file: Option<Arc<File>>,
     len: u64,
-    owners: Vec<SlotSet>,
+    groups: Vec<GroupSlots>,
     entries: u64,
 }
 
@@ -68,7 +68,7 @@ impl Ordered {
         CommandReader {
             file,
             at: 0,
-            owners: self.owners.clone(),
+            groups: self.groups.clone(),
             ahead: Vec::new(),
             ahead_at: 0,
             entry: Vec::new(),
@@ -82,7 +82,7 @@ impl Ordered {
 pub struct CommandReader {
     file: Option<LongValue>,
     at: u64,
-    owners: Vec<SlotSet>,
+    groups: Vec<GroupSlots>,
     /// Bytes of the file that were read ahead, and how many of them were taken.
     ahead: Vec<u8>,
     ahead_at: usize,
@@ -137,7 +137,7 @@ impl CommandReader {
                 break group;
             }
         };
-        self.pieces.command(&self.owners[group as usize], &decode(&self.entry)?).map(Some)
+        self.pieces.command(&self.groups[group as usize], &decode(&self.entry)?).map(Some)
     }
 }
 

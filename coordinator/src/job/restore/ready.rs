@@ -110,9 +110,7 @@ async fn log_of(
     }
     // It is worked off here, before any node is touched.
     let told = match &tie {
-        Some(tie) => {
-            format!("`{}` at {} ties keys of several parts together", tie.command, crate::cli::exact(tie.at))
-        }
+        Some(tie) => tie.to_string(),
         None => "the log and its backup are small".to_owned(),
     };
     tracing::info!("{told}: the log is worked off here");

@@ -1,0 +1,194 @@
+//! Who owned which slots, and when: told by what the nodes say of themselves in the segments.
+//!
+//! What counts is not the node but the stream of commands that makes a state of the data: a *chain*. After a failover another node
+//! goes on with it, and may give it back.
+
+use std::collections::HashMap;
+
+use tidemark_proto::stored::log::{BEGINS_BRANCH, Segment, SegmentNode};
+use tidemark_proto::{NodeName, SlotSet, Timestamp};
+
+/// What a node is in a segment.
+#[derive(Debug, Clone)]
+pub(super) struct OfNode {
+    /// The chain that it goes on with.
+    pub(super) chain: usize,
+    /// Slots that the chain owned before the segment, or owns since, and those that it owns in the end: its `FLUSHALL` empties these.
+    pub(super) owned: SlotSet,
+}
+
+/// Slots with the same owners.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct History {
+    pub(super) slots: SlotSet,
+    /// The chains that owned them, each once, by when it got them last; those that own them in the end come last.
+    pub(super) chains: Vec<usize>,
+    /// Whether any owns them in the end.
+    pub(super) is_owned: bool,
+}
+
+/// Owners of slots from a backup to a time.
+#[derive(Debug)]
+pub(in crate::log) struct Owners {
+    /// The nodes of each segment.
+    pub(super) nodes: Vec<Vec<OfNode>>,
+    /// All slots that anybody owned.
+    pub(super) histories: Vec<History>,
+}
+
+impl Owners {
+    /// Follows the chains from the nodes of the backup on, up to `at`.
+    pub(in crate::log) fn new<'n>(
+        segments: &[Segment],
+        base: impl IntoIterator<Item = (&'n NodeName, &'n SlotSet)>,
+        at: Timestamp,
+    ) -> Self {
+        let mut chains = Chains::default();
+        base.into_iter().for_each(|(node, slots)| chains.begin(node, slots));
+        let mut nodes: Vec<Vec<OfNode>> = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let of_segment = segment.nodes.iter().enumerate().map(|(place, node)| {
+                let chain = chains.of(node);
+                let before = chains.owned[chain].clone();
+                // What a node owns behind the time is not asked for. Batches end at restore points, so that none lies on both sides.
+                let has_news = || segment.chunks.iter().any(|c| usize::from(c.node) == place && c.first <= at);
+                if node.closed <= at || has_news() {
+                    chains.owns(chain, &node.slots);
+                }
+                OfNode { chain, owned: before.union(&chains.owned[chain]) }
+            });
+            nodes.push(of_segment.collect());
+        }
+        for node in nodes.iter_mut().flatten() {
+            node.owned = node.owned.union(&chains.lasting(node.chain));
+        }
+        Self { nodes, histories: chains.histories() }
+    }
+
+    /// Whether a chain owned any of these slots ever.
+    pub(super) fn has_owned(&self, chain: usize, slots: &SlotSet) -> bool {
+        let mut of_chain = self.histories.iter().filter(|h| h.chains.contains(&chain));
+        of_chain.any(|h| !h.slots.intersect(slots).is_empty())
+    }
+}
+
+/// Chains up to some segment, by number.
+#[derive(Debug, Default)]
+struct Chains {
+    /// The node that goes on with each.
+    names: HashMap<NodeName, usize>,
+    /// Where each ends, if anything of it is in the segments.
+    ends: Vec<Option<u64>>,
+    /// Slots that each says it owns.
+    owned: Vec<SlotSet>,
+    /// Slots, and the chains that got them, the last one last.
+    got: Vec<(SlotSet, Vec<usize>)>,
+}
+
+impl Chains {
+    fn begin(&mut self, name: &NodeName, slots: &SlotSet) {
+        let chain = self.fresh(name);
+        self.owns(chain, slots);
+    }
+
+    fn fresh(&mut self, name: &NodeName) -> usize {
+        let chain = self.owned.len();
+        let _ = self.names.insert(name.clone(), chain);
+        self.ends.push(None);
+        self.owned.push(SlotSet::EMPTY);
+        chain
+    }
+
+    /// The chain that a node goes on with, as `window.rs` follows it.
+    fn of(&mut self, node: &SegmentNode) -> usize {
+        let chain = match self.names.get(&node.node) {
+            Some(chain) => *chain,
+            None => match self.taken_over(node).filter(|_| node.begins == BEGINS_BRANCH) {
+                Some((name, chain)) => {
+                    let _ = self.names.remove(&name);
+                    let _ = self.names.insert(node.node.clone(), chain);
+                    chain
+                }
+                None => self.fresh(&node.node),
+            },
+        };
+        self.ends[chain] = Some(node.to);
+        chain
+    }
+
+    /// The chain of another node that ends where this one begins; of a node that had nothing to tell since the backup nothing but
+    /// its slots is known.
+    fn taken_over(&self, node: &SegmentNode) -> Option<(NodeName, usize)> {
+        let same = |chain: usize| self.owned[chain] == node.slots;
+        let shares = |chain: usize| !self.owned[chain].intersect(&node.slots).is_empty();
+        let joins = |chain: usize| self.ends[chain] == Some(node.from) && (same(chain) || shares(chain));
+        let may = |chain: usize| self.ends[chain].is_none() && shares(chain);
+        let find = |fits: &dyn Fn(usize) -> bool| {
+            let mut found = self.names.iter().filter(|(_, chain)| fits(**chain));
+            found.next().map(|(name, chain)| (name.clone(), *chain))
+        };
+        find(&joins).or_else(|| find(&|chain| may(chain) && same(chain))).or_else(|| find(&may))
+    }
+
+    /// A chain says what it owns. Others that say the same of a slot may not have heard yet.
+    fn owns(&mut self, chain: usize, slots: &SlotSet) {
+        let mut came = slots.minus(&self.owned[chain]);
+        self.owned[chain] = slots.clone();
+        let mut got = Vec::with_capacity(self.got.len());
+        for (slots, chains) in std::mem::take(&mut self.got) {
+            let (some, rest) = (slots.intersect(&came), slots.minus(&came));
+            came = came.minus(&some);
+            if !some.is_empty() {
+                let before = chains.iter().copied().filter(|other| *other != chain);
+                got.push((some, before.chain([chain]).collect()));
+            }
+            if !rest.is_empty() {
+                got.push((rest, chains));
+            }
+        }
+        if !came.is_empty() {
+            got.push((came, vec![chain]));
+        }
+        self.got = got;
+    }
+
+    /// Of those who own slots in the end the one that got them last, for each stretch of slots.
+    fn last_owners(&self) -> impl Iterator<Item = (SlotSet, Vec<usize>, bool)> + '_ {
+        self.got.iter().flat_map(|(slots, chains)| {
+            // Slots of one line part where not the same ones own all of them.
+            let mut lines = vec![(slots.clone(), Vec::new())];
+            for chain in chains {
+                lines = lines
+                    .into_iter()
+                    .flat_map(|(slots, owners): (SlotSet, Vec<usize>)| {
+                        let (some, rest) = (slots.intersect(&self.owned[*chain]), slots.minus(&self.owned[*chain]));
+                        let more = [owners.clone(), vec![*chain]].concat();
+                        [(some, more), (rest, owners)].into_iter().filter(|(slots, _)| !slots.is_empty())
+                    })
+                    .collect();
+            }
+            lines.into_iter().map(move |(slots, owners)| {
+                let before = chains.iter().copied().filter(|chain| !owners.contains(chain));
+                let is_owned = !owners.is_empty();
+                (slots, before.chain(owners.iter().copied()).collect::<Vec<_>>(), is_owned)
+            })
+        })
+    }
+
+    /// The slots that are a chain's in the end.
+    fn lasting(&self, chain: usize) -> SlotSet {
+        let own = self.last_owners().filter(|(_, chains, is_owned)| *is_owned && chains.last() == Some(&chain));
+        own.fold(SlotSet::EMPTY, |all, (slots, ..)| all.union(&slots))
+    }
+
+    fn histories(&self) -> Vec<History> {
+        let mut out: Vec<History> = Vec::new();
+        for (slots, chains, is_owned) in self.last_owners() {
+            match out.iter_mut().find(|h| h.chains == chains && h.is_owned == is_owned) {
+                Some(history) => history.slots = history.slots.union(&slots),
+                None => out.push(History { slots, chains, is_owned }),
+            }
+        }
+        out
+    }
+}
