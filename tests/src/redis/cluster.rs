@@ -62,6 +62,21 @@ impl Cluster {
         self
     }
 
+    /// Adds a primary without slots, the last one of the nodes then, and waits until all know each other.
+    pub fn add_primary(&mut self) {
+        let (port, server) = node(self.nodes[0].1.flavor, &[]);
+        let _ = server.client().run(&format!("CLUSTER MEET 127.0.0.1 {}", self.nodes[0].0));
+        self.nodes.push((port, server));
+        for (_, server) in &self.nodes {
+            let mut client = server.client();
+            eventually("the nodes to know the new one", || {
+                let nodes = client.run("CLUSTER NODES").text();
+                let known = nodes.lines().count() == self.nodes.len() && !nodes.contains("handshake");
+                (known && client.run("CLUSTER INFO").text().contains("cluster_state:ok")).then_some(())
+            });
+        }
+    }
+
     /// Adds a replica of the node of this number, the last one of the nodes then, and waits until it follows.
     pub fn add_replica(&mut self, of: usize, options: &[&str]) {
         self.follow(of, node(self.nodes[of].1.flavor, options));

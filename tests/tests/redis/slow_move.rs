@@ -7,7 +7,7 @@ use tidemark_tests::fleet::{CoordinatorSpec, Fleet, eventually as later, restore
 use tidemark_tests::redis::{Client, Cluster, Flavor, Reply, Server};
 
 use super::contents::{Contents, compare, held_by, held_by_all};
-use super::flow::{protect, protect_one};
+use super::flow::{protect, protect_one, spec};
 use super::log::{POINTS, enable, fleet, now, point_after, status};
 
 /// Keys of the slot.
@@ -49,22 +49,38 @@ impl<'f> Moves<'f> {
     /// Moves the slot of `tag`, a third of its keys at a time; both nodes have told of it before the next ones go.
     async fn go(&mut self, tag: &str, from: usize, to: usize) {
         let slot = slot_of(tag.as_bytes());
-        good(&mut self.clients[to], &format!("CLUSTER SETSLOT {slot} IMPORTING {}", self.ids[from]));
-        good(&mut self.clients[from], &format!("CLUSTER SETSLOT {slot} MIGRATING {}", self.ids[to]));
-        let keys = self.clients[from].run(&format!("CLUSTER GETKEYSINSLOT {slot} 10000")).array();
-        let keys: Vec<String> = keys.into_iter().map(Reply::text).collect();
+        self.open(slot, from, to);
+        let keys = self.keys(slot, from);
         for some in keys.chunks(keys.len().div_ceil(3).max(1)) {
-            let port = self.cluster.ports()[to].to_string();
-            let mut words = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
-            words.extend(some.iter().map(String::as_str));
-            let reply = self.clients[from].ask(&words).expect("reply");
-            assert!(matches!(reply, Reply::Status(_)), "{reply:?}");
+            self.migrate(some, from, to);
             let moved = now();
             later("segments with what moved", async || {
                 status(self.fleet).await.nodes.iter().all(|n| n.closed > moved.0).then_some(())
             })
             .await;
         }
+        self.hand_over(slot, from, to);
+    }
+
+    fn open(&mut self, slot: u16, from: usize, to: usize) {
+        good(&mut self.clients[to], &format!("CLUSTER SETSLOT {slot} IMPORTING {}", self.ids[from]));
+        good(&mut self.clients[from], &format!("CLUSTER SETSLOT {slot} MIGRATING {}", self.ids[to]));
+    }
+
+    fn keys(&mut self, slot: u16, of: usize) -> Vec<String> {
+        let keys = self.clients[of].run(&format!("CLUSTER GETKEYSINSLOT {slot} 10000")).array();
+        keys.into_iter().map(Reply::text).collect()
+    }
+
+    fn migrate(&mut self, keys: &[String], from: usize, to: usize) {
+        let port = self.cluster.ports()[to].to_string();
+        let mut words = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+        words.extend(keys.iter().map(String::as_str));
+        let reply = self.clients[from].ask(&words).expect("reply");
+        assert!(matches!(reply, Reply::Status(_)), "{reply:?}");
+    }
+
+    fn hand_over(&mut self, slot: u16, from: usize, to: usize) {
         for node in [to, from] {
             good(&mut self.clients[node], &format!("CLUSTER SETSLOT {slot} NODE {}", self.ids[to]));
         }
@@ -163,4 +179,46 @@ async fn slots_that_nodes_exchange_lose_no_key_where_the_coordinator_works_the_l
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_that_nodes_exchange_lose_no_key_where_agents_work_the_log_off() {
     exchanged(0).await;
+}
+
+/// An agent that comes late: keys that arrived before its log began are in no log.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_of_a_new_node_begins_when_what_was_on_its_way_has_come() {
+    let mut cluster = Cluster::start(Flavor::Redis, 3, &[]);
+    let from = Moves::owner(&cluster, TAG);
+    (0..KEYS).for_each(|i| good(&mut cluster.clients()[from], &format!("SET {} {i}", key(i))));
+    let mut fleet = fleet().await;
+    protect(&mut fleet, "orders", &cluster).await;
+    enable(&fleet).await;
+    let first = point_after(&fleet, Timestamp(1)).await.windows.len();
+    cluster.add_primary();
+    let (slot, to) = (slot_of(TAG.as_bytes()), 3);
+    let mut moves = Moves::new(&fleet, &cluster);
+    moves.open(slot, from, to);
+    let keys = moves.keys(slot, from);
+    moves.migrate(&keys[..KEYS / 2], from, to);
+    let Moves { clients, ids, .. } = moves;
+    fleet.start_agent(spec("orders", "n3", format!("127.0.0.1:{}", cluster.ports()[to])));
+    later("the new node to be told of", async || {
+        let nodes = status(&fleet).await.nodes;
+        nodes.iter().any(|n| n.node == "n3" && n.error.contains("slots are on their way")).then_some(())
+    })
+    .await;
+    let mut moves = Moves { fleet: &fleet, cluster: &cluster, clients, ids };
+    moves.migrate(&keys[KEYS / 2..], from, to);
+    moves.hand_over(slot, from, to);
+    later("a window that begins behind the move", async || {
+        let windows = status(&fleet).await.windows;
+        (windows.len() > first && windows.last().is_some_and(|w| w.ended.is_empty())).then_some(())
+    })
+    .await;
+    good(&mut moves.clients[to], &format!("SET {} again", key(0)));
+    let (at, held) = moves.state().await;
+    drop(moves);
+    let target = Server::start(Flavor::Redis, &[]);
+    protect_one(&mut fleet, "copy", &target).await;
+    let request = RestoreRequest { at: Some(at), ..restore_of("orders", "copy") };
+    let _ = fleet.restore(&request).await.unwrap_or_else(|e| panic!("{}", e.report()));
+    assert_eq!(held.len(), KEYS);
+    compare("restored", &held_by(&target), &held);
 }
