@@ -5,6 +5,8 @@
 //! chains the last owner of a slot comes last. Where nodes exchanged slots there is no such order of whole groups: then the slots are
 //! taken in several [`sets`], each with groups of its own, and what lies in a chunk for slots of two sets is read twice.
 
+use std::collections::HashSet;
+
 use tidemark_common::redis::log::GroupSlots;
 use tidemark_proto::stored::log::ALL_REGIONS;
 use tidemark_proto::stored::manifest::NodeEntry;
@@ -82,12 +84,13 @@ impl LogParts {
 
     /// `slots` in sets, each with one order for all chunks of it.
     fn sets(&self, owners: &Owners, pieces: &[Piece], slots: &SlotSet) -> Result<Vec<Set>> {
-        // Regions of chains that never owned any slot of them.
-        let mut passed: Vec<(usize, SlotSet)> = Vec::new();
+        // Chains with commands for regions of which they never owned any slot.
+        let (mut passed, mut seen): (Vec<(usize, SlotSet)>, HashSet<(usize, u16, u16)>) = Default::default();
         for piece in pieces {
             let (of, Some(region)) = (self.of_piece(owners, *piece)?, self.slots_of(*piece)) else { continue };
-            let known = passed.iter().any(|(chain, slots)| *chain == of.chain && *slots == region);
-            if !known && !owners.has_owned(of.chain, &region) {
+            let (segment, chunk) = self.chunk(*piece);
+            let fresh = seen.insert((of.chain, chunk.region, segment.slots_per_region));
+            if fresh && !owners.has_owned(of.chain, &region) {
                 passed.push((of.chain, region));
             }
         }

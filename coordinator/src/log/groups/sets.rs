@@ -59,7 +59,8 @@ impl Set {
         let most = chains.iter().max().map_or(0, |most| most + 1);
         let (mut left, mut waiting) = (vec![0usize; most], vec![Vec::new(); most]);
         chains.iter().for_each(|chain| left[*chain] += 1);
-        let waits_for = |chain: usize| self.before.iter().filter(move |(_, to)| *to == chain).map(|(from, _)| *from);
+        let waits_for =
+            |chain: usize| self.before.iter().filter(move |(_, to)| *to == chain).map(|(from, _)| *from);
         let mut out = Vec::with_capacity(chains.len());
         for (group, &chain) in chains.iter().enumerate() {
             waiting[chain].push(group);
