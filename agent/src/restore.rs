@@ -2,6 +2,7 @@
 
 mod feed;
 mod fetch;
+mod load;
 mod log;
 mod options;
 mod row;
@@ -14,11 +15,9 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use tidemark_common::crash;
 use tidemark_common::glob::KeyFilter;
-use tidemark_common::overlay::{Overlay, Wanted};
+use tidemark_common::overlay::Wanted;
 use tidemark_common::redis::fold::Idle;
-use tidemark_common::run::Merge;
 use tidemark_common::select::Selection;
-use tidemark_proto::hash::SetDigest;
 use tidemark_proto::wire::control::{
     CommandHead, Done, LoadedPart, PartBounds, RestoreBegin, RestoreBeginAs, RestoreCounted, RestoreFinish,
     RestoreFinished, RestorePart, RestoreParts, RestorePartsDone, RestorePartsLogged, RestoreReady,
@@ -26,17 +25,13 @@ use tidemark_proto::wire::control::{
 };
 use tidemark_proto::{Error, ErrorKind, Result, SlotSet};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::agent::{Agent, RestoreSession};
 use crate::blocking;
 use crate::daemon::RESTORING;
-use crate::engine::{Loader, LongRecord, record_hash};
+use crate::engine::Loader;
 use crate::snapshot::Counters;
-use crate::telemetry::{self, PartKind};
-use feed::record_of;
-use log::{Over, PartLog};
-use row::Row;
+use load::load_row;
 
 /// Attempts at one part within a command.
 const PART_ATTEMPTS: u32 = 4;
@@ -128,8 +123,8 @@ struct LoadJob {
     selection: Selection,
     /// The log to lay over each part, by its number.
     logs: HashMap<u32, Wanted>,
-    /// Parts at once.
-    concurrency: usize,
+    /// Parts at once: those that are loaded, and those that are opened meanwhile.
+    at_once: usize,
     /// Servers that work logs of commands off.
     idle: Arc<Idle>,
     counters: Arc<Counters>,
@@ -197,13 +192,14 @@ async fn load_with(
         true => row::rows(todo, concurrency),
         false => todo.into_iter().map(|part| vec![part]).collect(),
     };
+    let ahead = if rows.iter().any(|row| row.len() > 1) { 2 } else { 1 };
     let job = Arc::new(LoadJob {
         agent,
         head,
         session,
         selection,
         logs,
-        concurrency,
+        at_once: concurrency.max(1) * ahead,
         idle: Arc::default(),
         counters,
         cancel,
@@ -235,95 +231,6 @@ async fn load_with_retries(job: Arc<LoadJob>, parts: Vec<RestorePart>) -> Result
             Err(e) => return Err(e),
         }
     }
-}
-
-/// Loads parts one after the other. They stand when the last of them does.
-async fn load_row(job: &Arc<LoadJob>, parts: &[RestorePart], attempt: u32) -> Result<Vec<LoadedPart>> {
-    let (mut row, mut loaded) = (None, Vec::with_capacity(parts.len()));
-    for (place, part) in parts.iter().enumerate() {
-        let next = parts.get(place + 1).map(|next| next.number);
-        let span = tracing::info_span!("part", part = part.number, attempt);
-        let one = load_part(job.clone(), part, row.take(), next).instrument(span);
-        let one = telemetry::part(PartKind::Load, one).await;
-        let (one, rest) = one.map_err(|e| e.context(format_args!("part {}", part.number)))?;
-        loaded.push(one);
-        row = rest;
-    }
-    Ok(loaded)
-}
-
-/// Loads a part, the next of `row`, which is handed on where part `next` comes behind it.
-async fn load_part(
-    job: Arc<LoadJob>,
-    part: &RestorePart,
-    row: Option<Row>,
-    next: Option<u32>,
-) -> Result<(LoadedPart, Option<Row>)> {
-    let connection = job.agent.bulk.connection(&job.session.serve, &job.cancel).await?;
-    let log = match job.logs.get(&part.number) {
-        Some(wanted) => log::fetch(&job, &connection, part.number, wanted.clone()).await?,
-        None => PartLog::Records(Overlay::empty()),
-    };
-    let (mut readers, mut pumps) = (Vec::new(), Vec::new());
-    let quota = fetch::quota(job.concurrency, part.runs.len(), job.agent.limiter.rate());
-    for run in &part.runs {
-        let fetched = fetch::open(&job, &connection, part, run, quota).await?;
-        readers.push(fetched.reader);
-        pumps.push(fetched.pump);
-    }
-    let (number, slots) = (part.number, part.slots.clone());
-    let loading = match &row {
-        Some(_) => None,
-        None => Some(job.session.loading.clone().read_owned().await),
-    };
-    let apply = blocking(move || {
-        let mut row = match (row, loading) {
-            (None, Some(loading)) => Row::begin(&job, number, loading)?,
-            (Some(row), _) => row,
-            (None, None) => return Err(Error::bug("a row of parts that nobody has begun")),
-        };
-        let source = apply(&mut row, &slots, Merge::new(readers), log)?;
-        let (loaded, row) = row.end(source, next)?;
-        Ok((LoadedPart { number, source, loaded }, row))
-    });
-    // The error of a stream says more than the merge's, which only saw its blocks end.
-    let (applied, pumped) = tokio::join!(apply, futures::future::try_join_all(pumps));
-    let _ = pumped?;
-    let (loaded, row) = applied?;
-    tracing::debug!(records = loaded.loaded.count, "part loaded");
-    Ok((loaded, row))
-}
-
-/// Merges the runs, lays the log over them and feeds the loader, on a blocking thread; answers the digest of the runs.
-fn apply(
-    Row { feed, .. }: &mut Row,
-    slots: &SlotSet,
-    mut merge: Merge<fetch::Blocks>,
-    log: PartLog,
-) -> Result<SetDigest> {
-    let mut source = SetDigest::default();
-    let mut over = Over::new(log)?;
-    while merge.advance()? {
-        feed.tick()?;
-        let entry = merge.current();
-        if !slots.contains(entry.slot) {
-            continue;
-        }
-        let record = record_of(&entry)?;
-        let (slot, key, meta) = (record.slot, record.key, record.meta);
-        let long = merge.long().map(|value| LongRecord { slot, key, meta, value });
-        let hash = long.as_ref().map_or_else(|| Ok(record_hash(record)), LongRecord::hash)?;
-        source.add(hash);
-        if over.takes(feed, entry, merge.long())? {
-            continue;
-        }
-        match long {
-            None => feed.give(entry, Some(hash))?,
-            Some(long) => feed.give_long(&entry, long, hash)?,
-        }
-    }
-    over.rest(feed, slots)?;
-    Ok(source)
 }
 
 /// Reads the staged data back and compares. Nothing is switched: every node must come this far before any does.

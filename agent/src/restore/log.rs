@@ -102,7 +102,7 @@ pub(super) async fn fetch(
     writer.write_message(&FetchLog { job: job.head.job, part: number }).await?;
     writer.finish()?;
     let (send, mut receive) = mpsc::channel::<Part>(CHUNKS_AHEAD);
-    let (budget, dir) = (SORT_MEMORY / job.concurrency.max(1), job.agent.config.state_dir.clone());
+    let (budget, dir) = (SORT_MEMORY / job.at_once, job.agent.config.state_dir.clone());
     let place = Place { wanted, budget, dir, scratch: job.agent.engine.scratch_server(), idle: job.idle.clone() };
     let counters = job.counters.clone();
     let sort = blocking(move || {

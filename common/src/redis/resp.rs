@@ -119,9 +119,18 @@ pub fn put_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Appends `mark` and a number as a line: the head of a list (`*`) or of a string (`$`).
 pub fn put_head(out: &mut Vec<u8>, mark: u8, number: usize) {
+    // By hand: this is done for each word of each command.
+    let (mut digits, mut at, mut left) = ([0u8; 20], 20, number);
+    loop {
+        at -= 1;
+        (digits[at], left) = (b'0' + (left % 10) as u8, left / 10);
+        if left == 0 {
+            break;
+        }
+    }
     out.push(mark);
-    // Writing to a vector does not fail.
-    let _ = write!(out, "{number}\r\n");
+    out.extend_from_slice(&digits[at..]);
+    out.extend_from_slice(b"\r\n");
 }
 
 fn gone(what: &str) -> impl FnOnce(std::io::Error) -> Error {
@@ -311,6 +320,15 @@ mod tests {
             "*2\r\n$-1\r\n$1\r\nx\r\n",
         ] {
             assert_eq!(two(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn heads_are_written() {
+        for number in [0, 7, 10, 99, 100, 65_536, usize::MAX] {
+            let mut out = Vec::new();
+            put_head(&mut out, b'$', number);
+            assert_eq!(out, format!("${number}\r\n").as_bytes());
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufWriter, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tidemark_common::clock::{SystemClock, WallClock};
 use tidemark_common::rdb::convert::type_for_server;
@@ -25,6 +26,8 @@ mod natively;
 
 /// Bytes of requests that are sent before the replies to those before them are read.
 const BATCH: usize = 256 << 10;
+/// A part of a row that begins so long after the last look at slots on their way looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Values over this many bytes are sent without copying them.
 const LONG: usize = 64 << 10;
 
@@ -37,9 +40,11 @@ pub(super) struct RedisPart {
     /// Life of the server in which the row began.
     life: u64,
     connection: Option<Connection>,
-    /// Slots that were on their way to the server when the part began: their keys are taken behind `ASKING` alone. It does
+    /// Slots that were on their way to the server when that was last asked: their keys are taken behind `ASKING` alone. It does
     /// no harm should the server own them by now.
     arriving: SlotSet,
+    /// When that was asked.
+    looked: Instant,
     /// Whether the record at hand is of these.
     asking: bool,
     out: Vec<u8>,
@@ -65,6 +70,7 @@ impl RedisPart {
             life,
             connection: None,
             arriving: SlotSet::EMPTY,
+            looked: Instant::now(),
             asking: false,
             out: Vec::with_capacity(BATCH + (BATCH >> 2)),
             payload: Vec::new(),
@@ -89,6 +95,7 @@ impl RedisPart {
         if self.shared.cluster {
             let view = View::read(self.connection()?)?;
             self.arriving = target::served(&view, &self.shared.slots)?;
+            self.looked = Instant::now();
         }
         Ok(())
     }
@@ -327,8 +334,11 @@ impl PartLoader for RedisPart {
     }
 
     fn then(&mut self, source: SetDigest, number: u32) -> Result<SetDigest> {
-        self.drain()?;
-        self.look()?;
+        // What is not answered yet counts when the row ends. Who moves slots is asked now and then: nothing may be under way then.
+        if self.shared.cluster && self.looked.elapsed() >= LOOK_AGAIN {
+            self.drain()?;
+            self.look()?;
+        }
         let loaded = self.end(source)?;
         self.shared.open(number, self.life)?;
         self.number = number;
