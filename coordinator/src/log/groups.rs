@@ -85,7 +85,7 @@ impl LogParts {
     /// `slots` in sets, each with one order for all chunks of it.
     fn sets(&self, owners: &Owners, pieces: &[Piece], slots: &SlotSet) -> Result<Vec<Set>> {
         // Chains with commands for regions of which they never owned any slot.
-        let (mut passed, mut seen): (Vec<(usize, SlotSet)>, HashSet<(usize, u16, u16)>) = Default::default();
+        let (mut passed, mut seen) = (Vec::new(), HashSet::new());
         for piece in pieces {
             let (of, Some(region)) = (self.of_piece(owners, *piece)?, self.slots_of(*piece)) else { continue };
             let (segment, chunk) = self.chunk(*piece);
