@@ -114,9 +114,12 @@ impl Cluster {
         for range in client.run("CLUSTER SLOTS").array() {
             let range = range.array();
             if (range[0].integer()..=range[1].integer()).contains(&slot) {
-                let port = range[2].clone().array()[1].integer();
-                let owner = self.nodes.iter().find(|(p, _)| i64::from(*p) == port);
-                return &owner.expect("a node of ours").1;
+                let named = range[2].clone().array();
+                let (port, id) = (named[1].clone().integer(), named[2].clone().text());
+                // From 7.2 on the port that is told depends on how the server was asked.
+                let of_port = self.nodes.iter().find(|(p, _)| i64::from(*p) == port);
+                let of_id = || self.nodes.iter().find(|(_, s)| s.client().run("CLUSTER MYID").text() == id);
+                return &of_port.or_else(of_id).expect("a node of ours").1;
             }
         }
         panic!("nobody owns slot {slot}")

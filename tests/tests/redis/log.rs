@@ -15,8 +15,8 @@ use super::flow::{protect, protect_one, spec};
 use super::moving::reshard;
 use super::replicas::{promote, with_replica};
 
-/// Light cuts come often.
-pub(crate) const POINTS: &str = "[pitr]\npoint_interval_ms = 200\n";
+/// Light cuts come often, and on every server.
+pub(crate) const POINTS: &str = "[pitr]\npoint_interval_ms = 200\npoints = \"always\"\n";
 
 pub(crate) async fn fleet() -> Fleet {
     Fleet::start_with(CoordinatorSpec { sections: POINTS.into(), ..CoordinatorSpec::default() }).await

@@ -3,7 +3,7 @@
 //! What counts is not the node but the stream of commands that makes a state of the data: a *chain*. After a failover another node
 //! goes on with it, and may give it back.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use tidemark_proto::stored::log::{BEGINS_BRANCH, Segment, SegmentNode};
 use tidemark_proto::{NodeName, SlotSet, Timestamp};
@@ -76,7 +76,7 @@ impl Owners {
 #[derive(Debug, Default)]
 struct Chains {
     /// The node that goes on with each.
-    names: HashMap<NodeName, usize>,
+    names: BTreeMap<NodeName, usize>,
     /// Where each ends, if anything of it is in the segments.
     ends: Vec<Option<u64>>,
     /// Slots that each says it owns.
@@ -101,31 +101,37 @@ impl Chains {
 
     /// The chain that a node goes on with, as `window.rs` follows it.
     fn of(&mut self, node: &SegmentNode) -> usize {
-        let chain = match self.names.get(&node.node) {
-            Some(chain) => *chain,
-            None => match self.taken_over(node).filter(|_| node.begins == BEGINS_BRANCH) {
-                Some((name, chain)) => {
-                    let _ = self.names.remove(&name);
-                    let _ = self.names.insert(node.node.clone(), chain);
+        let own = self.names.get(&node.node).copied();
+        let goes_on = |chain: &usize| node.begins != BEGINS_BRANCH || self.ends[*chain] == Some(node.from);
+        let chain = match own.filter(goes_on) {
+            Some(chain) => chain,
+            None => match self.taken_over(node, own) {
+                Some(chain) => {
+                    self.names.retain(|_, of| *of != chain);
+                    if let Some(given_up) = self.names.insert(node.node.clone(), chain) {
+                        self.owned[given_up] = SlotSet::EMPTY;
+                    }
                     chain
                 }
-                None => self.fresh(&node.node),
+                None => own.unwrap_or_else(|| self.fresh(&node.node)),
             },
         };
         self.ends[chain] = Some(node.to);
         chain
     }
 
-    /// The chain of another node that ends where this one begins; of a node that had nothing to tell since the backup nothing but
-    /// its slots is known.
-    fn taken_over(&self, node: &SegmentNode) -> Option<(NodeName, usize)> {
+    /// The chain of another node that ends where this one begins; where this one is not known and the other had nothing to tell
+    /// since the backup, nothing but its slots is known.
+    fn taken_over(&self, node: &SegmentNode, own: Option<usize>) -> Option<usize> {
+        if node.begins != BEGINS_BRANCH {
+            return None;
+        }
         let same = |chain: usize| self.owned[chain] == node.slots;
         let shares = |chain: usize| !self.owned[chain].intersect(&node.slots).is_empty();
         let joins = |chain: usize| self.ends[chain] == Some(node.from) && (same(chain) || shares(chain));
-        let may = |chain: usize| self.ends[chain].is_none() && shares(chain);
+        let may = |chain: usize| own.is_none() && self.ends[chain].is_none() && shares(chain);
         let find = |fits: &dyn Fn(usize) -> bool| {
-            let mut found = self.names.iter().filter(|(_, chain)| fits(**chain));
-            found.next().map(|(name, chain)| (name.clone(), *chain))
+            self.names.values().copied().find(|chain| Some(*chain) != own && fits(*chain))
         };
         find(&joins).or_else(|| find(&|chain| may(chain) && same(chain))).or_else(|| find(&may))
     }

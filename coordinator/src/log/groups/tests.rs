@@ -157,6 +157,12 @@ fn a_failover_and_its_way_back_are_one_chain() {
     let parts = LogParts::of_segments(log[1..].to_vec(), EACH);
     let owners = Owners::new(&parts.segments, [(&"a".parse().unwrap(), &all)], Timestamp::MAX);
     assert!(owners.nodes.iter().flatten().all(|of| of.chain == 0), "{owners:?}");
+    // The way back alone: the backup knows the node, the log begins with its replica.
+    let back = [one("r", 20, 0), one("a", 30, BEGINS_BRANCH), one("a", 40, 0)];
+    let parts = LogParts::of_segments(back.to_vec(), EACH);
+    let owners = Owners::new(&parts.segments, [(&"a".parse().unwrap(), &all)], Timestamp::MAX);
+    let chains: Vec<usize> = owners.nodes.iter().flatten().map(|of| of.chain).collect();
+    assert!(chains.iter().all(|chain| *chain == chains[0]), "{owners:?}");
     // A node of its own that gets the slots key by key.
     let own = [one("a", 10, 0), one("r", 99, 0), one("a", 20, BEGINS_BRANCH)];
     assert_eq!(names(&own), "aar");
