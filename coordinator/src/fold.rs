@@ -269,6 +269,7 @@ impl CommandFold {
         let idle = idle.clone();
         in_thread(move || {
             let naming = Naming::new(scope, &server, budget, &dir).with_idle(&idle);
+            let naming = if in_order { naming.starting_ahead() } else { naming };
             let read = reading.into(CommandLog::handing_on(span, budget, &dir, naming));
             read.and_then(|log| log.finish()?.finish()).map_err(|e| explain(e, &server))
         })

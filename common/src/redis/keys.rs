@@ -82,12 +82,12 @@ const USUAL_NAME: usize = 24;
 
 /// The commands that a server knows, by their names in lower case.
 #[derive(Debug, Clone, Default)]
-pub struct Commands(HashMap<Vec<u8>, Spec>);
+pub struct Commands(HashMap<Vec<u8>, Spec, foldhash::fast::RandomState>);
 
 impl Commands {
     /// From the answer to `COMMAND`.
     pub fn parse(reply: Reply) -> Result<Self> {
-        let mut specs = HashMap::new();
+        let mut specs = HashMap::default();
         for command in reply.list("COMMAND")? {
             let mut fields = command.list("COMMAND")?.into_iter();
             let mut next = || fields.next().unwrap_or(Reply::Nil);

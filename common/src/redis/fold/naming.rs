@@ -20,18 +20,25 @@ pub struct Naming {
     budget: usize,
     dir: PathBuf,
     idle: Arc<Idle>,
+    /// Whether the server is started with the first command.
+    ahead: bool,
 }
 
 impl Naming {
     /// Of the keys of `scope`. Takes `budget` bytes of memory beside the names of the keys; what is temporary lies in `dir`.
     pub fn new(scope: Scope, server: &ScratchServer, budget: usize, dir: &Path) -> Self {
         let (named, server, dir, idle) = (Named::default(), server.clone(), dir.to_owned(), Arc::default());
-        Self { named, scope, server, begun: None, budget, dir, idle }
+        Self { named, scope, server, begun: None, budget, dir, idle, ahead: false }
     }
 
     /// Takes a server that waits there, if one does, and lets it wait there afterwards.
     pub fn with_idle(self, idle: &Arc<Idle>) -> Self {
         Self { idle: idle.clone(), ..self }
+    }
+
+    /// Starts the server while the log is read, and not behind it: for a log that is worked off once it was read.
+    pub fn starting_ahead(self) -> Self {
+        Self { ahead: true, ..self }
     }
 
     /// There are no more commands.
@@ -52,7 +59,13 @@ impl Takes for Naming {
     fn take(&mut self, command: &Command<'_>) -> Result<()> {
         let (kind, out) = match &mut self.begun {
             Some(begun) => begun,
-            None => self.begun.insert((self.server.kind(&self.dir)?, Out::new(&self.dir)?)),
+            None => {
+                let kind = self.server.kind(&self.dir)?;
+                if self.ahead {
+                    self.idle.start_ahead(&self.server, &self.dir);
+                }
+                self.begun.insert((kind, Out::new(&self.dir)?))
+            }
         };
         self.named.take(command, &self.scope, &kind.commands, out)
     }

@@ -64,6 +64,29 @@ fn a_server_that_waits_begins_anew() {
 }
 
 #[test]
+fn a_server_that_was_started_ahead_is_the_one_that_works_the_log_off() {
+    let (dir, idle) = (tempfile::tempdir().unwrap(), Arc::<Idle>::default());
+    let run = |line: &str| {
+        let ordered = Log::default().runs(&[line]).ordered(dir.path(), (0, 99));
+        let all = Scope::slots(SlotSet::all());
+        let naming = Naming::new(all.clone(), &ScratchServer::default(), 400, dir.path()).with_idle(&idle);
+        let (mut naming, mut commands) = (naming.starting_ahead(), ordered.commands(dir.path()));
+        while let Some(command) = commands.next().unwrap() {
+            naming.take(&command).unwrap();
+        }
+        let folded = naming.finish().unwrap().run().unwrap();
+        names(&of_overlay(&folded, &all))
+    };
+    assert_eq!(run("0 SET a 1"), ["0 a"]);
+    let servers = || std::fs::read_dir(dir.path()).unwrap().count();
+    assert!(servers() <= 1, "no second one was started");
+    // It does not do for a database that it has not.
+    assert_eq!(run("20 SET b 1"), ["20 b"]);
+    drop(idle);
+    assert_eq!(servers(), 0);
+}
+
+#[test]
 fn a_log_that_is_not_in_order_is_not_taken_for_sorted() {
     let dir = tempfile::tempdir().unwrap();
     let read = |entries: &[(u16, u64)]| {
