@@ -4,7 +4,8 @@
 //! `SET` with and without backups.
 //!
 //! Arguments: `[keys, default 1500000] [seconds of the latency's measurement, default 10] [full-sync delay of the servers in
-//! seconds, default 0: the servers' own default is 5, and every tool that asks for a full sync waits for it] [bases at once on
+//! seconds, default 0: the servers' own default is 5, which replicas wait for; the peer does not, as it lets the servers write their
+//! file `dump.rdb` anew and takes that] [bases at once on
 //! this host, default 3, as if each node had a host of its own; the product's default is 1 for each host] [rounds, default 0:
 //! where given, peer and first backup so many times in turns, each into a repository of its own, and nothing else]`.
 
