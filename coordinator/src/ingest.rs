@@ -121,13 +121,19 @@ impl Ingest {
             state: Mutex::new(Parts::stored(stored, cut)),
             under_way: watch::Sender::new(0),
         });
-        let _ = self.jobs.lock().expect("jobs").insert(job, opened.clone());
+        let before = self.jobs.lock().expect("jobs").insert(job, opened.clone());
+        if let Some(before) = before {
+            before.end();
+        }
         opened
     }
 
-    /// Forgets a job; parts that still come are refused.
+    /// Forgets a job; parts that still come are refused, and streams that wait for it end.
     pub fn close(&self, job: &JobId) {
-        let _ = self.jobs.lock().expect("jobs").remove(job);
+        let ended = self.jobs.lock().expect("jobs").remove(job);
+        if let Some(job) = ended {
+            job.end();
+        }
     }
 
     fn job(&self, id: &JobId) -> Result<Arc<IngestJob>> {

@@ -124,7 +124,11 @@ async fn bulk(context: Shared, member: Member, connection: Connection) {
 
 async fn bulk_stream(context: Shared, member: Member, mut writer: FrameWriter, mut reader: FrameReader) {
     if let Err(e) = serve_stream(&context, &member, &mut writer, &mut reader).await {
-        tracing::warn!(node = %member, error = %e.report(), "a bulk stream failed");
+        match e.kind() {
+            // Its job is over, which is told elsewhere; there may be many of them.
+            ErrorKind::Cancelled => tracing::debug!(node = %member, reason = %e.report(), "a bulk stream ends"),
+            _ => tracing::warn!(node = %member, error = %e.report(), "a bulk stream failed"),
+        }
         reader.stop(e.kind());
         let failure = Failure { code: e.kind().code(), message: e.report() };
         if writer.write_message(&failure).await.is_err() || writer.finish().is_err() {

@@ -41,6 +41,8 @@ pub(super) struct Parts {
     pub(super) received: BTreeMap<(u16, PartKey), Received>,
     /// Those that no job record lists yet.
     pub(super) waiting: Vec<(PartEntry, oneshot::Sender<()>)>,
+    /// Nobody will list them any more.
+    ended: bool,
 }
 
 impl Parts {
@@ -52,7 +54,7 @@ impl Parts {
             let new_bytes = added.map_or(0, RunEntry::stored_bytes);
             ((entry.node, (entry.region, entry.lower.clone())), Received { entry, new_bytes, kind })
         });
-        Self { received: received.collect(), waiting: Vec::new() }
+        Self { received: received.collect(), waiting: Vec::new(), ended: false }
     }
 }
 
@@ -177,7 +179,9 @@ impl IngestJob {
     pub(super) fn note(&self, received: Received) -> (oneshot::Receiver<()>, bool) {
         let (send, receive) = oneshot::channel();
         let mut state = self.state.lock().expect("parts");
-        state.waiting.push((received.entry.clone(), send));
+        if !state.ended {
+            state.waiting.push((received.entry.clone(), send));
+        }
         let node = received.entry.node;
         let crowded = state.waiting.iter().filter(|(p, _)| p.node == node).count() >= MAX_WAITING;
         let key = (node, (received.entry.region, received.entry.lower.clone()));
@@ -236,6 +240,14 @@ impl IngestJob {
             )));
         }
         Ok(())
+    }
+
+    /// The job is over: streams of parts that wait to be stored end. Each of them holds the job, so it does not end by itself; left open
+    /// they would be missing to the next backup, as a connection may have so many.
+    pub(super) fn end(&self) {
+        let mut state = self.state.lock().expect("parts");
+        state.ended = true;
+        state.waiting.clear();
     }
 
     /// Takes note of a pack that could not be stored: other parts may lie in it, whose streams know nothing of it.
