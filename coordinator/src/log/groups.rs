@@ -3,7 +3,7 @@
 //! Within a segment the chunks of one node make a group, whose commands are in order when they are in the order of their times: those
 //! of its regions together with those of no single region. Groups of one chain ([`owners`]) come in the order of the segments; between
 //! chains the last owner of a slot comes last. Where nodes exchanged slots there is no such order of whole groups: then the slots are
-//! taken in several [`sets`], each with groups of its own, and what lies in a chunk for slots of two sets is read twice.
+//! taken in several [sets](mod@sets), each with groups of its own, and what lies in a chunk for slots of two sets is read twice.
 
 use std::collections::HashSet;
 
