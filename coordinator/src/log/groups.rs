@@ -5,7 +5,7 @@
 //! chains the last owner of a slot comes last. Where nodes exchanged slots there is no such order of whole groups: then the slots are
 //! taken in several [sets](mod@sets), each with groups of its own, and what lies in a chunk for slots of two sets is read twice.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use tidemark_common::redis::log::GroupSlots;
 use tidemark_proto::stored::log::ALL_REGIONS;
@@ -52,7 +52,8 @@ impl LogParts {
     }
 
     fn owners(&self, base: &[NodeEntry]) -> &Owners {
-        self.owners.get_or_init(|| Owners::new(&self.segments, base.iter().map(|n| (&n.node, &n.slots)), self.at))
+        let base = base.iter().map(|n| (&n.node, &n.slots));
+        self.owners.get_or_init(|| Owners::new(&self.segments, base, self.span))
     }
 
     fn of_piece<'o>(&self, owners: &'o Owners, piece: Piece) -> Result<&'o OfNode> {
@@ -94,19 +95,15 @@ impl LogParts {
                 passed.push((of.chain, region));
             }
         }
-        let mut histories: Vec<History> = owners.histories.clone();
-        let known = histories.iter().fold(SlotSet::EMPTY, |all, history| all.union(&history.slots));
-        histories.push(History { slots: SlotSet::all().minus(&known), chains: Vec::new(), is_owned: false });
-        let mut of_slots = Vec::with_capacity(histories.len());
-        for history in histories {
-            let slots = history.slots.intersect(slots);
-            let mut by: Vec<usize> =
-                passed.iter().filter(|(_, region)| !region.intersect(&slots).is_empty()).map(|(c, _)| *c).collect();
-            by.sort_unstable();
-            by.dedup();
-            if !slots.is_empty() {
-                of_slots.push((History { slots, ..history }, by));
+        let mut of_slots = Vec::with_capacity(owners.histories.len());
+        for History { slots: all, chains, is_owned } in &owners.histories {
+            let slots = all.intersect(slots);
+            if slots.is_empty() {
+                continue;
             }
+            let here = passed.iter().filter(|(_, region): &&(usize, SlotSet)| !region.intersect(&slots).is_empty());
+            let by: BTreeSet<usize> = here.map(|(chain, _)| *chain).collect();
+            of_slots.push((History { slots, chains: chains.clone(), is_owned: *is_owned }, by));
         }
         Ok(sets(of_slots))
     }
@@ -120,18 +117,18 @@ impl LogParts {
             // Two of one chain: what begins later comes later.
             nodes.sort_by_key(|node| segment.nodes[*node].from);
             for node in nodes {
-                let mut chosen = Vec::new();
-                let mut of_node = None;
-                for piece in of_segment.iter().filter(|p| usize::from(self.chunk(**p).1.node) == node) {
-                    let of = self.of_piece(owners, *piece)?;
-                    let about = self.slots_of(*piece).unwrap_or_else(|| of.owned.clone());
-                    if !about.intersect(&set.slots).is_empty() {
-                        (of_node, _) = (Some(of), chosen.push(*piece));
-                    }
-                }
-                if let Some(of) = of_node {
-                    let (counted, emptied) = (set.slots.clone(), of.owned.intersect(&set.slots));
-                    groups.push(Some(Group { pieces: chosen, slots: GroupSlots { counted, emptied } }));
+                let of_node = of_segment.iter().filter(|p| usize::from(self.chunk(**p).1.node) == node).copied();
+                let of_node: Vec<Piece> = of_node.collect();
+                let Some(first) = of_node.first() else { continue };
+                let of = self.of_piece(owners, *first)?;
+                let emptied = of.owned.intersect(&set.slots);
+                let counts = |piece: &Piece| match self.slots_of(*piece) {
+                    Some(slots) => !slots.intersect(&set.slots).is_empty(),
+                    None => !emptied.is_empty(),
+                };
+                let pieces: Vec<Piece> = of_node.into_iter().filter(counts).collect();
+                if !pieces.is_empty() {
+                    groups.push(Some(Group { pieces, slots: GroupSlots { counted: set.slots.clone(), emptied } }));
                     chains.push(of.chain);
                 }
             }

@@ -149,8 +149,8 @@ pub struct LogParts {
     /// Chunks of commands on several regions.
     all: Vec<Piece>,
     pub(super) owners: OnceLock<Owners>,
-    /// Its end.
-    pub(super) at: Timestamp,
+    /// The time after which it begins, and its last one.
+    pub(super) span: (Timestamp, Timestamp),
     /// Bytes of its chunks.
     pub bytes: u64,
     /// Entries in its chunks.
@@ -206,7 +206,8 @@ impl LogParts {
         (from, to): (Timestamp, Timestamp),
         slots_per_region: u16,
     ) -> Result<Arc<Self>> {
-        let mut log = Self { cluster: Some(cluster.clone()), slots_per_region, at: to, ..Self::default() };
+        let mut log =
+            Self { cluster: Some(cluster.clone()), slots_per_region, span: (from, to), ..Self::default() };
         let reads = places.into_iter().map(|(range, size)| repository.read_segment(cluster, range, size));
         let mut reads = futures::stream::iter(reads).buffered(PARALLEL_READS);
         while let Some(read) = reads.next().await {
@@ -222,7 +223,7 @@ impl LogParts {
 
     #[cfg(test)]
     pub(super) fn until(segments: Vec<Segment>, slots_per_region: u16, at: Timestamp) -> Self {
-        let mut log = Self { slots_per_region, at, ..Self::default() };
+        let mut log = Self { slots_per_region, span: (Timestamp::ZERO, at), ..Self::default() };
         segments.into_iter().for_each(|segment| log.take(segment, Timestamp::ZERO, at));
         log
     }

@@ -32,16 +32,17 @@ pub(super) struct History {
 pub(in crate::log) struct Owners {
     /// The nodes of each segment.
     pub(super) nodes: Vec<Vec<OfNode>>,
-    /// All slots that anybody owned.
+    /// Of all slots.
     pub(super) histories: Vec<History>,
 }
 
 impl Owners {
-    /// Follows the chains from the nodes of the backup on, up to `at`.
+    /// Follows the chains from the nodes of the backup on: what they own after the first time, which is not before the backup's cut, and
+    /// up to the second.
     pub(in crate::log) fn new<'n>(
         segments: &[Segment],
         base: impl IntoIterator<Item = (&'n NodeName, &'n SlotSet)>,
-        at: Timestamp,
+        (after, at): (Timestamp, Timestamp),
     ) -> Self {
         let mut chains = Chains::default();
         base.into_iter().for_each(|(node, slots)| chains.begin(node, slots));
@@ -50,19 +51,26 @@ impl Owners {
             let of_segment = segment.nodes.iter().enumerate().map(|(place, node)| {
                 let chain = chains.of(node);
                 let before = chains.owned[chain].clone();
-                // What a node owns behind the time is not asked for. Batches end at restore points, so that none lies on both sides.
+                // What a node owned before the backup or owns behind the time is not asked for. Batches end at restore points, so that
+                // none lies on both sides.
                 let has_news = || segment.chunks.iter().any(|c| usize::from(c.node) == place && c.first <= at);
-                if node.closed <= at || has_news() {
+                if node.closed > after && (node.closed <= at || has_news()) {
                     chains.owns(chain, &node.slots);
                 }
                 OfNode { chain, owned: before.union(&chains.owned[chain]) }
             });
             nodes.push(of_segment.collect());
         }
-        for node in nodes.iter_mut().flatten() {
-            node.owned = node.owned.union(&chains.lasting(node.chain));
+        let (histories, mut lasting) = (chains.histories(), vec![SlotSet::EMPTY; chains.owned.len()]);
+        for history in histories.iter().filter(|h| h.is_owned) {
+            history
+                .chains
+                .last()
+                .into_iter()
+                .for_each(|last| lasting[*last] = lasting[*last].union(&history.slots));
         }
-        Self { nodes, histories: chains.histories() }
+        nodes.iter_mut().flatten().for_each(|node| node.owned = node.owned.union(&lasting[node.chain]));
+        Self { nodes, histories }
     }
 
     /// Whether a chain owned any of these slots ever.
@@ -158,43 +166,35 @@ impl Chains {
         self.got = got;
     }
 
-    /// Of those who own slots in the end the one that got them last, for each stretch of slots.
-    fn last_owners(&self) -> impl Iterator<Item = (SlotSet, Vec<usize>, bool)> + '_ {
-        self.got.iter().flat_map(|(slots, chains)| {
-            // Slots of one line part where not the same ones own all of them.
-            let mut lines = vec![(slots.clone(), Vec::new())];
-            for chain in chains {
-                lines = lines
-                    .into_iter()
-                    .flat_map(|(slots, owners): (SlotSet, Vec<usize>)| {
-                        let (some, rest) = (slots.intersect(&self.owned[*chain]), slots.minus(&self.owned[*chain]));
-                        let more = [owners.clone(), vec![*chain]].concat();
-                        [(some, more), (rest, owners)].into_iter().filter(|(slots, _)| !slots.is_empty())
-                    })
-                    .collect();
-            }
-            lines.into_iter().map(move |(slots, owners)| {
-                let before = chains.iter().copied().filter(|chain| !owners.contains(chain));
-                let is_owned = !owners.is_empty();
-                (slots, before.chain(owners.iter().copied()).collect::<Vec<_>>(), is_owned)
-            })
-        })
-    }
-
-    /// The slots that are a chain's in the end.
-    fn lasting(&self, chain: usize) -> SlotSet {
-        let own = self.last_owners().filter(|(_, chains, is_owned)| *is_owned && chains.last() == Some(&chain));
-        own.fold(SlotSet::EMPTY, |all, (slots, ..)| all.union(&slots))
-    }
-
+    /// Who owned which slots, all of them; those that own them by now come last.
     fn histories(&self) -> Vec<History> {
         let mut out: Vec<History> = Vec::new();
-        for (slots, chains, is_owned) in self.last_owners() {
-            match out.iter_mut().find(|h| h.chains == chains && h.is_owned == is_owned) {
-                Some(history) => history.slots = history.slots.union(&slots),
-                None => out.push(History { slots, chains, is_owned }),
+        let known = self.got.iter().fold(SlotSet::EMPTY, |all, (slots, _)| all.union(slots));
+        for (slots, chains) in self.got.iter().chain([&(SlotSet::all().minus(&known), Vec::new())]) {
+            for (slots, owners) in self.divided(slots, chains) {
+                let before = chains.iter().copied().filter(|chain| !owners.contains(chain));
+                let (chains, is_owned) = (before.chain(owners.iter().copied()).collect(), !owners.is_empty());
+                match out.iter_mut().find(|h| h.chains == chains && h.is_owned == is_owned) {
+                    Some(history) => history.slots = history.slots.union(&slots),
+                    None => out.push(History { slots, chains, is_owned }),
+                }
             }
         }
         out
+    }
+
+    /// Slots by which of these chains own them by now.
+    fn divided(&self, slots: &SlotSet, chains: &[usize]) -> Vec<(SlotSet, Vec<usize>)> {
+        let mut stretches = vec![(slots.clone(), Vec::new())];
+        for &chain in chains {
+            let owned = &self.owned[chain];
+            let divide = |(slots, owners): (SlotSet, Vec<usize>)| {
+                let more = owners.iter().copied().chain([chain]).collect();
+                [(slots.intersect(owned), more), (slots.minus(owned), owners)]
+            };
+            stretches = stretches.into_iter().flat_map(divide).collect();
+        }
+        stretches.retain(|(slots, _)| !slots.is_empty());
+        stretches
     }
 }

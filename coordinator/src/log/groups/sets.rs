@@ -18,9 +18,10 @@ pub(super) struct Set {
     before: BTreeSet<(usize, usize)>,
 }
 
-/// As few sets as can be told at a glance. `passed` names chains that have commands for some of the slots and never owned any like
-/// them: what they did came with these to the owner since, and is void; unless nobody owns the slots, as it was not told yet.
-pub(super) fn sets(histories: Vec<(History, Vec<usize>)>) -> Vec<Set> {
+/// Puts slots into sets, each into the first one whose order theirs fits. With each history come the chains that only passed: they have
+/// commands for some of the slots and never owned any like them. What these did came with the keys to the owner since, and is void;
+/// unless nobody owns the slots, as it was not told yet.
+pub(super) fn sets(histories: Vec<(History, BTreeSet<usize>)>) -> Vec<Set> {
     let mut out: Vec<Set> = Vec::new();
     for (History { slots, chains, is_owned }, passed) in histories {
         let mut before = BTreeSet::new();
@@ -88,8 +89,8 @@ impl Set {
 mod tests {
     use super::*;
 
-    fn history(slot: u16, chains: &[usize]) -> (History, Vec<usize>) {
-        (History { slots: SlotSet::range(slot, slot), chains: chains.to_vec(), is_owned: true }, Vec::new())
+    fn history(slot: u16, chains: &[usize]) -> (History, BTreeSet<usize>) {
+        (History { slots: SlotSet::range(slot, slot), chains: chains.to_vec(), is_owned: true }, BTreeSet::new())
     }
 
     fn order(groups: &[usize], histories: &[&[usize]]) -> Vec<usize> {
@@ -121,7 +122,7 @@ mod tests {
     fn who_never_owned_a_slot_comes_first_unless_nobody_owns_it() {
         let passed = |is_owned| {
             let (history, _) = history(1, &[0]);
-            sets(vec![(History { is_owned, ..history }, vec![1])])[0].order(&[0, 1, 0])
+            sets(vec![(History { is_owned, ..history }, BTreeSet::from([1]))])[0].order(&[0, 1, 0])
         };
         assert_eq!(passed(true), [1, 0, 2]);
         assert_eq!(passed(false), [0, 2, 1]);

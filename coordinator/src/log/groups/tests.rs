@@ -137,6 +137,14 @@ fn what_a_node_owns_behind_the_time_does_not_count() {
         found.iter().map(name).collect::<Vec<_>>()
     };
     assert_eq!((order(40), order(100)), (vec![0, 1], vec![1, 1, 0, 0]));
+    // What `a` says of a time before the backup is not what it owned at it.
+    let base = [(&"a".parse().unwrap(), &low), (&"b".parse().unwrap(), &high)];
+    let mut stale = log[0].clone();
+    stale.nodes.truncate(1);
+    let of = |after| {
+        Owners::new(std::slice::from_ref(&stale), base, (Timestamp(after), Timestamp(40))).nodes[0][0].clone()
+    };
+    assert_eq!((of(0).owned, of(1).owned), (low.union(&high), low.clone()));
 }
 
 #[test]
@@ -155,12 +163,12 @@ fn a_failover_and_its_way_back_are_one_chain() {
     assert_eq!(names(&log), "araa");
     // The replica takes over from a node that only the backup knows.
     let parts = LogParts::of_segments(log[1..].to_vec(), EACH);
-    let owners = Owners::new(&parts.segments, [(&"a".parse().unwrap(), &all)], Timestamp::MAX);
+    let owners = Owners::new(&parts.segments, [(&"a".parse().unwrap(), &all)], (Timestamp::ZERO, Timestamp::MAX));
     assert!(owners.nodes.iter().flatten().all(|of| of.chain == 0), "{owners:?}");
     // The way back alone: the backup knows the node, the log begins with its replica.
     let back = [one("r", 20, 0), one("a", 30, BEGINS_BRANCH), one("a", 40, 0)];
     let parts = LogParts::of_segments(back.to_vec(), EACH);
-    let owners = Owners::new(&parts.segments, [(&"a".parse().unwrap(), &all)], Timestamp::MAX);
+    let owners = Owners::new(&parts.segments, [(&"a".parse().unwrap(), &all)], (Timestamp::ZERO, Timestamp::MAX));
     let chains: Vec<usize> = owners.nodes.iter().flatten().map(|of| of.chain).collect();
     assert!(chains.iter().all(|chain| *chain == chains[0]), "{owners:?}");
     // A node of its own that gets the slots key by key.
