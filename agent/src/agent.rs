@@ -23,6 +23,7 @@ use crate::indexes::IndexStore;
 use crate::log::LogStream;
 use crate::state::AgentState;
 use crate::telemetry::Waited;
+use crate::upload::early::EarlySends;
 
 /// A running agent.
 pub struct Agent {
@@ -42,6 +43,8 @@ pub struct Agent {
     pub gate: Gate,
     /// Restores under way.
     pub restores: Mutex<HashMap<JobId, RestoreSession>>,
+    /// What is sent of a base before the cut of its job.
+    pub early: EarlySends,
     /// The stream of the log, while one stands.
     pub log_stream: LogStream,
     /// The node's own limit of what is sent and fetched.
@@ -89,6 +92,11 @@ impl std::fmt::Debug for Agent {
 }
 
 impl Agent {
+    /// Parts that are sent at once: as many as a command asks for, or, where it says 0, as the configuration does.
+    pub fn concurrency(&self, asked: u32) -> usize {
+        if asked == 0 { self.config.concurrency() } else { asked as usize }
+    }
+
     /// The session of a restore job, if it was begun here.
     pub fn restore_session(&self, job: &JobId) -> Option<RestoreSession> {
         self.restores.lock().expect("no panic while held").get(job).cloned()

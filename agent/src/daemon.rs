@@ -115,6 +115,7 @@ pub async fn run(config: AgentConfig, log: LogRing, tell_ports: bool) -> Result<
         data_address,
         gate,
         restores: Mutex::default(),
+        early: Default::default(),
         log_stream: Default::default(),
         limiter,
         limited: Default::default(),

@@ -39,6 +39,11 @@ impl IndexStore {
         self.dir.join("waiting").join(job.to_string()).join(format!("{region}-{}", Hash::of(lower)))
     }
 
+    /// Where the index of a part of `base` that is sent before the cut is written.
+    pub fn early(&self, job: JobId, base: u64, region: u16, lower: &[u8]) -> PathBuf {
+        self.dir.join("waiting").join(job.to_string()).join(format!("early-{base}-{region}-{}", Hash::of(lower)))
+    }
+
     /// Jobs whose indexes wait for their end.
     pub fn jobs(&self) -> Vec<JobId> {
         let Ok(folders) = std::fs::read_dir(self.dir.join("waiting")) else { return Vec::new() };

@@ -77,6 +77,8 @@ pub struct IndexWriter {
 impl IndexWriter {
     /// Begins the file at `path`, replacing one that is there.
     pub fn create(path: &Path) -> Result<Self> {
+        // Its bytes may be those of another name too.
+        let _ = std::fs::remove_file(path);
         let file = File::create(path).or_kind(ErrorKind::Full, format_args!("key index {}", path.display()))?;
         let mut file = BufWriter::new(file);
         file.write_all(&MAGIC).or_kind(ErrorKind::Full, "key index")?;

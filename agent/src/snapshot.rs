@@ -1,10 +1,15 @@
-//! From a snapshot to the run of a part: full, as a delta by the engine's changes, or as a delta by the key index.
+//! From a snapshot to the run of a part: full, as a delta by the engine's changes, as a delta by the key index, or as what differs from
+//! a part that was sent before the cut.
 //!
 //! Every record is checked to lie in the part: a record outside of it fails the backup instead of hiding in it.
+
+mod join;
+mod over;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tidemark_common::record::slot_of_record;
 use tidemark_common::run::{Entry, RunSummary, RunWriter};
@@ -15,7 +20,7 @@ use tidemark_proto::{Error, Result, SlotSet, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{LongRecord, Next, Packed, RecordRef, ScanRange, Scanned, Snapshot, record_hash};
-use crate::keyindex::{IndexReader, IndexWriter};
+use crate::keyindex::IndexWriter;
 
 /// Records between two looks at the cancellation token.
 const CANCEL_EVERY: u64 = 1024;
@@ -29,6 +34,8 @@ pub enum Method {
     Changes(Timestamp),
     /// What differs from this key index.
     KeyIndex(PathBuf),
+    /// What was written since the base and differs from this key index, which is that of the part as it was sent before the cut.
+    Over(PathBuf),
 }
 
 /// Counters of a running upload, shared by its parts.
@@ -42,6 +49,8 @@ pub struct Counters {
     pub wire_bytes: AtomicU64,
     /// Parts done.
     pub parts: AtomicU64,
+    /// What is read and sent under another command of the job, and counts too.
+    pub before: OnceLock<Arc<Counters>>,
 }
 
 /// The run of a part.
@@ -84,6 +93,11 @@ impl std::fmt::Debug for dyn Snapshot + '_ {
 
 /// Builds a part's run; sealed blocks go to `sink` in order.
 pub fn build(input: &PartInput<'_>, sealer: &Sealer, sink: impl FnMut(Vec<u8>) -> Result<()>) -> Result<BuiltPart> {
+    if let Method::Over(early) = input.method
+        && !over::is_touched(input)?
+    {
+        return Ok(over::as_it_came(input, early));
+    }
     let mut builder = Builder {
         input,
         writer: RunWriter::new(sealer, sink)?,
@@ -97,6 +111,7 @@ pub fn build(input: &PartInput<'_>, sealer: &Sealer, sink: impl FnMut(Vec<u8>) -
         Method::Full => builder.full()?,
         Method::Changes(since) => builder.changes(*since)?,
         Method::KeyIndex(old) => builder.merge_join(old)?,
+        Method::Over(early) => builder.over(early)?,
     }
     if let Some(index) = builder.index.take() {
         index.finish()?;
@@ -243,102 +258,5 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
             }
             Ok(ControlFlow::Continue(()))
         })
-    }
-
-    fn merge_join(&mut self, old: &Path) -> Result<()> {
-        let input = self.input;
-        let mut old = Peek::new(IndexReader::open(old)?)?;
-        input.snapshot.scan_packed(input.range, &mut |scanned| {
-            match scanned {
-                Scanned::Packed(_) => return Ok(Next::Open),
-                Scanned::Record(record) => {
-                    let (bytes, hash) = (bytes_of(&record), record_hash(record));
-                    if self.join(&mut old, (record.slot, record.key, record.meta), (bytes, hash))? {
-                        self.writer.push(entry(&record))?;
-                    }
-                }
-                Scanned::Long(record) => {
-                    let LongRecord { slot, key, meta, value } = record;
-                    if self.join(&mut old, (slot, key, meta), (record.bytes(), record.hash()?))? {
-                        self.writer.push_long(slot, key, meta, value.len(), &mut value.reader())?;
-                    }
-                }
-            }
-            Ok(Next::Go)
-        })?;
-        self.drop_before(&mut old, None)
-    }
-
-    /// Compares a record with the index, with all that stands before it there. Whether it has changed.
-    fn join(
-        &mut self,
-        old: &mut Peek,
-        (slot, key, meta): (u16, &[u8], &[u8]),
-        (bytes, hash): (u64, u128),
-    ) -> Result<bool> {
-        self.check(slot, key, meta)?;
-        let place = sort_key(slot, key);
-        self.drop_before(old, Some(&place))?;
-        self.count(bytes, 1);
-        self.remember(slot, key, bytes, hash)?;
-        match old.at(&place) {
-            Some((_, before)) if before == hash => old.step().map(|()| false),
-            Some((before_bytes, before)) => {
-                self.minus(before, before_bytes);
-                self.plus(hash, bytes);
-                old.step().map(|()| true)
-            }
-            None => {
-                self.plus(hash, bytes);
-                Ok(true)
-            }
-        }
-    }
-
-    /// Writes deletes for the old keys before `key` (all that are left for `None`).
-    fn drop_before(&mut self, old: &mut Peek, key: Option<&[u8]>) -> Result<()> {
-        while old.alive && key.is_none_or(|k| old.key[..] < *k) {
-            let gone = std::mem::take(&mut old.key);
-            if gone.len() < 2 {
-                return Err(Error::damaged("key index: an entry without a slot"));
-            }
-            self.minus(old.hash, old.bytes);
-            self.writer.push(Entry { slot: u16::from_be_bytes([gone[0], gone[1]]), key: &gone[2..], put: None })?;
-            old.step()?;
-        }
-        Ok(())
-    }
-}
-
-/// The entry at the front of an index.
-struct Peek {
-    reader: IndexReader,
-    alive: bool,
-    key: Vec<u8>,
-    bytes: u64,
-    hash: u128,
-}
-
-impl Peek {
-    fn new(reader: IndexReader) -> Result<Self> {
-        let mut peek = Self { reader, alive: true, key: Vec::new(), bytes: 0, hash: 0 };
-        peek.step()?;
-        Ok(peek)
-    }
-
-    fn step(&mut self) -> Result<()> {
-        match self.reader.next()? {
-            Some(entry) => {
-                self.key.clear();
-                self.key.extend_from_slice(&entry.key);
-                (self.bytes, self.hash) = (entry.bytes, entry.hash);
-            }
-            None => self.alive = false,
-        }
-        Ok(())
-    }
-
-    fn at(&self, key: &[u8]) -> Option<(u64, u128)> {
-        (self.alive && self.key == key).then_some((self.bytes, self.hash))
     }
 }

@@ -3,12 +3,16 @@
 //! A part is offered; it is granted when the memory budget has room for one more; its sealed blocks go to packs as they
 //! arrive. `Stored` follows when its packs are closed and a revision of the job record lists it. A stream that breaks
 //! leaves dead bytes in a pack and nothing else.
+//!
+//! Parts of bases may come before the cut of their job. They land in the same packs, and count only through what their node says of
+//! them after it: what differs, or nothing.
 
 mod grants;
 mod job;
+mod landing;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use metrics::histogram;
@@ -16,21 +20,23 @@ use tidemark_common::transport::{FrameReader, FrameWriter, limits};
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::manifest::{Extent, PartEntry, RunEntry};
-use tidemark_proto::wire::bulk::{Grant, PartOffer, Stored};
+use tidemark_proto::wire::bulk::{EarlyKept, EarlyOffer, Grant, OverOffer, PartDone, PartOffer, Stored};
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
-use tokio::sync::watch;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::fleet::Member;
 use crate::job::backup::{PartKey, most_runs};
 use crate::limits::Limits;
 use crate::metric_names::PART_SECONDS;
-use crate::repository::{JobRecorder, PackKind, PackSet, Repository};
+use crate::repository::{JobRecorder, PackKind, Repository};
 
 use grants::Grants;
 pub use grants::IngestLoad;
 pub(crate) use grants::Pace;
 pub use job::IngestJob;
 use job::Parts;
+use landing::RunTag;
+pub use landing::{CameEarly, Landing};
 
 /// Bytes of a part gathered before they go to a pack as one extent.
 const GATHER: usize = 1 << 20;
@@ -76,9 +82,34 @@ pub enum ReceivedKind {
 #[derive(Debug)]
 pub struct Ingest {
     repository: Repository,
-    jobs: Mutex<HashMap<JobId, Arc<IngestJob>>>,
+    jobs: Mutex<HashMap<JobId, Stage>>,
     grants: Grants,
     limits: Arc<Limits>,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone)]
+enum Stage {
+    /// Before its cut.
+    Early(Arc<Landing>),
+    /// From its cut on.
+    Open(Arc<IngestJob>),
+}
+
+impl Stage {
+    fn landing(&self) -> &Arc<Landing> {
+        match self {
+            Self::Early(landing) => landing,
+            Self::Open(job) => &job.landing,
+        }
+    }
+
+    fn open(&self) -> Option<&Arc<IngestJob>> {
+        match self {
+            Self::Early(_) => None,
+            Self::Open(job) => Some(job),
+        }
+    }
 }
 
 impl Ingest {
@@ -90,10 +121,23 @@ impl Ingest {
     /// How much there is to do now.
     pub fn load(&self) -> IngestLoad {
         let jobs = self.jobs.lock().expect("jobs");
-        self.grants.load(jobs.values().map(|j| j.state.lock().expect("parts").waiting.len()).sum())
+        self.grants
+            .load(jobs.values().filter_map(Stage::open).map(|j| j.state.lock().expect("parts").waiting.len()).sum())
     }
 
-    /// Opens a job for its nodes; parts of unknown jobs are refused. `stored` are parts that an earlier coordinator has
+    /// Where parts of a job land before its cut; made when nobody has asked for it yet.
+    pub fn open_early(&self, job: JobId, cluster: &ClusterName) -> Arc<Landing> {
+        let new = || Stage::Early(Arc::new(Landing::new(&self.repository, cluster)));
+        let mut jobs = self.jobs.lock().expect("jobs");
+        let stage = jobs.entry(job).or_insert_with(new);
+        // What came before the cut is no loss: where a pack of it could not be stored, all begins anew.
+        if matches!(stage, Stage::Early(landing) if landing.check_broken().is_err()) {
+            *stage = new();
+        }
+        stage.landing().clone()
+    }
+
+    /// Opens a job for its nodes, at its cut; parts of unknown jobs are refused. `stored` are parts that an earlier coordinator has
     /// stored for it.
     pub fn open(
         &self,
@@ -104,25 +148,26 @@ impl Ingest {
         recorder: JobRecorder,
         stored: Vec<PartEntry>,
     ) -> Arc<IngestJob> {
-        let scope = self.repository.draw();
+        let mut jobs = self.jobs.lock().expect("jobs");
+        let before = jobs.remove(&job);
+        let landing = match before.as_ref() {
+            Some(Stage::Early(landing)) if landing.check_broken().is_ok() => landing.clone(),
+            _ => Arc::new(Landing::new(&self.repository, cluster)),
+        };
         if parent != Hash::ZERO {
-            scope.builds_on(parent);
+            landing.scope.builds_on(parent);
         }
         let opened = Arc::new(IngestJob {
-            repository: self.repository.clone(),
-            cluster: cluster.clone(),
+            landing,
             cut,
             parent,
             nodes,
-            packs: PackSet::new(self.repository.store(), cluster, &scope),
-            scope,
-            broken: OnceLock::new(),
             recorder: tokio::sync::Mutex::new(recorder),
             state: Mutex::new(Parts::stored(stored, cut)),
-            under_way: watch::Sender::new(0),
         });
-        let before = self.jobs.lock().expect("jobs").insert(job, opened.clone());
-        if let Some(before) = before {
+        let _ = jobs.insert(job, Stage::Open(opened.clone()));
+        drop(jobs);
+        if let Some(Stage::Open(before)) = before {
             before.end();
         }
         opened
@@ -131,65 +176,40 @@ impl Ingest {
     /// Forgets a job; parts that still come are refused, and streams that wait for it end.
     pub fn close(&self, job: &JobId) {
         let ended = self.jobs.lock().expect("jobs").remove(job);
-        if let Some(job) = ended {
+        if let Some(job) = ended.as_ref().and_then(Stage::open) {
             job.end();
         }
     }
 
-    fn job(&self, id: &JobId) -> Result<Arc<IngestJob>> {
-        let job = self.jobs.lock().expect("jobs").get(id).cloned();
-        job.ok_or_else(|| Error::conflict(format!("no backup job {id} takes parts")))
+    fn stage(&self, id: &JobId) -> Result<Stage> {
+        let stage = self.jobs.lock().expect("jobs").get(id).cloned();
+        stage.ok_or_else(|| Error::conflict(format!("no backup job {id} takes parts")))
     }
 
-    /// Serves one part stream of `node`.
+    /// Serves one part stream of `member`; `early` names the part that came before the cut, where the offer is of what differs from it.
     pub async fn receive(
         &self,
-        cluster: &ClusterName,
-        node: &NodeName,
+        member: &Member,
         offer: PartOffer,
+        early: Option<[u8; 16]>,
         reader: &mut FrameReader,
         writer: &mut FrameWriter,
     ) -> Result<()> {
-        let job = self.job(&offer.job)?;
-        job.check_broken()?;
-        let source = job.admit(cluster, node, &offer)?;
-        let permit = self.grants.take().await?;
-        let began = Instant::now();
-        let under_way = job.enter();
-        let (salt, key_id) = (rand::random::<[u8; 16]>(), self.repository.keys().current());
-        let grant = Grant {
-            run_tag: self.repository.keys().run_tag(cluster, offer.region, &offer.lower, &salt),
-            key: self.repository.keys().subkey(key_id, &salt)?,
-            encrypt: u8::from(self.repository.keys().encrypts()),
-        };
-        writer.write_message(&grant).await?;
-        let kind = match offer.delta {
-            // Parts that are due at nearby ages share packs: two ages to a class.
-            0 => PackKind::Base((most_runs(offer.region, &offer.lower) / 2) as usize),
-            _ => PackKind::Delta,
-        };
-        let mut run = RunEntry {
-            at: job.cut,
-            key_id,
-            salt,
-            blocks: 0,
-            records: 0,
-            raw_bytes: 0,
-            extents: Vec::new(),
-            index: Extent { pack: Default::default(), offset: 0, len: 0 },
-        };
-        let pace = Pace { limits: &self.limits, member: Member { cluster: cluster.clone(), node: node.clone() } };
-        let done = job.read_part(kind, &mut run, reader, &pace).await?;
-        drop(permit);
+        let stage = self.stage(&offer.job)?;
+        let job = stage.open().ok_or_else(|| Error::conflict("a part before the cut of its job"))?;
+        job.landing.check_broken()?;
+        let admitted = job.admit(&member.cluster, &member.node, (&offer, early))?;
+        let (permit, began) = (self.grants.take().await?, Instant::now());
+        let under_way = job.landing.enter();
+        let (_, run, done) = self.take_part(&job.landing, member, (&offer, permit), reader, writer).await?;
         histogram!(PART_SECONDS, "kind" => "receive").record(began.elapsed());
-        tracing::debug!(records = run.records, blocks = run.blocks, "part received");
-        let received = job.assemble(source, offer, run, done)?;
+        let received = job.assemble(admitted, offer, run, done)?;
         let (stored, crowded) = job.note(received);
         tidemark_common::crash::point("ingest.part");
         drop(under_way);
         if crowded {
             // Each waiting part holds a stream open: before a node runs out of streams, packs are closed early.
-            job.kept(job.packs.flush().await)?;
+            job.landing.kept(job.landing.packs.flush().await)?;
         }
         job.acknowledge_durable().await?;
         let gone = writer.stopped();
@@ -201,5 +221,72 @@ impl Ingest {
             // The agent does not wait for it any more; whether the part is stored shows in the job's end.
             _ = gone => Ok(()),
         }
+    }
+
+    /// [`Self::receive`] of what differs from a part that came before the cut.
+    pub async fn receive_over(
+        &self,
+        member: &Member,
+        offer: OverOffer,
+        reader: &mut FrameReader,
+        writer: &mut FrameWriter,
+    ) -> Result<()> {
+        self.receive(member, offer.offer, Some(offer.early), reader, writer).await
+    }
+
+    /// Serves one part stream of `member` before the cut of its job.
+    pub async fn receive_early(
+        &self,
+        member: &Member,
+        EarlyOffer { offer }: EarlyOffer,
+        reader: &mut FrameReader,
+        writer: &mut FrameWriter,
+    ) -> Result<()> {
+        let landing = self.stage(&offer.job)?.landing().clone();
+        landing.check_broken()?;
+        landing.admit_early(&member.cluster, &member.node, &offer)?;
+        let (permit, began) = (self.grants.take().await?, Instant::now());
+        let _under_way = landing.enter();
+        let taken = self.take_part(&landing, member, (&offer, permit), reader, writer).await?;
+        histogram!(PART_SECONDS, "kind" => "receive").record(began.elapsed());
+        landing.keep_early(&member.node, offer, taken)?;
+        tidemark_common::crash::point("ingest.early");
+        writer.write_message(&EarlyKept {}).await
+    }
+
+    /// Grants a part and reads it into packs.
+    async fn take_part(
+        &self,
+        landing: &Landing,
+        member: &Member,
+        (offer, permit): (&PartOffer, OwnedSemaphorePermit),
+        reader: &mut FrameReader,
+        writer: &mut FrameWriter,
+    ) -> Result<(RunTag, RunEntry, PartDone)> {
+        let keys = self.repository.keys();
+        let (salt, key_id) = (rand::random::<[u8; 16]>(), keys.current());
+        let run_tag = keys.run_tag(&member.cluster, offer.region, &offer.lower, &salt);
+        let grant = Grant { run_tag, key: keys.subkey(key_id, &salt)?, encrypt: u8::from(keys.encrypts()) };
+        writer.write_message(&grant).await?;
+        let kind = match offer.delta {
+            // Parts that are due at nearby ages share packs: two ages to a class.
+            0 => PackKind::Base((most_runs(offer.region, &offer.lower) / 2) as usize),
+            _ => PackKind::Delta,
+        };
+        let mut run = RunEntry {
+            at: Timestamp::ZERO,
+            key_id,
+            salt,
+            blocks: 0,
+            records: 0,
+            raw_bytes: 0,
+            extents: Vec::new(),
+            index: Extent { pack: Default::default(), offset: 0, len: 0 },
+        };
+        let pace = Pace { limits: &self.limits, member: member.clone() };
+        let done = landing.read_part(kind, &mut run, reader, &pace).await?;
+        drop(permit);
+        tracing::debug!(records = done.records, blocks = run.blocks, "part received");
+        Ok((run_tag, run, done))
     }
 }

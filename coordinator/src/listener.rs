@@ -7,7 +7,7 @@ use tidemark_common::identity::Identity;
 use tidemark_common::transport::{Accepted, Door, FrameReader, FrameWriter, accept_bi};
 use tidemark_proto::frame::Message;
 use tidemark_proto::id::JobId;
-use tidemark_proto::wire::bulk::{Fetch, FetchLog, LogOpen, PartOffer};
+use tidemark_proto::wire::bulk::{EarlyOffer, Fetch, FetchLog, LogOpen, OverOffer, PartOffer};
 use tidemark_proto::wire::control::Failure;
 use tidemark_proto::wire::hello::Purpose;
 use tidemark_proto::{Error, ErrorKind, Result};
@@ -156,8 +156,28 @@ async fn serve_stream(
             let offer: PartOffer = reader.decode(header).await?;
             let span = tracing::info_span!("part", job = %offer.job, node = %member, region = offer.region);
             let job = offer.job;
-            let received = context.ingest.receive(&member.cluster, &member.node, offer, reader, writer);
+            let received = context.ingest.receive(member, offer, None, reader, writer);
             received.instrument(span).await.inspect_err(|e| note_failure(context, &job, member, e))?;
+            writer.finish()
+        }
+        EarlyOffer::KIND => {
+            let offer: EarlyOffer = reader.decode(header).await?;
+            let (job, region) = (offer.offer.job, offer.offer.region);
+            let span = tracing::info_span!("part", %job, node = %member, region, early = true);
+            // What does not come now comes after the cut: no failure of the job.
+            context.ingest.receive_early(member, offer, reader, writer).instrument(span).await?;
+            writer.finish()
+        }
+        OverOffer::KIND => {
+            let offer: OverOffer = reader.decode(header).await?;
+            let (job, region) = (offer.offer.job, offer.offer.region);
+            let span = tracing::info_span!("part", %job, node = %member, region, over = true);
+            let received = context.ingest.receive_over(member, offer, reader, writer).instrument(span).await;
+            received.inspect_err(|e| match e.kind() {
+                // The part that came before the cut is not here, which its agent finds out by asking: it comes anew.
+                ErrorKind::NotFound => {}
+                _ => note_failure(context, &job, member, e),
+            })?;
             writer.finish()
         }
         Fetch::KIND => {

@@ -7,7 +7,8 @@
 //! seconds, default 0: the servers' own default is 5, which replicas wait for; the peer does not, as it lets the servers write their
 //! file `dump.rdb` anew and takes that] [bases at once on
 //! this host, default 3, as if each node had a host of its own; the product's default is 1 for each host] [rounds, default 0:
-//! where given, peer and first backup so many times in turns, each into a repository of its own, and nothing else]`.
+//! where given, peer and first backup so many times in turns, each into a repository of its own, and nothing else] [1: bases go
+//! through the servers' files (`engine.base_through_file`), as the peer's do]`.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -35,7 +36,12 @@ fn main() -> Result<()> {
     let seconds = numbers.next().unwrap_or(10);
     let delay = numbers.next().unwrap_or(0).to_string();
     let (at_once, rounds) = (numbers.next().unwrap_or(3), numbers.next().unwrap_or(0));
-    let options = ["--repl-diskless-sync-delay", &delay];
+    // The servers are to store nothing: the file goes again.
+    let (engine, deletes) = match numbers.next() {
+        Some(1) => ("base_through_file = true\n", "yes"),
+        _ => ("", "no"),
+    };
+    let options = ["--repl-diskless-sync-delay", &delay, "--rdb-del-sync-files", deletes];
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let source = Cluster::start(Flavor::Redis, 3, &options);
     let start = Instant::now();
@@ -45,9 +51,9 @@ fn main() -> Result<()> {
         start.elapsed().as_secs_f64()
     );
     for _ in 0..rounds {
-        let _ = runtime.block_on(first_backup(&source, at_once))?;
+        let _ = runtime.block_on(first_backup(&source, (at_once, engine)))?;
     }
-    if rounds > 0 { Ok(()) } else { runtime.block_on(run(&source, keys, (seconds, at_once), &options)) }
+    if rounds > 0 { Ok(()) } else { runtime.block_on(run(&source, keys, (seconds, at_once, engine), &options)) }
 }
 
 fn words(line: String) -> Vec<Vec<u8>> {
@@ -109,10 +115,10 @@ fn owned(client: &mut Client) -> Vec<(u16, u16)> {
     line.split(' ').skip(8).map(range).collect()
 }
 
-async fn protect(fleet: &mut Fleet, name: &str, cluster: &Cluster) {
+async fn protect(fleet: &mut Fleet, name: &str, cluster: &Cluster, engine: &str) {
     for (i, port) in cluster.ports().into_iter().enumerate() {
         let mut spec = AgentSpec::new(name, &format!("n{i}"), SlotSet::EMPTY);
-        spec.engine = EngineKind::Redis(format!("127.0.0.1:{port}"), String::new());
+        spec.engine = EngineKind::Redis(format!("127.0.0.1:{port}"), engine.to_owned());
         fleet.start_agent(spec);
     }
     let _ = fleet.ready(name, cluster.nodes.len()).await;
@@ -143,14 +149,14 @@ fn ours(fleet: &mut Fleet, nodes: usize) -> f64 {
 }
 
 /// The peer's backup, then ours into a repository without one; the fleet, and bytes stored.
-async fn first_backup(source: &Cluster, at_once: u64) -> Result<(Fleet, u64)> {
+async fn first_backup(source: &Cluster, (at_once, engine): (u64, &str)) -> Result<(Fleet, u64)> {
     let files = tempfile::tempdir().expect("folder");
     let peer = peer_backup(source, files.path());
     let dump_bytes = folder_bytes(files.path());
     println!("redis-cli --cluster backup: {peer:.2} s, {:.0} MB of files", dump_bytes as f64 / 1e6);
     let sections = format!("[backup]\nmax_parallel_bases = {at_once}\n");
     let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..Default::default() }).await;
-    protect(&mut fleet, "source", source).await;
+    protect(&mut fleet, "source", source, engine).await;
     let (start, before) = (Instant::now(), ours(&mut fleet, source.nodes.len()));
     let first = fleet.backup("source").await?;
     let (took, cpu) = (start.elapsed().as_secs_f64(), ours(&mut fleet, source.nodes.len()) - before);
@@ -163,8 +169,13 @@ async fn first_backup(source: &Cluster, at_once: u64) -> Result<(Fleet, u64)> {
     Ok((fleet, first.item.new_bytes))
 }
 
-async fn run(source: &Cluster, keys: usize, (seconds, at_once): (u64, u64), options: &[&str]) -> Result<()> {
-    let (mut fleet, first_bytes) = first_backup(source, at_once).await?;
+async fn run(
+    source: &Cluster,
+    keys: usize,
+    (seconds, at_once, engine): (u64, u64, &str),
+    options: &[&str],
+) -> Result<()> {
+    let (mut fleet, first_bytes) = first_backup(source, (at_once, engine)).await?;
     let mb = |bytes: u64| bytes as f64 / 1e6;
     let mut rng = StdRng::seed_from_u64(1);
     fill(source, (0..keys / CHANGED).map(|_| rng.random_range(0..keys)), 1);
@@ -204,6 +215,9 @@ async fn phases(fleet: &Fleet, cluster: &str) -> Result<()> {
     let long: Vec<_> =
         told.filter(|(_, took)| *took >= 0.05).map(|(name, took)| format!("{name} {took:.2} s")).collect();
     println!("  {}", long.join(", "));
+    for event in events.iter().filter(|e| e.what == "early") {
+        println!("  {} {}", event.node, event.message);
+    }
     Ok(())
 }
 
@@ -259,7 +273,7 @@ async fn latency(source: &Cluster, fleet: &Fleet, seconds: u64) -> Result<()> {
 
 async fn restore(fleet: &mut Fleet, keys: usize, options: &[&str]) -> Result<()> {
     let target = Cluster::start(Flavor::Redis, 5, options);
-    protect(fleet, "target", &target).await;
+    protect(fleet, "target", &target, "").await;
     let start = Instant::now();
     let _ = fleet.restore(&restore_of("source", "target")).await?;
     let ours = start.elapsed().as_secs_f64();

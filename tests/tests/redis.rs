@@ -62,6 +62,8 @@ mod phases;
 mod pretend;
 #[path = "redis/replicas.rs"]
 mod replicas;
+#[path = "redis/sent_early.rs"]
+mod sent_early;
 #[path = "redis/shapes.rs"]
 mod shapes;
 #[path = "redis/shares.rs"]

@@ -42,6 +42,10 @@ pub struct RedisConfig {
     /// Take bases also from a server that counts its replicas before it accepts writes.
     #[serde(default)]
     pub allow_min_replicas: bool,
+    /// Let bases go through the server's own RDB file: it writes that anew, and begins at once instead of waiting
+    /// `repl-diskless-sync-delay` for further replicas.
+    #[serde(default)]
+    pub base_through_file: bool,
     /// Values over this many bytes are restored by commands, piece by piece, and not as one payload.
     #[serde(default = "native_over_bytes")]
     pub native_over_bytes: u64,

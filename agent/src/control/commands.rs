@@ -13,7 +13,7 @@ use tidemark_proto::wire::control::{
     CommandHead, Describe, DescribeSource, Description, Diagnose, Done, Hold, KEPT_LIBRARIES, KEPT_PROBE, Keep,
     ListJobs, LogHold, LogRelease, LogSeal, LogStart, LogStop, OpenJobs, Prepare, PrepareEarly, Prepared, Release,
     Released, RestoreAbort, RestoreBegin, RestoreBeginAs, RestoreCount, RestoreFinish, RestoreKept, RestoreParts,
-    RestorePartsLogged, RestoreVerify, Seal, Settle, Upload, UploadRest,
+    RestorePartsLogged, RestoreVerify, Seal, Settle, Upload, UploadEarly, UploadRest,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +39,7 @@ pub(super) fn span(head: &CommandHead, header: &Header) -> tracing::Span {
         Seal::KIND => "seal",
         Release::KIND => "release",
         Upload::KIND | UploadRest::KIND => "upload",
+        UploadEarly::KIND => "upload-early",
         Keep::KIND => "keep",
         Settle::KIND => "settle",
         RestoreBegin::KIND | RestoreBeginAs::KIND => "restore-begin",
@@ -82,9 +83,15 @@ pub(super) async fn dispatch(
             let wait = move || engine.prepare_early(job, &|| cancel.is_cancelled()).map(|()| Done {});
             reply.finish(blocking(wait)).await
         }
+        UploadEarly::KIND => {
+            let command: UploadEarly = body(reader, header).await?;
+            let counters = reply.counters_of(stage::READ);
+            reply.finish(upload::early::run(agent.clone(), head, command, counters)).await
+        }
         Hold::KIND => {
             let Hold { budget_micros } = body(reader, header).await?;
             let budget = Duration::from_micros(budget_micros);
+            agent.early.hold(job, true);
             let held = blocking(move || engine.hold(job, budget).inspect(|_| crash::point("agent.held")));
             reply.finish(held).await
         }
@@ -101,7 +108,9 @@ pub(super) async fn dispatch(
                 telemetry::held(held);
                 Ok(Released { ownership, held_micros: held.as_micros() as u64 })
             });
-            reply.finish(release).await
+            let released = release.await;
+            agent.early.hold(job, false);
+            reply.finish(std::future::ready(released)).await
         }
         Upload::KIND => {
             let upload: Upload = body(reader, header).await?;
@@ -245,6 +254,8 @@ fn prepare(agent: &Agent, job: JobId, counters: &Counters, cancel: &Cancellation
     let progress = |bytes| {
         let _ = counters.bytes.fetch_max(bytes, Ordering::Relaxed);
     };
+    let base = engine.early_base(job).ok().flatten().map(|base| base.id());
+    agent.early.keep(job, base);
     engine.prepare(job, whole, &|| cancel.is_cancelled(), &progress)?;
     crash::point("agent.prepared");
     Ok(Prepared { bytes: counters.bytes.load(Ordering::Relaxed) })
@@ -285,6 +296,7 @@ const PARENT_PIN: &str = "parent";
 const PARENT_LEASE: Duration = Duration::from_secs(14 * 24 * 3600);
 
 async fn settle_job(agent: Arc<Agent>, head: CommandHead, settle: Settle) -> Result<Done> {
+    agent.early.forget(head.job);
     blocking(move || {
         let job_pin = crate::engine::job_pin(head.job);
         let committed = settle.committed != 0;

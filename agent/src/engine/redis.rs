@@ -45,6 +45,7 @@ pub mod stream;
 mod sync;
 mod take;
 mod target;
+mod through_file;
 mod worker;
 
 pub use tidemark_common::redis::{conn, keys, resp, scratch};
@@ -60,13 +61,14 @@ use tidemark_proto::id::JobId;
 use tidemark_proto::wire::control::{Description, Held, Kept, Ownership, RestoreKept, RestoredKept, Sealed};
 use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp, error::ResultExt};
 
-use crate::engine::{Engine, Loader, LogSource, Snapshot, job_of_pin, job_pin};
+use crate::engine::{EarlyBase, Engine, Loader, LogSource, Snapshot, job_of_pin, job_pin};
 use conn::{Address, Connection, Login};
 use fence::Fences;
 use incarnation::{read_incarnation, write_incarnation};
 use jobs::{Job, SharedJob, free_space};
 pub use load::MAX_PAYLOAD;
 use server::View;
+use settle::Settling;
 use shard::Shard;
 
 /// Name of the engine.
@@ -91,6 +93,8 @@ pub struct Options {
     pub scratch_server: String,
     /// Take the base also where the server counts replicas before it accepts writes (`min-replicas-to-write`).
     pub allow_min_replicas: bool,
+    /// Let bases go through the server's own file, which it writes anew: it begins at once then (`repl-diskless-sync-delay`).
+    pub base_through_file: bool,
     /// Values over this many bytes are restored by commands, piece by piece; at most [`MAX_PAYLOAD`].
     pub native_over: usize,
 }
@@ -235,6 +239,12 @@ impl Engine for Redis {
 
     fn prepare_early(&self, job: JobId, cancel: &(dyn Fn() -> bool + Sync)) -> Result<()> {
         self.ask_early(job, cancel)
+    }
+
+    fn early_base(&self, job: JobId) -> Result<Option<Arc<dyn EarlyBase>>> {
+        let job = self.job(job)?;
+        let job = job.lock().expect("job");
+        Ok(job.settling.as_ref().filter(|_| job.has_base()).map(Settling::early))
     }
 
     fn hold(&self, job: JobId, budget: Duration) -> Result<Held> {

@@ -6,12 +6,14 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tidemark_common::seal::Sealer;
 use tidemark_common::transport::{FrameReader, FrameWriter, open_bi};
-use tidemark_proto::wire::bulk::{FRAME_BLOCK, FRAME_INDEX, FRAME_VERSION, Grant, PartDone, PartOffer, Stored};
+use tidemark_proto::wire::bulk::{
+    EarlyKept, EarlyOffer, FRAME_BLOCK, FRAME_INDEX, FRAME_VERSION, Grant, OverOffer, PartDone, PartOffer, Stored,
+};
 use tidemark_proto::{Error, Result};
-use tokio::sync::mpsc;
+use tokio::sync::{SemaphorePermit, mpsc};
 
 use super::UploadJob;
-use super::plan::PlannedPart;
+use super::plan::{PlannedPart, When};
 use crate::blocking;
 use crate::metric_names::stage;
 use crate::snapshot::{self, BuiltPart, Method, PartInput};
@@ -19,6 +21,16 @@ use crate::telemetry;
 
 /// Sealed blocks between the thread that builds them and the stream.
 const BLOCKS_AHEAD: usize = 4;
+
+/// A part that was sent.
+pub(super) struct Sent {
+    /// The sort key at which it ended: its upper bound when it is whole.
+    pub(super) upper: Vec<u8>,
+    /// What names the attempt.
+    pub(super) run_tag: [u8; 16],
+    /// Bytes of keys, meta and values sent.
+    pub(super) bytes: u64,
+}
 
 pub(super) struct PartSender {
     job: Arc<UploadJob>,
@@ -29,10 +41,10 @@ impl PartSender {
         Self { job }
     }
 
-    /// Offers, builds and sends the part; answers the sort key at which it ended (its upper bound when it is whole).
-    pub(super) async fn send(self, part: &PlannedPart) -> Result<Vec<u8>> {
+    /// Offers, builds and sends the part; the next one may be `building` once all of it is on its way.
+    pub(super) async fn send(self, part: &PlannedPart, building: SemaphorePermit<'_>) -> Result<Sent> {
         let job = &self.job;
-        let connection = job.agent.bulk.connection(&job.command.ingest, &job.cancel).await?;
+        let connection = job.agent.bulk.connection(&job.ingest, &job.cancel).await?;
         let (mut writer, mut reader) = open_bi(&connection).await?;
         let offer = PartOffer {
             job: job.head.job,
@@ -42,7 +54,11 @@ impl PartSender {
             lower: part.range.lower.clone(),
             delta: u8::from(part.method != Method::Full),
         };
-        writer.write_message(&offer).await?;
+        match part.when {
+            When::AtCut => writer.write_message(&offer).await?,
+            When::Before => writer.write_message(&EarlyOffer { offer }).await?,
+            When::Over(early) => writer.write_message(&OverOffer { offer, early }).await?,
+        }
         let grant: Grant = reader.read_reply().await?;
         let built = self.stream(part, &grant, &mut writer).await?;
         if built.run.blocks > 0 {
@@ -57,10 +73,20 @@ impl PartSender {
             live_bytes: built.live_bytes,
         };
         writer.write_message(&done).await?;
-        writer.drained().await?;
+        drop(building);
+        match part.when {
+            // The answer says more than an acknowledgement, and comes sooner.
+            When::Before => {
+                writer.finish()?;
+                let _kept: EarlyKept = reader.read_reply().await?;
+            }
+            When::AtCut | When::Over(_) => {
+                writer.drained().await?;
+                self.await_stored(part.region, reader);
+            }
+        }
         tracing::debug!(records = built.run.records, blocks = built.run.blocks, "part sent");
-        self.await_stored(part.region, reader);
-        Ok(built.upper)
+        Ok(Sent { upper: built.upper, run_tag: grant.run_tag, bytes: built.run.raw_bytes })
     }
 
     /// Builds on a blocking thread and sends what comes out of it.
@@ -85,6 +111,7 @@ impl PartSender {
         });
         let forward = async {
             while let Some(block) = receive.recv().await {
+                self.job.while_held().await;
                 let (agent, bytes) = (&self.job.agent, block.len() as u64);
                 telemetry::limited(&agent.limiter, &agent.limited, bytes).await;
                 let _ = self.job.counters.wire_bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -6,10 +6,22 @@ use tidemark_proto::slot::RegionMap;
 use tidemark_proto::wire::control::{CommandHead, PartParent, Upload};
 use tidemark_proto::{Error, ErrorKind, Result, Timestamp};
 
+use super::early::EarlyPart;
 use crate::agent::Agent;
 use crate::config::DeltaMethod;
 use crate::engine::ScanRange;
 use crate::snapshot::Method;
+
+/// When a part is sent, and what it stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    /// After the cut.
+    AtCut,
+    /// Before the cut: a part of a base.
+    Before,
+    /// After the cut, what differs from the part that was sent before it under this tag.
+    Over([u8; 16]),
+}
 
 /// A part to send.
 #[derive(Debug, Clone)]
@@ -17,6 +29,7 @@ pub(super) struct PlannedPart {
     pub(super) region: u16,
     pub(super) range: ScanRange,
     pub(super) method: Method,
+    pub(super) when: When,
     /// Where its new key index waits until the backup is committed.
     pub(super) new_index: Option<PathBuf>,
 }
@@ -24,7 +37,24 @@ pub(super) struct PlannedPart {
 impl PlannedPart {
     fn new(agent: &Agent, head: &CommandHead, region: u16, range: ScanRange, method: Method) -> Self {
         let new_index = agent.indexes.as_ref().map(|i| i.waiting(head.job, region, &range.lower));
-        Self { region, range, method, new_index }
+        Self { region, range, method, when: When::AtCut, new_index }
+    }
+
+    /// A part of a base, before the cut; the index of what is sent goes to `index`.
+    pub(super) fn early(region: u16, range: ScanRange, index: PathBuf) -> Self {
+        Self { region, range, method: Method::Full, when: When::Before, new_index: Some(index) }
+    }
+
+    /// A part whose parent the repository holds.
+    fn delta(agent: &Agent, head: &CommandHead, parent: &PartParent, since: Option<Timestamp>) -> Self {
+        let (slots, lower, upper) = (parent.slots.clone(), parent.lower.clone(), parent.upper.clone());
+        Self::new(agent, head, parent.region, ScanRange { slots, lower, upper }, method(agent, parent, since))
+    }
+
+    /// What differs from a part that was sent before the cut.
+    fn over(agent: &Agent, head: &CommandHead, early: &EarlyPart) -> Self {
+        let part = Self::new(agent, head, early.region, early.range.clone(), Method::Over(early.index.clone()));
+        Self { when: When::Over(early.run_tag), ..part }
     }
 
     /// Whether the error only says that a delta is not possible.
@@ -35,7 +65,7 @@ impl PlannedPart {
 
     /// Sends every record. The range stays: its parent's bounds are those of the part.
     pub(super) fn make_full(&mut self) {
-        self.method = Method::Full;
+        (self.method, self.when) = (Method::Full, When::AtCut);
     }
 
     /// The part after one that ended before `next`.
@@ -55,13 +85,13 @@ fn method(agent: &Agent, parent: &PartParent, since: Option<Timestamp>) -> Metho
     }
 }
 
-/// The parts of `command`, those with a usable parent as deltas. `rest` names where parts that an earlier attempt has
-/// stored end although no parent part begins there: the region goes on from there.
+/// The parts of `command`, those with a usable parent as deltas, and those that were sent `early` by what differs. `rest` names
+/// where parts that an earlier attempt has stored end although no parent part begins there: the region goes on from there.
 pub(super) fn plan(
     agent: &Agent,
     head: &CommandHead,
     command: &Upload,
-    rest: &[(u16, Vec<u8>)],
+    (rest, early): (&[(u16, Vec<u8>)], &[EarlyPart]),
 ) -> Result<Vec<PlannedPart>> {
     let map = RegionMap::new(command.slots_per_region)?;
     if !command.slots.is_canonical() || command.parents.iter().any(|p| !p.slots.is_canonical()) {
@@ -77,12 +107,18 @@ pub(super) fn plan(
         if slots.is_empty() {
             continue;
         }
-        let parents: Vec<&PartParent> =
-            command.parents.iter().filter(|p| p.region == region && p.slots == slots).collect();
-        let covered = same && covers(&parents);
+        let early = early.iter().filter(|e| e.region == region && e.range.slots == slots);
+        let mut before: Vec<_> = early.map(|e| PlannedPart::over(agent, head, e)).collect();
+        if !covers(&before) {
+            let parents = command.parents.iter().filter(|p| same && p.region == region && p.slots == slots);
+            before = parents.map(|p| PlannedPart::delta(agent, head, p, since)).collect();
+        }
+        if !covers(&before) {
+            before.clear();
+        }
         for (_, lower) in rest.iter().filter(|(r, _)| *r == region) {
             // A part that was written anew and cut short by its size goes on up to where its parent ended.
-            let ends = parents.iter().map(|p| &p.lower).filter(|l| covered && *l >= lower).min();
+            let ends = before.iter().map(|p| &p.range.lower).filter(|l| *l >= lower).min();
             if ends == Some(lower) {
                 continue;
             }
@@ -90,47 +126,38 @@ pub(super) fn plan(
             let range = ScanRange { slots, lower: lower.clone(), upper };
             parts.push(PlannedPart::new(agent, head, region, range, Method::Full));
         }
-        if covered {
-            parts.extend(parents.into_iter().map(|p| {
-                let range = ScanRange { slots: slots.clone(), lower: p.lower.clone(), upper: p.upper.clone() };
-                PlannedPart::new(agent, head, region, range, method(agent, p, since))
-            }));
-        } else {
-            parts.push(PlannedPart::new(agent, head, region, ScanRange::slots(slots), Method::Full));
+        match before.is_empty() {
+            true => parts.push(PlannedPart::new(agent, head, region, ScanRange::slots(slots), Method::Full)),
+            false => parts.extend(before),
         }
     }
     parts.retain(|p| !command.stored.iter().any(|(r, lower)| *r == p.region && *lower == p.range.lower));
     Ok(parts)
 }
 
-/// Whether the parents cover the region's keys without a gap.
-fn covers(parents: &[&PartParent]) -> bool {
-    let mut sorted: Vec<_> = parents.to_vec();
+/// Whether the parts cover their region's keys without a gap.
+fn covers(parts: &[PlannedPart]) -> bool {
+    let mut sorted: Vec<&ScanRange> = parts.iter().map(|p| &p.range).collect();
     sorted.sort_by(|a, b| a.lower.cmp(&b.lower));
-    let ends_open = |p: &PartParent| p.upper.is_empty();
     sorted.first().is_some_and(|p| p.lower.is_empty())
-        && sorted.last().is_some_and(|p| ends_open(p))
+        && sorted.last().is_some_and(|p| p.upper.is_empty())
         && sorted.windows(2).all(|w| !w[0].upper.is_empty() && w[0].upper == w[1].lower)
 }
 
 #[cfg(test)]
 mod tests {
     use tidemark_proto::SlotSet;
-    use tidemark_proto::hash::Hash;
 
     use super::*;
 
-    fn parent(lower: &str, upper: &str) -> PartParent {
-        let (slots, hash) = (SlotSet::range(0, 63), Hash::ZERO);
-        PartParent { region: 0, slots, lower: lower.into(), upper: upper.into(), hash }
+    fn part(lower: &str, upper: &str) -> PlannedPart {
+        let range = ScanRange { slots: SlotSet::range(0, 63), lower: lower.into(), upper: upper.into() };
+        PlannedPart { region: 0, range, method: Method::Full, when: When::AtCut, new_index: None }
     }
 
     #[test]
-    fn parents_must_cover_without_a_gap() {
-        let cover = |list: &[(&str, &str)]| {
-            let parents: Vec<_> = list.iter().map(|(a, b)| parent(a, b)).collect();
-            covers(&parents.iter().collect::<Vec<_>>())
-        };
+    fn parts_must_cover_without_a_gap() {
+        let cover = |list: &[(&str, &str)]| covers(&list.iter().map(|(a, b)| part(a, b)).collect::<Vec<_>>());
         assert!(cover(&[("", "")]));
         assert!(cover(&[("m", ""), ("", "m")]));
         for bad in [&[][..], &[("", "m")], &[("m", "")], &[("", "m"), ("n", "")], &[("", ""), ("", "")]] {

@@ -1,38 +1,29 @@
-//! One backup job's parts: from their streams into packs, and from packs to durable.
+//! One backup job's parts from its cut on: what they stand on, and from packs to durable.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-use tidemark_common::transport::FrameReader;
-use tidemark_proto::frame::Message;
 use tidemark_proto::hash::Hash;
 use tidemark_proto::stored::manifest::{PartEntry, RunEntry};
-use tidemark_proto::wire::bulk::{FRAME_BLOCK, FRAME_INDEX, MAX_BLOCK_FRAME, MAX_INDEX_FRAME, PartDone, PartOffer};
-use tidemark_proto::{ClusterName, Error, ErrorKind, NodeName, Result, Timestamp};
-use tokio::sync::{oneshot, watch};
+use tidemark_proto::wire::bulk::{PartDone, PartOffer};
+use tidemark_proto::{ClusterName, Error, NodeName, Result, Timestamp};
+use tokio::sync::oneshot;
 
-use super::grants::{Pace, UnderWay};
-use super::{GATHER, IngestNode, MAX_WAITING, Received, ReceivedKind};
+use super::landing::{Landing, RunTag, check_slots};
+use super::{IngestNode, MAX_WAITING, Received, ReceivedKind};
 use crate::job::backup::PartKey;
-use crate::repository::{JobRecorder, PackKind, PackSet, Repository, Scope};
+use crate::repository::{JobRecorder, Repository, Scope};
 
 /// One backup job's parts.
 #[derive(Debug)]
 pub struct IngestJob {
-    pub(super) repository: Repository,
-    pub(super) cluster: ClusterName,
+    /// Its packs, and what came before the cut.
+    pub(super) landing: Arc<Landing>,
     pub(super) cut: Timestamp,
     pub(super) parent: Hash,
     pub(super) nodes: HashMap<NodeName, IngestNode>,
-    pub(super) packs: PackSet,
-    pub(super) scope: Arc<Scope>,
-    /// Why a pack could not be stored. Parts in it were received, so this is the end of the job.
-    pub(super) broken: OnceLock<(ErrorKind, String)>,
     pub(super) recorder: tokio::sync::Mutex<JobRecorder>,
     pub(super) state: Mutex<Parts>,
-    /// Parts that were granted and are not noted yet.
-    pub(super) under_way: watch::Sender<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -49,106 +40,66 @@ impl Parts {
     /// Parts that job records list; all are durable.
     pub(super) fn stored(entries: Vec<PartEntry>, cut: Timestamp) -> Self {
         let received = entries.into_iter().map(|entry| {
-            let added = entry.runs.last().filter(|r| r.at == cut);
-            let kind = if entry.runs.len() == 1 { ReceivedKind::Full } else { ReceivedKind::Delta };
-            let new_bytes = added.map_or(0, RunEntry::stored_bytes);
+            let added = entry.runs.iter().filter(|r| r.at == cut);
+            // What differs from a part that came before the cut belongs to it.
+            let whole = entry.runs.first().is_some_and(|r| r.at == cut);
+            let kind = if whole { ReceivedKind::Full } else { ReceivedKind::Delta };
+            let new_bytes = added.map(RunEntry::stored_bytes).sum();
             ((entry.node, (entry.region, entry.lower.clone())), Received { entry, new_bytes, kind })
         });
         Self { received: received.collect(), waiting: Vec::new(), ended: false }
     }
 }
 
+/// A part that may come.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    /// Number of its node.
+    number: u16,
+    /// What a delta stands on.
+    on: Option<PartEntry>,
+    /// Whether that came before the cut of this job.
+    came_early: bool,
+}
+
+fn no_parent() -> Error {
+    Error::conflict("a delta on a part that the parent backup does not hold")
+}
+
 impl IngestJob {
-    pub(super) fn admit(&self, cluster: &ClusterName, node: &NodeName, offer: &PartOffer) -> Result<&IngestNode> {
-        let source = self.nodes.get(node).filter(|_| *cluster == self.cluster);
-        let source = source.ok_or_else(|| Error::denied(format!("node {node} has no part in this backup")))?;
-        if !offer.slots.is_canonical() || offer.slots.is_empty() || !offer.slots.minus(&source.slots).is_empty() {
-            return Err(Error::denied(format!("slots {} are not those of node {node} at the cut", offer.slots)));
-        }
-        if offer.delta != 0 {
-            let parent = source.parents.get(&(offer.region, offer.lower.clone()));
-            if parent.is_none_or(|p| p.slots != offer.slots) {
-                return Err(Error::conflict("a delta on a part that the parent backup does not hold"));
-            }
-        }
-        Ok(source)
-    }
-
-    /// Reads blocks and index into packs, up to the closing message.
-    pub(super) async fn read_part(
+    /// Whether the part may come, and what it stands on.
+    pub(super) fn admit(
         &self,
-        kind: PackKind,
-        run: &mut RunEntry,
-        reader: &mut FrameReader,
-        pace: &Pace<'_>,
-    ) -> Result<PartDone> {
-        let (mut gathered, mut bytes) = (Vec::new(), 0);
-        loop {
-            let header =
-                reader.read_header().await?.ok_or_else(|| Error::retry("the part ended before its close"))?;
-            match header.kind {
-                FRAME_BLOCK => {
-                    let block = reader.read_body(header, MAX_BLOCK_FRAME).await?;
-                    pace.passed(block.len()).await;
-                    bytes += 4 + block.len();
-                    gathered.push(Bytes::copy_from_slice(&(block.len() as u32).to_le_bytes()));
-                    gathered.push(block);
-                    run.blocks += 1;
-                    tidemark_common::crash::point("ingest.block");
-                    if bytes >= GATHER {
-                        self.append(kind, run, &mut gathered).await?;
-                        bytes = 0;
-                    }
-                }
-                FRAME_INDEX => {
-                    let index = reader.read_body(header, MAX_INDEX_FRAME).await?;
-                    pace.passed(index.len()).await;
-                    self.append(kind, run, &mut gathered).await?;
-                    run.index = self.kept(self.packs.append(kind, &[index]).await)?;
-                    bytes = 0;
-                }
-                PartDone::KIND => {
-                    let done: PartDone = reader.decode(header).await?;
-                    if done.blocks != run.blocks || (run.blocks > 0 && run.index.len == 0) || !gathered.is_empty() {
-                        return Err(Error::damaged("a part's close does not fit what was sent"));
-                    }
-                    // Up to the end of the stream: a reader dropped before it would tell the agent to stop sending.
-                    reader.read_end().await?;
-                    return Ok(done);
-                }
-                other => return Err(Error::damaged(format!("frame {other} inside a part"))),
-            }
+        cluster: &ClusterName,
+        node: &NodeName,
+        (offer, early): (&PartOffer, Option<RunTag>),
+    ) -> Result<Admitted> {
+        let source = self.nodes.get(node).filter(|_| *cluster == self.landing.cluster);
+        let source = source.ok_or_else(|| Error::denied(format!("node {node} has no part in this backup")))?;
+        check_slots(node, offer, &source.slots)?;
+        let place = (offer.region, offer.lower.clone());
+        let on = match early {
+            Some(tag) => Some(self.landing.early_part(node, &place, tag, self.cut)?),
+            None if offer.delta != 0 => Some(source.parents.get(&place).cloned().ok_or_else(no_parent)?),
+            None => None,
+        };
+        if on.as_ref().is_some_and(|p| p.slots != offer.slots) {
+            return Err(no_parent());
         }
-    }
-
-    pub(super) async fn append(&self, kind: PackKind, run: &mut RunEntry, gathered: &mut Vec<Bytes>) -> Result<()> {
-        if gathered.is_empty() {
-            return Ok(());
-        }
-        let extent = self.kept(self.packs.append(kind, gathered).await)?;
-        gathered.clear();
-        match run.extents.last_mut() {
-            Some(last) if last.pack == extent.pack && last.offset + last.len == extent.offset => {
-                last.len += extent.len
-            }
-            _ => run.extents.push(extent),
-        }
-        Ok(())
+        Ok(Admitted { number: source.number, on, came_early: early.is_some() })
     }
 
     pub(super) fn assemble(
         &self,
-        source: &IngestNode,
+        admitted: Admitted,
         offer: PartOffer,
         mut run: RunEntry,
         done: PartDone,
     ) -> Result<Received> {
-        (run.records, run.raw_bytes) = (done.records, done.raw_bytes);
-        let parent = source.parents.get(&(offer.region, offer.lower.clone())).filter(|_| offer.delta != 0);
-        let new_bytes = run.stored_bytes();
+        (run.at, run.records, run.raw_bytes) = (self.cut, done.records, done.raw_bytes);
         let mut entry = PartEntry {
             region: offer.region,
-            node: source.number,
+            node: admitted.number,
             slots: offer.slots,
             lower: offer.lower,
             upper: done.upper,
@@ -156,22 +107,29 @@ impl IngestJob {
             live_bytes: done.live_bytes,
             runs: Vec::new(),
         };
-        let Some(parent) = parent else {
-            if done.records != entry.digest.count {
+        let kind = match (&admitted.on, admitted.came_early) {
+            (Some(_), false) if run.blocks > 0 => ReceivedKind::Delta,
+            (Some(_), false) => ReceivedKind::Same,
+            _ => ReceivedKind::Full,
+        };
+        match admitted.on {
+            None if done.records != entry.digest.count => {
                 return Err(Error::damaged("a full part counts other records than its digest"));
             }
-            // An empty part has no run at all.
-            entry.runs.extend((run.blocks > 0).then_some(run));
-            return Ok(Received { entry, new_bytes, kind: ReceivedKind::Full });
-        };
-        if entry.upper != parent.upper {
-            return Err(Error::damaged("a delta ends at another key than its parent"));
+            None => {}
+            Some(before) if entry.upper != before.upper => {
+                return Err(Error::damaged("a delta ends at another key than its parent"));
+            }
+            Some(before) => {
+                entry.digest = before.digest.plus(entry.digest);
+                entry.live_bytes = before.live_bytes.wrapping_add(entry.live_bytes);
+                entry.runs = before.runs;
+            }
         }
-        entry.digest = parent.digest.plus(entry.digest);
-        entry.live_bytes = parent.live_bytes.wrapping_add(entry.live_bytes);
-        entry.runs.clone_from(&parent.runs);
-        let kind = if run.blocks > 0 { ReceivedKind::Delta } else { ReceivedKind::Same };
+        // An empty part has no run at all.
         entry.runs.extend((run.blocks > 0).then_some(run));
+        let new = entry.runs.iter().filter(|r| r.at == self.cut);
+        let new_bytes = new.map(RunEntry::stored_bytes).sum();
         Ok(Received { entry, new_bytes, kind })
     }
 
@@ -193,10 +151,10 @@ impl IngestJob {
     pub(super) async fn acknowledge_durable(&self) -> Result<()> {
         // One revision at a time: parts of a later one must not be acknowledged before an earlier one is durable.
         let mut recorder = self.recorder.lock().await;
+        let packs = &self.landing.packs;
         let durable = |part: &PartEntry| {
-            part.runs.last().is_none_or(|run| {
-                run.at != self.cut || run.extents.iter().chain([&run.index]).all(|e| self.packs.is_durable(&e.pack))
-            })
+            let mut new = part.runs.iter().filter(|run| run.at == self.cut);
+            new.all(|run| run.extents.iter().chain([&run.index]).all(|e| packs.is_durable(&e.pack)))
         };
         let ready: Vec<_> = {
             let mut state = self.state.lock().expect("parts");
@@ -220,19 +178,15 @@ impl IngestJob {
         Ok(())
     }
 
-    pub(super) fn enter(&self) -> UnderWay<'_> {
-        self.under_way.send_modify(|n| *n += 1);
-        UnderWay(&self.under_way)
-    }
-
     /// Closes the packs and acknowledges every part. An agent is done when its bytes have arrived, which may be before
     /// they were read here: parts under way are waited for. Those of a lost agent end with its connection.
     pub async fn flush(&self) -> Result<()> {
         // The sender lives in this job.
-        let _ = self.under_way.subscribe().wait_for(|n| *n == 0).await;
-        self.kept(self.packs.flush().await)?;
+        let landing = &self.landing;
+        let _ = landing.under_way.subscribe().wait_for(|n| *n == 0).await;
+        landing.kept(landing.packs.flush().await)?;
         self.acknowledge_durable().await?;
-        self.check_broken()?;
+        landing.check_broken()?;
         let waiting = self.state.lock().expect("parts").waiting.len();
         if waiting > 0 {
             return Err(Error::bug(format!(
@@ -248,21 +202,6 @@ impl IngestJob {
         let mut state = self.state.lock().expect("parts");
         state.ended = true;
         state.waiting.clear();
-    }
-
-    /// Takes note of a pack that could not be stored: other parts may lie in it, whose streams know nothing of it.
-    pub(super) fn kept<T>(&self, stored: Result<T>) -> Result<T> {
-        stored.inspect_err(|e| {
-            let _ = self.broken.set((e.kind(), e.report()));
-        })
-    }
-
-    /// Fails once a pack could not be stored.
-    pub(super) fn check_broken(&self) -> Result<()> {
-        let Some((kind, why)) = self.broken.get() else { return Ok(()) };
-        // To send the part again would not help: the pack is gone with the parts of others.
-        let kind = if *kind == ErrorKind::Retry { ErrorKind::Conflict } else { *kind };
-        Err(Error::new(kind, format!("a pack of this backup could not be stored: {why}")))
     }
 
     /// Parts of a node that have been received.
@@ -288,11 +227,11 @@ impl IngestJob {
 
     /// What the job writes, for collection to leave alone.
     pub fn scope(&self) -> &Scope {
-        &self.scope
+        &self.landing.scope
     }
 
     /// The repository that the parts go to.
     pub fn repository(&self) -> &Repository {
-        &self.repository
+        &self.landing.repository
     }
 }

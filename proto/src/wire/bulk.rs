@@ -5,6 +5,9 @@
 //! ingest [`v1::Stored`] once packs and job record are durable. A broken stream voids the attempt as a whole; the
 //! next one gets another salt.
 //!
+//! **Upload before the cut**, of a base whose regions are ready: the same with [`v1::EarlyOffer`], and [`v1::EarlyKept`] at its end.
+//! After the cut what differs follows on a stream of its own, which begins with [`v1::OverOffer`].
+//!
 //! **Fetch**, one bidirectional stream a run: agent [`v1::Fetch`] -> serve the index frame, then as many
 //! [`v1::FetchBlocks`] as the agent sends are answered by that many block frames; the agent finishes its side to end.
 //! Only runs of parts that the restore job assigned to this node are served.
@@ -37,6 +40,9 @@ crate::messages! {
     77 => v1::LogPiece, v 1;
     78 => v1::LogFollow, v 1;
     79 => v1::LogGroup, v 1;
+    80 => v1::EarlyOffer, v 1;
+    81 => v1::EarlyKept, v 1;
+    82 => v1::OverOffer, v 1;
 }
 
 /// Frame of one sealed block; the body is its bytes.
@@ -79,6 +85,9 @@ mod tests {
             delta: 1,
         };
         check(FILE, "part-offer", &offer);
+        check(FILE, "early-offer", &EarlyOffer { offer: PartOffer { delta: 0, ..offer.clone() } });
+        check(FILE, "early-kept", &EarlyKept {});
+        check(FILE, "over-offer", &OverOffer { offer, early: [4; 16] });
         check(FILE, "grant", &Grant { run_tag: [6; 16], key: SecretKey([9; 32]), encrypt: 1 });
         let done = PartDone {
             upper: vec![0, 255],

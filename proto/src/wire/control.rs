@@ -69,6 +69,7 @@ crate::messages! {
     74 => v1::LogSeal, v 1;
     75 => v1::LogRelease, v 1;
     80 => v1::PrepareEarly, v 1;
+    81 => v1::UploadEarly, v 1;
 }
 
 #[cfg(test)]

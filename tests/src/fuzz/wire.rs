@@ -70,6 +70,7 @@ pub fn control(bytes: &[u8]) {
         c::DescribeSource,
         c::Prepare,
         c::PrepareEarly,
+        c::UploadEarly,
         c::Prepared,
         c::Diagnose,
         c::Diagnosed,
@@ -96,7 +97,18 @@ pub fn control(bytes: &[u8]) {
 
 /// Uploads and fetches of parts.
 pub fn bulk(bytes: &[u8]) {
-    decode!(bytes, b::PartOffer, b::Grant, b::PartDone, b::Stored, b::Fetch, b::FetchBlocks);
+    decode!(
+        bytes,
+        b::PartOffer,
+        b::Grant,
+        b::PartDone,
+        b::Stored,
+        b::EarlyOffer,
+        b::EarlyKept,
+        b::OverOffer,
+        b::Fetch,
+        b::FetchBlocks
+    );
 }
 
 /// The data protocol.

@@ -185,7 +185,7 @@ impl World<'_> {
                 self.call(number, (n, 0, 0), What::Prepare, micros(BASE_DEADLINE).min(IDLE));
             }
             // Nodes of the model have nothing to wait for before their base.
-            Action::PrepareEarly(_) => {}
+            Action::PrepareEarly(_) | Action::UploadEarly(..) => {}
             Action::Hold(n, attempt, budget) => {
                 run.cutting = true;
                 self.held_for(number, attempt, micros(budget));

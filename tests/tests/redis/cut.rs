@@ -25,6 +25,7 @@ pub(crate) fn options(server: &Server, dir: &std::path::Path) -> Options {
         dir: dir.to_owned(),
         scratch_server: String::new(),
         allow_min_replicas: false,
+        base_through_file: false,
         native_over: MAX_PAYLOAD,
     }
 }

@@ -6,10 +6,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use tidemark_coordinator::job::JobInfo;
-use tidemark_tests::fleet::{Fleet, eventually as later};
+use tidemark_tests::fleet::{EngineKind, Fleet, eventually as later, restore_of};
 use tidemark_tests::redis::{Client, Cluster, Flavor, Server};
 
-use super::flow::{backup, protect, spread, words};
+use super::contents::{compare, held_by};
+use super::flow::{backup, protect, protect_one, spec, spread, words};
 use super::replicas::forks;
 
 /// How long the servers wait, in seconds.
@@ -121,4 +122,34 @@ async fn a_cancelled_backup_leaves_the_servers_that_wait() {
     for ((_, server), before) in cluster.nodes.iter().zip(before) {
         assert_eq!(forks(server), before + 1);
     }
+}
+
+/// A base through the server's file waits for nobody, and is not taken where the file would stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_through_the_file_begins_at_once() {
+    // Nobody waits for that.
+    let server = Server::start(Flavor::Redis, &["--repl-diskless-sync-delay", "3600"]);
+    spread_one(&server);
+    let mut fleet = Fleet::start().await;
+    let mut through_file = spec("alone", "n0", format!("unix:{}", server.socket().display()));
+    if let EngineKind::Redis(_, lines) = &mut through_file.engine {
+        lines.push_str("base_through_file = true\n");
+    }
+    fleet.start_agent(through_file);
+    let _ = fleet.ready("alone", 1).await;
+    let told = fleet.backup("alone").await.unwrap_err().report();
+    assert!(told.contains("rdb-del-sync-files"), "{told}");
+    let _ = server.client().run("CONFIG SET rdb-del-sync-files yes");
+    let whole = backup(&fleet, "alone").await;
+    assert_eq!(whole.item.records, KEYS as u64);
+    assert_eq!(forks(&server), 1);
+    let target = Server::start(Flavor::Redis, &[]);
+    protect_one(&mut fleet, "copy", &target).await;
+    let _ = fleet.restore(&restore_of("alone", "copy")).await.unwrap_or_else(|e| panic!("{}", e.report()));
+    compare("copy", &held_by(&target), &held_by(&server));
+}
+
+fn spread_one(server: &Server) {
+    let mut client = server.client();
+    (0..KEYS).for_each(|i| drop(client.run(&format!("SET key:{i} {i}"))));
 }

@@ -47,7 +47,7 @@ async fn newest_is_whole(fleet: &mut Fleet, name: &str) {
 }
 
 /// Waits until no job runs; whether history tells of a backup that stands.
-async fn stands(fleet: &Fleet) -> bool {
+pub(crate) async fn stands(fleet: &Fleet) -> bool {
     later("the jobs to end", async || {
         let jobs: Vec<JobInfo> = fleet.api().get("jobs").await.ok()?;
         jobs.iter().all(|j| j.state != JobState::Running).then_some(())

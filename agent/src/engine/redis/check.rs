@@ -8,7 +8,7 @@ use super::conn::Connection;
 use super::resp::Reply;
 use super::scratch;
 use super::server::{PRIMARY, View};
-use super::{Options, free_space};
+use super::{Options, free_space, through_file};
 
 /// What the agent's user must be allowed, as it is done.
 const NEEDED: [&[&[u8]]; 9] = [
@@ -60,6 +60,9 @@ pub fn check(options: &Options) -> Result<Findings> {
         let view = View::read(&mut connection)?;
         server(&view, options, &mut found)?;
         found.told.extend(buffer_limit(&mut connection)?);
+        if options.base_through_file {
+            found.wrong.extend(through_file::trouble(&mut connection)?.map(str::to_owned));
+        }
         found.told.extend(stand_in(&view, options));
     }
     match scratch::find(&options.scratch_server) {

@@ -45,6 +45,12 @@ impl Chunk {
         let before = self.index.partition_point(|(s, _)| *s <= slot);
         before.checked_sub(1).map_or(0, |i| self.index[i].1)
     }
+
+    /// Where records of slots after `slot` stand, at the latest from here on.
+    pub(super) fn offset_after(&self, slot: u16) -> u64 {
+        let up_to = self.index.partition_point(|(s, _)| *s <= slot);
+        self.index.get(up_to).map_or(self.len, |(_, at)| *at)
+    }
 }
 
 /// A chunk that was written, with its arena and list of records, empty.

@@ -174,6 +174,10 @@ impl Redis {
     /// Asks for the base of a job, which may not begin yet, and waits for the word or for `cancel`. Returns at once where that
     /// saves nothing.
     pub(super) fn ask_early(&self, job: JobId, cancel: &(dyn Fn() -> bool + std::marker::Sync)) -> Result<()> {
+        // A base through the file begins at once.
+        if self.options.base_through_file {
+            return Ok(());
+        }
         let Some(delay) = self.ask(delay)? else { return Ok(()) };
         // A job that is over must not take the place of the one that came after it.
         if cancel() {

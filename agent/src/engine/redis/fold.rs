@@ -175,7 +175,7 @@ impl Fold<'_> {
     /// The state at the cut, and what else the server held then.
     pub fn run(&self) -> Result<(State, Gathered)> {
         let mut state = State::of(self.at, self.base.records.sorted()?);
-        state.ready = self.ready.clone();
+        (state.ready, state.base_id) = (self.ready.clone(), self.base.records.id());
         if !self.moved {
             return Ok((state, self.base.gathered.clone()));
         }

@@ -27,16 +27,19 @@ struct Cursor<'c> {
     at: usize,
     len: usize,
     step: usize,
+    /// Offset in the chunk up to which is read ahead: nobody asks for what lies behind it.
+    wanted: u64,
 }
 
 impl<'c> Cursor<'c> {
-    /// At the first record of the chunk that may lie in a slot from `slot` on.
-    fn new(chunk: &'c Chunk, slot: u16, step: usize) -> Result<Self> {
+    /// At the first record of the chunk that may lie in a slot from `slot` on; those after `last` are read one by one.
+    fn new(chunk: &'c Chunk, (slot, last): (u16, u16), step: usize) -> Result<Self> {
         let offset = chunk.offset_of(slot);
         if chunk.start + offset < chunk.given_back.load(Ordering::Relaxed) {
             return Err(Error::bug(format!("slot {slot} of the base is read where it was given back")));
         }
-        let mut cursor = Self { chunk, buffer: Vec::new(), offset, at: 0, len: 0, step };
+        let mut cursor =
+            Self { chunk, buffer: Vec::new(), offset, at: 0, len: 0, step, wanted: chunk.offset_after(last) };
         cursor.advance()?;
         Ok(cursor)
     }
@@ -59,7 +62,9 @@ impl<'c> Cursor<'c> {
         self.at = 0;
         let have = self.buffer.len();
         let left = (self.chunk.len - self.offset) as usize - have;
-        let more = need.saturating_sub(have).max(self.step).min(left);
+        let wanted = self.wanted.saturating_sub(self.offset) as usize;
+        let ahead = wanted.saturating_sub(have).min(self.step);
+        let more = need.saturating_sub(have).max(ahead).min(left);
         self.buffer.resize(have + more, 0);
         let from = self.chunk.start + self.offset + have as u64;
         self.chunk
@@ -88,8 +93,9 @@ pub(super) struct Heap<'c> {
 }
 
 impl<'c> Heap<'c> {
-    pub(super) fn new(sorted: &'c Sorted, slot: u16, step: usize) -> Result<Self> {
-        let cursors = sorted.chunks.iter().map(|c| Cursor::new(c, slot, step)).collect::<Result<Vec<_>>>()?;
+    /// Records of the slots from the first to the last, and some behind them, whose reading costs more.
+    pub(super) fn new(sorted: &'c Sorted, slots: (u16, u16), step: usize) -> Result<Self> {
+        let cursors = sorted.chunks.iter().map(|c| Cursor::new(c, slots, step)).collect::<Result<Vec<_>>>()?;
         let mut heap = Self { cursors: cursors.into_iter().filter(|c| !c.ended()).collect() };
         for i in (0..heap.cursors.len() / 2).rev() {
             heap.sink(i);

@@ -103,6 +103,7 @@ impl Redis {
             return Err(Error::retry(why));
         }
         self.refuse_where_counted(&view)?;
+        self.refuse_where_file_stays()?;
         let wanted = view.info.number("used_memory").unwrap_or(0);
         let free = free_space(&self.options.dir)?;
         if free < wanted {
@@ -127,7 +128,7 @@ impl Redis {
             (self.options.address.clone(), self.options.login.clone()),
             self.shard.servers.clone(),
             &this.dir.join("link"),
-            sends_relative(&version),
+            (sends_relative(&version), self.options.base_through_file),
             early,
         )
     }
@@ -189,7 +190,8 @@ impl Redis {
         let dir = job.dir.join("fold");
         let link = job.link.as_mut().ok_or_else(|| Error::bug("a cut without a link"))?;
         let up_to = link.up_to(&position, CUT_PATIENCE)?;
-        link.stop();
+        // It leaves by itself, at its next look: what it still keeps lies behind the cut.
+        link.shared().stop();
         let fold = Fold {
             at,
             base: &up_to.base,

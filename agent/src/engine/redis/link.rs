@@ -191,12 +191,13 @@ pub struct Link {
 
 impl Link {
     /// Begins a link to the server at `address`; its files go to `dir`, which is made. With `arrivals` it is noted when the bytes of
-    /// the stream come. With `early`, how long the server waits before it forks, the base begins only after [`Self::begin`].
+    /// the stream come. With `early`, how long the server waits before it forks, the base begins only after [`Self::begin`]; with
+    /// `through_file` it goes through the server's file.
     pub(super) fn start(
         (address, login): (Address, Login),
         servers: Servers,
         dir: &Path,
-        arrivals: bool,
+        (arrivals, through_file): (bool, bool),
         early: Option<Duration>,
     ) -> Result<Self> {
         std::fs::create_dir_all(dir).or_kind(ErrorKind::Full, format_args!("{}", dir.display()))?;
@@ -204,7 +205,8 @@ impl Link {
         shared.update(|s| (s.arrivals, s.early) = (arrivals.then(Arrivals::default), early));
         let span = tracing::Span::current();
         let (at, dir) = (address.clone(), dir.to_owned());
-        let mut worker = Worker { shared: shared.clone(), at, address, login, servers, dir: dir.clone() };
+        let shares = shared.clone();
+        let mut worker = Worker { shared: shares, at, address, login, servers, dir: dir.clone(), through_file };
         let run = move || {
             let _in = span.enter();
             let ended = worker.run();

@@ -12,7 +12,8 @@ use super::heap::{Heap, read_step};
 use super::ready::{Ready, ReadyCursor};
 use super::spill::Sorted;
 use crate::engine::{
-    ChangeVisitor, LongRecord, Next, PackedVisitor, RecordRef, RecordVisitor, ScanRange, Scanned, Snapshot,
+    ChangeVisitor, LongRecord, Next, Over, OverVisitor, PackedVisitor, RecordRef, RecordVisitor, ScanRange,
+    Scanned, Snapshot,
 };
 
 /// Longest value that is given to those who want it in memory, in bytes. Backups take long values from where they lie.
@@ -91,12 +92,14 @@ pub struct State {
     pub over: Sorted,
     /// What the log hides of the base.
     pub emptied: Emptied,
+    /// Tells the base from others; 0 where nobody asks.
+    pub(super) base_id: u64,
 }
 
 impl State {
     /// What a base alone holds.
     pub fn of(at: Timestamp, base: Arc<Sorted>) -> Self {
-        Self { at, base, ready: None, over: Sorted::default(), emptied: Emptied::default() }
+        Self { at, base, ready: None, over: Sorted::default(), emptied: Emptied::default(), base_id: 0 }
     }
 
     /// Visits every record of the range once, ascending by (slot, key).
@@ -131,10 +134,45 @@ impl State {
         Ok(())
     }
 
-    fn base_from(&self, slot: u16, step: usize) -> Result<BaseCursor<'_>> {
-        match self.ready.as_ref().filter(|ready| slot < ready.below()) {
-            Some(ready) => ReadyCursor::new(ready, slot).map(|c| BaseCursor::Ready(Box::new(c))),
-            None => Heap::new(&self.base, slot, step).map(BaseCursor::Chunks),
+    /// Visits what the log made of the keys of the range that it names. `Unsupported` where it emptied slots or databases: what it did
+    /// to their keys stands nowhere.
+    pub fn over(&self, range: &ScanRange, visit: &mut OverVisitor<'_>) -> Result<()> {
+        if self.emptied.any() {
+            return Err(Error::unsupported("slots or databases were emptied since the base"));
+        }
+        let step = read_step(self.over.chunks.len());
+        for &(first, last) in range.slots.ranges() {
+            let mut over = Heap::new(&self.over, (first, last), step)?;
+            let window = Window { first, last, range };
+            while let Some(record) = over.peek().map(chunk::here) {
+                if window.ends_before(record.slot, record.key) {
+                    break;
+                }
+                if window.has_begun(record.slot, record.key) && self.visit_over(&record, visit)? == Next::Stop {
+                    return Ok(());
+                }
+                over.advance()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_over(&self, record: &Here<'_>, visit: &mut OverVisitor<'_>) -> Result<Next> {
+        let Here { slot, key, value, .. } = *record;
+        if let Value::Gone = value {
+            return visit(Over::Gone { slot, key });
+        }
+        self.visit_one(&self.over, record, &mut |scanned| match scanned {
+            Scanned::Record(record) => visit(Over::Record(record)),
+            Scanned::Long(record) => visit(Over::Long(record)),
+            Scanned::Packed(_) => Err(Error::bug("a packed record alone")),
+        })
+    }
+
+    fn base_from(&self, slots: (u16, u16), step: usize) -> Result<BaseCursor<'_>> {
+        match self.ready.as_ref().filter(|ready| slots.0 < ready.below()) {
+            Some(ready) => ReadyCursor::new(ready, slots.0).map(|c| BaseCursor::Ready(Box::new(c))),
+            None => Heap::new(&self.base, slots, step).map(BaseCursor::Chunks),
         }
     }
 
@@ -145,7 +183,8 @@ impl State {
         visit: &mut PackedVisitor<'_>,
     ) -> Result<Next> {
         let step = read_step(self.base.chunks.len() + self.over.chunks.len());
-        let (mut base, mut over) = (self.base_from(first, step)?, Heap::new(&self.over, first, step)?);
+        let (mut base, mut over) =
+            (self.base_from((first, last), step)?, Heap::new(&self.over, (first, last), step)?);
         let window = Window { first, last, range };
         loop {
             if let Some(next) = self.visit_packed(&mut base, &over, &window, visit)? {
@@ -272,5 +311,13 @@ impl Snapshot for Arc<State> {
 
     fn changes(&self, _: Timestamp, _: &ScanRange, _: &mut ChangeVisitor<'_>) -> Result<()> {
         Err(Error::unsupported("a Redis server keeps no changes: the key index finds them"))
+    }
+
+    fn base(&self) -> u64 {
+        self.base_id
+    }
+
+    fn over(&self, range: &ScanRange, visit: &mut OverVisitor<'_>) -> Result<()> {
+        State::over(self, range, visit)
     }
 }

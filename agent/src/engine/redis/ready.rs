@@ -31,7 +31,7 @@ const BLOCK: u8 = 0;
 const LONG: u8 = 1;
 
 /// What is ready: all records of the slots below some slot.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Ready {
     file: Arc<File>,
     /// Records of slots below this one are here, all others are not.

@@ -8,18 +8,21 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use tidemark_proto::slot::{RegionMap, SLOT_COUNT};
-use tidemark_proto::{ErrorKind, Result, error::ResultExt};
+use tidemark_proto::{ErrorKind, Result, Timestamp, error::ResultExt};
 
 use super::chunk::{Chunk, sort_key};
 use super::heap::{Heap, read_step};
 use super::jobs::free_space;
+use super::merge::State;
 use super::ready::{Ready, ReadyWriter, Whole};
 use super::spill::{Sorted, Sorting};
+use crate::engine::{EarlyBase, Snapshot};
 
 /// Slots whose records are made ready together, and in blocks of their own: the regions of most clusters, or whole parts of them.
 const GROUP: u16 = RegionMap::DEFAULT_SLOTS_PER_REGION;
@@ -29,12 +32,15 @@ const NICE: i32 = 19;
 const PAGE: u64 = 4096;
 /// Records between two looks whether to end.
 const LOOK_EVERY: u32 = 256;
+/// Those who wait for more look so often whether they are still to.
+const WAIT_LOOK: Duration = Duration::from_millis(200);
 
 /// A base that is being made ready. Dropping it ends that, and waits for it.
 #[derive(Debug)]
 pub(super) struct Settling {
     stop: Arc<AtomicBool>,
-    made: Arc<Mutex<Made>>,
+    records: Arc<Sorting>,
+    making: Arc<Making>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -44,10 +50,61 @@ struct Made {
     ready: Option<Ready>,
     /// Nothing is added any more.
     closed: bool,
+    /// The thread has ended.
+    ended: bool,
 }
 
-fn locked(made: &Mutex<Made>) -> MutexGuard<'_, Made> {
-    made.lock().unwrap_or_else(PoisonError::into_inner)
+/// What is being made ready, and who waits for it.
+#[derive(Debug, Default)]
+struct Making {
+    made: Mutex<Made>,
+    changed: Condvar,
+}
+
+impl Making {
+    fn lock(&self) -> MutexGuard<'_, Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut Made) -> T) -> T {
+        let done = change(&mut self.lock());
+        self.changed.notify_all();
+        done
+    }
+
+    /// What is ready, once the slots up to `last` are; `None` when they will not be, or `cancel` says so.
+    fn up_to(&self, last: u16, cancel: &dyn Fn() -> bool) -> Option<Ready> {
+        let mut made = self.lock();
+        loop {
+            if let Some(ready) = made.ready.as_ref().filter(|ready| ready.below() > last) {
+                return Some(ready.clone());
+            }
+            if made.closed || made.ended || cancel() {
+                return None;
+            }
+            made = self.changed.wait_timeout(made, WAIT_LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// A base as it becomes ready.
+#[derive(Debug)]
+struct Settled {
+    records: Arc<Sorting>,
+    making: Arc<Making>,
+}
+
+impl EarlyBase for Settled {
+    fn id(&self) -> u64 {
+        self.records.id()
+    }
+
+    fn ready(&self, last: u16, cancel: &(dyn Fn() -> bool + Sync)) -> Result<Option<Arc<dyn Snapshot>>> {
+        let Some(ready) = self.making.up_to(last, &|| cancel()) else { return Ok(None) };
+        let mut state = State::of(Timestamp::ZERO, self.records.sorted()?);
+        (state.ready, state.base_id) = (Some(Arc::new(ready)), self.id());
+        Ok(Some(Arc::new(Arc::new(state))))
+    }
 }
 
 impl Made {
@@ -65,27 +122,36 @@ impl Made {
 }
 
 impl Settling {
-    /// Begins with the records of `sorting`; the file goes to `path`.
-    pub(super) fn start(sorting: Arc<Sorting>, path: PathBuf) -> Result<Self> {
-        let (stop, made) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Made>>::default());
-        let (stopped, span, here) = (stop.clone(), tracing::Span::current(), made.clone());
+    /// Begins with the records of `records`; the file goes to `path`.
+    pub(super) fn start(records: Arc<Sorting>, path: PathBuf) -> Result<Self> {
+        let (stop, making) = (Arc::<AtomicBool>::default(), Arc::<Making>::default());
+        let (stopped, span, here) = (stop.clone(), tracing::Span::current(), making.clone());
+        let sorting = records.clone();
         let run = move || {
             let _in = span.enter();
             // What is whole counts, however this ends.
             if let Err(e) = settle(&sorting, &path, &here, &|| stopped.load(Ordering::Relaxed)) {
                 tracing::warn!(error = %e.report(), "the base is made ready in part only");
             }
+            here.update(|made| made.ended = true);
         };
         let thread = std::thread::Builder::new().name("redis-settle".into()).spawn(run);
-        Ok(Self { stop, made, thread: Some(thread.or_kind(ErrorKind::Full, "starting a thread")?) })
+        let thread = Some(thread.or_kind(ErrorKind::Full, "starting a thread")?);
+        Ok(Self { stop, records, making, thread })
+    }
+
+    /// The base as it becomes ready, for those who send it before the cut.
+    pub(super) fn early(&self) -> Arc<dyn EarlyBase> {
+        Arc::new(Settled { records: self.records.clone(), making: self.making.clone() })
     }
 
     /// Ends the work, wherever it is; answers what is ready, once.
     pub(super) fn end(&mut self) -> Option<Ready> {
         self.stop.store(true, Ordering::Relaxed);
-        let mut made = locked(&self.made);
-        made.closed = true;
-        let ready = made.ready.take();
+        let ready = self.making.update(|made| {
+            made.closed = true;
+            made.ready.take()
+        });
         tracing::debug!(below = ready.as_ref().map_or(0, Ready::below), "base made ready");
         ready
     }
@@ -93,7 +159,7 @@ impl Settling {
 
 impl Drop for Settling {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.end();
         if let Some(thread) = self.thread.take() {
             // Nobody needs what it made.
             let _ = thread.join();
@@ -101,7 +167,7 @@ impl Drop for Settling {
     }
 }
 
-fn settle(sorting: &Sorting, path: &Path, made: &Mutex<Made>, stop: &dyn Fn() -> bool) -> Result<()> {
+fn settle(sorting: &Sorting, path: &Path, made: &Making, stop: &dyn Fn() -> bool) -> Result<()> {
     let sorted = sorting.sorted()?;
     // Where this is not allowed, the thread takes its turn as others do.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
@@ -113,11 +179,11 @@ fn settle(sorting: &Sorting, path: &Path, made: &Mutex<Made>, stop: &dyn Fn() ->
     fill(&sorted, &mut ReadyWriter::create(path)?, made, stop)
 }
 
-fn fill(sorted: &Sorted, writer: &mut ReadyWriter, made: &Mutex<Made>, stop: &dyn Fn() -> bool) -> Result<()> {
-    if !locked(made).begin(writer) {
+fn fill(sorted: &Sorted, writer: &mut ReadyWriter, made: &Making, stop: &dyn Fn() -> bool) -> Result<()> {
+    if !made.lock().begin(writer) {
         return Ok(());
     }
-    let mut heap = Heap::new(sorted, 0, read_step(sorted.chunks.len()))?;
+    let mut heap = Heap::new(sorted, (0, SLOT_COUNT - 1), read_step(sorted.chunks.len()))?;
     let (mut group, mut seen) = (0, 0u32);
     while let Some(record) = heap.peek() {
         let (slot, _) = sort_key(record);
@@ -139,9 +205,9 @@ fn fill(sorted: &Sorted, writer: &mut ReadyWriter, made: &Mutex<Made>, stop: &dy
 }
 
 /// All slots below `below` are ready: first everybody knows, then their place is given back. `false` when nobody asks any more.
-fn whole(sorted: &Sorted, writer: &mut ReadyWriter, made: &Mutex<Made>, below: u16) -> Result<bool> {
+fn whole(sorted: &Sorted, writer: &mut ReadyWriter, made: &Making, below: u16) -> Result<bool> {
     let whole = writer.whole(below)?;
-    let counts = locked(made).grow(whole);
+    let counts = made.update(|made| made.grow(whole));
     if counts {
         give_back(sorted, below);
     }

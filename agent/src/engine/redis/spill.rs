@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -199,7 +200,8 @@ impl Spill {
     pub fn finish_behind(self) -> Result<Sorting> {
         let dir = self.dir.clone();
         let thread = std::thread::Builder::new().name("redis-sort".into()).spawn(move || self.finish());
-        Ok(Sorting(Mutex::new(Stage::Running(Some(thread.map_err(full(&dir))?)))))
+        let stage = Mutex::new(Stage::Running(Some(thread.map_err(full(&dir))?)));
+        Ok(Sorting { stage, id: NEXT_ID.fetch_add(1, Ordering::Relaxed) })
     }
 
     /// Records that were taken so far, and their bytes.
@@ -227,7 +229,13 @@ impl Spill {
 
 /// Records that have all come, whose last chunk may still be on its way to the disk.
 #[derive(Debug)]
-pub struct Sorting(Mutex<Stage>);
+pub struct Sorting {
+    stage: Mutex<Stage>,
+    id: u64,
+}
+
+/// Number of the next [`Sorting`].
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 #[derive(Debug)]
 enum Stage {
@@ -237,9 +245,14 @@ enum Stage {
 }
 
 impl Sorting {
+    /// Tells these records from all others that this process sorts so; never 0.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Waits for the last chunk. An error is told to everybody who asks.
     pub fn sorted(&self) -> Result<Arc<Sorted>> {
-        let mut stage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         if let Stage::Running(thread) = &mut *stage {
             let done = thread.take().map_or_else(
                 || Err(Error::bug("nobody sorts")),

@@ -28,8 +28,15 @@ pub(super) enum Sync {
 
 /// Joins a server as a replica.
 pub(super) fn join(address: &Address, login: &Login) -> Result<Connection> {
+    join_as(address, login, false)
+}
+
+/// As [`join`]; with `through_file` a base that is asked for begins at once, and goes through the server's file.
+pub(super) fn join_as(address: &Address, login: &Login, through_file: bool) -> Result<Connection> {
+    const KNOWN: [&[u8]; 5] = [b"REPLCONF", b"capa", b"psync2", b"capa", b"eof"];
+    let known = if through_file { &KNOWN[..3] } else { &KNOWN };
     let mut connection = Connection::open(address, login)?;
-    for args in [&[&b"PING"[..]][..], &[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"]] {
+    for args in [&[&b"PING"[..]][..], known] {
         let _ = connection.call(args)?.ok("joining as a replica")?;
     }
     // Valkey from 9 on keeps what older versions do not know from a replica that does not name its own: it would fail to send a

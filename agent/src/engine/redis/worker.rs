@@ -19,10 +19,14 @@ use super::server::Info;
 use super::shard::Servers;
 use super::spill::Spill;
 use super::stream::Splitter;
-use super::sync::{Sync, acknowledge, join, psync, read_base};
+use super::sync::{Sync, acknowledge, join, join_as, psync, read_base};
 
 /// The server is told that the link lives this often.
 const ACK_EVERY: Duration = Duration::from_secs(1);
+/// The same for so long after a base, unless the stream has begun: a server lets it begin with a word that comes once it knows that its
+/// child is done, which it looks for ten times a second.
+const ACK_SOON: Duration = Duration::from_millis(25);
+const SOON: Duration = Duration::from_secs(2);
 /// Longest wait for bytes of the stream before the link looks after its duties.
 const TICK: Duration = Duration::from_millis(200);
 /// Attempts at taking a dropped link up again, and the wait between them.
@@ -63,6 +67,8 @@ pub(super) struct Worker {
     pub(super) login: Login,
     pub(super) servers: Servers,
     pub(super) dir: PathBuf,
+    /// Whether the base is to go through the server's file.
+    pub(super) through_file: bool,
 }
 
 impl Worker {
@@ -96,7 +102,7 @@ impl Worker {
     }
 
     fn connect(&self) -> Result<Connection> {
-        join(&self.address, &self.login)
+        join_as(&self.address, &self.login, self.through_file)
     }
 
     fn read_base(&self, connection: &mut Connection, position: Position) -> Result<(Base, Vec<u8>)> {
@@ -184,14 +190,16 @@ impl Worker {
 
     /// Reads the stream until it breaks (an error) or the link is stopped.
     fn keep(&self, connection: &mut Connection, stream: &mut impl Keeps) -> Result<()> {
-        connection.set_timeout(TICK)?;
-        let (mut buffer, mut acked, mut asking) = (vec![0; READ], Instant::now(), None);
+        let (mut buffer, since, mut asking) = (vec![0; READ], Instant::now(), None);
+        let (mut acked, mut soon, mut begun) = (since, true, false);
+        connection.set_timeout(ACK_SOON)?;
         // Over TLS a read gives one of its records at most, however much there is.
         let (gathers, mut gathered) = (self.login.tls.is_none(), 0);
         while !self.shared.stopped() {
             let asked = match connection.reader().read(&mut buffer) {
                 Ok(0) => return Err(Error::retry("the server closed the link")),
                 Ok(len) => {
+                    begun |= buffer[..len].iter().any(|b| *b != b'\n');
                     let asked = stream.take(&self.shared, &buffer[..len])?;
                     gathered += len;
                     if !asked && len < READ && gathers && stream.may_gather(&self.shared) {
@@ -208,6 +216,13 @@ impl Worker {
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => false,
                 Err(e) => return Err(Error::retry("the link to the server ended").with_source(e)),
             };
+            if soon && !begun && since.elapsed() < SOON {
+                acknowledge(connection)?;
+                continue;
+            }
+            if std::mem::take(&mut soon) {
+                connection.set_timeout(TICK)?;
+            }
             if asked || acked.elapsed() >= ACK_EVERY {
                 acked = Instant::now();
                 if self.server_leaves(&mut asking) {

@@ -176,7 +176,11 @@ impl Core {
                 self.take(n, result);
             }
             (Phase::SlotsMoving, Event::Waited) => return self.describe(now),
-            (Phase::Preparing, Event::Prepared(n, result)) if self.nodes[n].asked => self.take(n, result),
+            (Phase::Preparing, Event::Prepared(n, result)) if self.nodes[n].asked => {
+                let stands = result.is_ok();
+                self.take(n, result);
+                return self.prepared(n, stands, now);
+            }
             (Phase::Holding, Event::Held(n, attempt, result)) if attempt == self.attempt => {
                 self.leads(result.is_err(), Back::Again);
                 let result = result.and_then(|h| self.check_held(n, &h, now).map(|()| h));
@@ -204,6 +208,19 @@ impl Core {
             _ => return Vec::new(),
         }
         if self.nodes.iter().any(|n| n.open) { self.early_failure() } else { self.all_in(now) }
+    }
+
+    /// A node's base stands, or does not. While others are waited for, it may send of it.
+    fn prepared(&mut self, n: usize, stands: bool, now: Timestamp) -> Vec<Action> {
+        if !self.nodes.iter().any(|n| n.open) {
+            return self.all_in(now);
+        }
+        let mut actions = self.go_on_preparing();
+        let goes_on = stands && self.phase == Phase::Preparing && self.trouble.is_none();
+        if let Some(description) = self.nodes[n].description.as_ref().filter(|_| goes_on) {
+            actions.push(Action::UploadEarly(n, description.ownership.slots.clone()));
+        }
+        actions
     }
 
     fn take(&mut self, n: usize, result: Result<()>) {
@@ -248,9 +265,6 @@ impl Core {
 
     /// One failed upload ends the job without waiting for the others; in a cut all answers are awaited.
     fn early_failure(&mut self) -> Vec<Action> {
-        if self.phase == Phase::Preparing {
-            return self.go_on_preparing();
-        }
         if self.phase == Phase::Uploading && self.trouble.is_some() {
             let error = self.trouble.take().expect("just seen");
             return self.finish(Err(error));

@@ -262,6 +262,10 @@ impl Driver {
                 self.prepare_early(n).await;
                 return None;
             }
+            Action::UploadEarly(n, slots) => {
+                self.upload_early(n, slots).await;
+                return None;
+            }
             Action::Hold(n, attempt, budget) => {
                 let hold = Hold { budget_micros: budget.as_micros() as u64 };
                 let held = self.ask(n, attempt, &hold, budget + CUT_DEADLINE).await;
@@ -361,6 +365,7 @@ impl Driver {
             let slots = cut.nodes[n].held.ownership.slots.clone();
             IngestNode { number: n as u16, slots, parents: parents.unwrap_or_default() }
         };
+        self.tell_what_came_early();
         let nodes: HashMap<_, _> = self.nodes.iter().enumerate().map(|(n, name)| (name.clone(), node(n))).collect();
         let (context, cluster) = (&self.context, &self.request.cluster);
         let of = (cut.at, self.parent_hash());

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use tidemark_proto::wire::control::{Upload, UploadRest, Uploaded};
-use tidemark_proto::{Error, ErrorKind, Incarnation, Result, Timestamp};
+use tidemark_proto::wire::control::{Done, Upload, UploadEarly, UploadRest, Uploaded};
+use tidemark_proto::{Error, ErrorKind, Incarnation, Result, SlotSet, Timestamp};
 
 use super::core::Cut;
 use super::driver::Driver;
+use super::rounds::BASE_DEADLINE;
 use crate::fleet::Member;
+use crate::ingest::CameEarly;
 
 /// Time without a word during an upload before the node counts as silent.
 pub const UPLOAD_DEADLINE: Duration = Duration::from_secs(60);
@@ -17,6 +19,37 @@ pub const UPLOAD_ATTEMPTS: u32 = 5;
 pub const UPLOAD_RETRY_WAIT: Duration = Duration::from_secs(2);
 
 impl Driver {
+    /// Lets a node send of its base before the cut. It does where it will send all of it: where it compares records with a parent's, most
+    /// would be sent in vain. Older agents do not know that word.
+    pub(super) async fn upload_early(&self, n: usize, slots: SlotSet) {
+        let (context, member) = (&self.context, self.member(n));
+        context.ingest.open_early(self.id, &member.cluster).expect_early(member.node.clone(), slots.clone());
+        let command = UploadEarly {
+            slots,
+            slots_per_region: self.policy.slots_per_region,
+            ingest: context.bulk_address.clone(),
+            concurrency: context.config.backup.agent_concurrency,
+        };
+        let head = context.head(self.id, 0);
+        let told = context.fleet.command::<_, Done>(&member, head, &command, BASE_DEADLINE, |_| ());
+        if let Err(e) = told.await {
+            tracing::debug!(error = %e.report(), "a node sends what is left of its base after the cut");
+        }
+    }
+
+    /// Notes what the nodes have sent before the cut.
+    pub(super) fn tell_what_came_early(&self) {
+        let landing = self.context.ingest.open_early(self.id, &self.request.cluster);
+        for node in &self.nodes {
+            let CameEarly { parts, bytes } = landing.came_early(node);
+            if parts > 0 {
+                let told =
+                    format!("sent {parts} parts of its base before the cut: {} MiB", bytes.div_ceil(1 << 20));
+                self.job.log.note("early", node.as_str(), told);
+            }
+        }
+    }
+
     pub(super) async fn upload(&self, n: usize, cut: &Cut) -> Result<()> {
         let name = self.nodes[n].as_str();
         let ingest = self.ingest.get().ok_or_else(|| Error::bug("uploading before the cut"))?;

@@ -25,6 +25,27 @@ pub struct PartOffer {
     pub delta: u8,
 }
 
+/// As [`PartOffer`] of a full run, before the cut of its job: a part as the base of the node has it. Once all of it has come it is
+/// answered with [`EarlyKept`]; what is stored of it counts only through an [`OverOffer`].
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct EarlyOffer {
+    /// What is offered.
+    pub offer: PartOffer,
+}
+
+/// All of a part that was offered early has come.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct EarlyKept {}
+
+/// As [`PartOffer`], of a part that came early: a delta on that run, with nothing in it where the part stands at the cut as it came.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct OverOffer {
+    /// What is offered; `delta` is 1.
+    pub offer: PartOffer,
+    /// The [`Grant::run_tag`] under which the part came.
+    pub early: [u8; 16],
+}
+
 /// The part may come.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Grant {

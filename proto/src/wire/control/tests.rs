@@ -176,6 +176,8 @@ fn golden_bytes_of_resumption() {
     check(FILE, "restore-parts-logged", &logged);
     check(FILE, "prepare", &Prepare {});
     check(FILE, "prepare-early", &PrepareEarly {});
+    let (slots, ingest) = (SlotSet::from_ranges([(0, 63), (128, 5460)]), "coordinator:7471".to_owned());
+    check(FILE, "upload-early", &UploadEarly { slots, slots_per_region: 64, ingest, concurrency: 2 });
     check(FILE, "prepared", &Prepared { bytes: 117_440_512 });
     let (backups, restores) = (vec![JobId::from_u128(5)], vec![JobId::from_u128(6)]);
     check(FILE, "open-jobs", &OpenJobs { backups, restores });

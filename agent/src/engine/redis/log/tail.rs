@@ -79,8 +79,9 @@ impl Tail {
             known: OnceLock::new(),
             trouble: Mutex::default(),
         });
+        let (shares, at) = (shared.clone(), address.clone());
         let worker =
-            Worker { shared: shared.clone(), at: address.clone(), address, login, servers, dir: dir.to_owned() };
+            Worker { shared: shares, at, address, login, servers, dir: dir.to_owned(), through_file: false };
         let mut follower =
             Follower { worker, spool: Spooled(kept.clone()), dir: dir.to_owned(), incarnation, resume };
         let span = tracing::Span::current();

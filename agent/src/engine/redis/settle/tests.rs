@@ -23,6 +23,8 @@ use crate::engine::{RecordRef, ScanRange, Snapshot};
 use crate::keyindex::{IndexEntry, IndexReader};
 use crate::snapshot::{self, Counters, Method, PartInput};
 
+mod over;
+
 type Records = BTreeMap<(u16, Vec<u8>), (Vec<u8>, Vec<u8>)>;
 
 /// Databases of the records.
@@ -68,16 +70,29 @@ fn some_records(rng: &mut StdRng) -> Records {
     records
 }
 
-/// The part of all slots, with its records and the entries of its key index.
+/// The part of all slots: its records, the entries of its key index, digest, live bytes and upper bound.
 fn built(state: &Arc<State>, part_bytes: u64, dir: &Path) -> (Records, Vec<IndexEntry>, SetDigest, u64, Vec<u8>) {
+    let (run, entries, digest, live_bytes, upper) = run_of(state, part_bytes, (&Method::Full, &dir.join("index")));
+    let records = run.into_iter().map(|(key, put)| (key, put.unwrap())).collect();
+    (records, entries, digest, live_bytes, upper)
+}
+
+/// A run: records, `None` for deletes.
+type Run = BTreeMap<(u16, Vec<u8>), Option<(Vec<u8>, Vec<u8>)>>;
+
+fn run_of(
+    state: &Arc<State>,
+    part_bytes: u64,
+    (method, index): (&Method, &Path),
+) -> (Run, Vec<IndexEntry>, SetDigest, u64, Vec<u8>) {
     let sealer = Sealer::new(&SecretKey([3; 32]), [9; 16], true);
-    let (counters, cancel, index) = (Counters::default(), CancellationToken::new(), dir.join("index"));
-    let (range, method) = (ScanRange::slots(SlotSet::all()), Method::Full);
+    let (counters, cancel) = (Counters::default(), CancellationToken::new());
+    let range = ScanRange::slots(SlotSet::all());
     let input = PartInput {
         snapshot: state,
         range: &range,
-        method: &method,
-        new_index: Some(&index),
+        method,
+        new_index: Some(index),
         part_bytes,
         counters: &counters,
         cancel: &cancel,
@@ -88,19 +103,22 @@ fn built(state: &Arc<State>, part_bytes: u64, dir: &Path) -> (Records, Vec<Index
         Ok(())
     });
     let mut built = built.unwrap();
-    let blocks_told = open_index(&sealer, &mut built.run.index).unwrap().blocks;
+    let blocks_told = match built.run.blocks {
+        0 => Vec::new(),
+        _ => open_index(&sealer, &mut built.run.index).unwrap().blocks,
+    };
     assert_eq!(blocks_told.len(), blocks.len());
     let (mut left, all) = (blocks.into_iter(), 0..blocks_told.len() as u32);
     let mut run = RunReader::new(sealer, vec![all], move || Ok(left.next()), 8 << 20).unwrap();
-    let mut records = Records::new();
+    let mut records = Run::new();
     while run.advance().unwrap() {
         let entry = run.current();
-        let (meta, value) = entry.put.unwrap();
-        assert!(records.insert((entry.slot, entry.key.to_vec()), (meta.to_vec(), value.to_vec())).is_none());
+        let put = entry.put.map(|(meta, value)| (meta.to_vec(), value.to_vec()));
+        assert!(records.insert((entry.slot, entry.key.to_vec()), put).is_none());
     }
     let told: u32 = blocks_told.iter().map(|b| b.records).sum();
     assert_eq!((told as usize, built.run.records as usize), (records.len(), records.len()));
-    let (mut reader, mut entries) = (IndexReader::open(&index).unwrap(), Vec::new());
+    let (mut reader, mut entries) = (IndexReader::open(index).unwrap(), Vec::new());
     while let Some(entry) = reader.next().unwrap() {
         entries.push(entry.clone());
     }
@@ -117,49 +135,74 @@ fn scanned(state: &Arc<State>, range: &ScanRange) -> Records {
     records
 }
 
-/// One base, as it came and made ready up to some record, under the same log; returns how many slots were ready.
-fn check(seed: u64) -> u16 {
-    let (dir, mut rng) = (tempfile::tempdir().unwrap(), StdRng::seed_from_u64(seed));
-    let base = some_records(&mut rng);
-    let touched = if rng.random_range(0..3u32) == 0 { 0 } else { rng.random_range(0..40) };
-    let mut over: Records = some_records(&mut rng).into_iter().take(touched).collect();
-    let keys: Vec<_> = base.keys().cloned().collect();
-    let mut gone = Vec::new();
-    for _ in 0..touched.min(keys.len()) {
-        let key = keys[rng.random_range(0..keys.len())].clone();
-        match rng.random_range(0..2u32) {
-            0 => _ = over.insert(key, (meta(rng.random()), vec![7; rng.random_range(0..3000)])),
-            _ if !over.contains_key(&key) && !gone.contains(&key) => gone.push(key),
+/// A base and what a log made of it.
+struct Case {
+    dir: tempfile::TempDir,
+    rng: StdRng,
+    base: Records,
+    over: Records,
+    gone: Vec<(u16, Vec<u8>)>,
+    emptied: Emptied,
+}
+
+impl Case {
+    fn new(seed: u64) -> Self {
+        let (dir, mut rng) = (tempfile::tempdir().unwrap(), StdRng::seed_from_u64(seed));
+        let base = some_records(&mut rng);
+        let touched = if rng.random_range(0..3u32) == 0 { 0 } else { rng.random_range(0..40) };
+        let mut over: Records = some_records(&mut rng).into_iter().take(touched).collect();
+        let keys: Vec<_> = base.keys().cloned().collect();
+        let mut gone = Vec::new();
+        for _ in 0..touched.min(keys.len()) {
+            let key = keys[rng.random_range(0..keys.len())].clone();
+            if gone.contains(&key) || over.contains_key(&key) {
+                continue;
+            }
+            match rng.random_range(0..3u32) {
+                0 => _ = over.insert(key, (meta(rng.random()), vec![7; rng.random_range(0..3000)])),
+                // Written, and the same as before.
+                1 => _ = over.insert(key.clone(), base[&key].clone()),
+                _ => gone.push(key),
+            }
+        }
+        let mut emptied = Emptied::default();
+        match rng.random_range(0..6u32) {
+            0 => _ = emptied.dbs.insert(rng.random_range(0..DBS)),
+            1 => emptied.slots = SlotSet::range(rng.random_range(0..9000), rng.random_range(9000..SLOT_COUNT)),
             _ => {}
         }
+        Self { dir, rng, base, over, gone, emptied }
     }
-    let mut emptied = Emptied::default();
-    match rng.random_range(0..6u32) {
-        0 => _ = emptied.dbs.insert(rng.random_range(0..DBS)),
-        1 => emptied.slots = SlotSet::range(rng.random_range(0..9000), rng.random_range(9000..SLOT_COUNT)),
-        _ => {}
-    }
-    let state = |name: &str, ready: bool, rng: &mut StdRng| {
-        let dir = dir.path().join(name);
-        let base = Arc::new(sorted(&dir.join("base"), &base, &[]));
+
+    /// Its state, of a base as it came, or made ready up to some record.
+    fn state(&mut self, name: &str, ready: bool) -> State {
+        let dir = self.dir.path().join(name);
+        let base = Arc::new(sorted(&dir.join("base"), &self.base, &[]));
         let ready = ready.then(|| {
             let mut writer = ReadyWriter::create(&dir.join("ready")).unwrap();
-            let looks = Cell::new(rng.random_range(0..16u32));
+            let looks = Cell::new(self.rng.random_range(0..16u32));
             let stop = || {
                 looks.set(looks.get().saturating_sub(1));
                 looks.get() == 0
             };
-            let made = Mutex::default();
-            fill(&base, &mut writer, &made, &stop).unwrap();
-            Arc::new(made.into_inner().unwrap().ready.unwrap())
+            let making = Making::default();
+            fill(&base, &mut writer, &making, &stop).unwrap();
+            Arc::new(making.update(|made| made.ready.take()).unwrap())
         });
         let mut state = State::of(Timestamp::ZERO, base);
         state.ready = ready;
-        state.over = sorted(&dir.join("over"), &over, &gone);
-        state.emptied = emptied.clone();
-        Arc::new(state)
-    };
-    let (plain, ready) = (state("plain", false, &mut rng), state("ready", true, &mut rng));
+        state.over = sorted(&dir.join("over"), &self.over, &self.gone);
+        state.emptied = self.emptied.clone();
+        state
+    }
+}
+
+/// One base, as it came and made ready up to some record, under the same log; returns how many slots were ready.
+fn check(seed: u64) -> u16 {
+    let mut case = Case::new(seed);
+    let (plain, ready) = (Arc::new(case.state("plain", false)), Arc::new(case.state("ready", true)));
+    let Case { dir, mut rng, base, over, gone, emptied } = case;
+    let keys: Vec<_> = base.keys().cloned().collect();
     let hidden = |key: &(u16, Vec<u8>)| {
         let db = split_redis_key(&key.1).unwrap().0;
         emptied.dbs.contains(&db) || emptied.slots.contains(key.0)
@@ -216,7 +259,7 @@ fn nobody_waits_for_its_end() {
         let mut settling = Settling::start(sorting.clone(), dir.join("file")).unwrap();
         let wanted = (seed as u16 % 8) * (SLOT_COUNT / 7);
         let ended = || settling.thread.as_ref().is_none_or(JoinHandle::is_finished);
-        let told = || locked(&settling.made).ready.as_ref().map_or(0, Ready::below);
+        let told = || settling.making.lock().ready.as_ref().map_or(0, Ready::below);
         while told() < wanted.min(SLOT_COUNT) && !ended() {
             std::thread::yield_now();
         }

@@ -89,7 +89,11 @@ fn honest(action: &Action, slots: &[SlotSet]) -> Option<Event> {
         Action::Upload(n) => Event::Uploaded(n, Ok(())),
         Action::Store => Event::Stored(Ok(())),
         Action::Commit => Event::Committed(Ok(())),
-        Action::PrepareEarly(_) | Action::CutDone(_) | Action::Settle(_) | Action::Again => return None,
+        Action::PrepareEarly(_)
+        | Action::UploadEarly(..)
+        | Action::CutDone(_)
+        | Action::Settle(_)
+        | Action::Again => return None,
     })
 }
 

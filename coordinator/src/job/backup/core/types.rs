@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidemark_proto::wire::control::{Description, Held, Released, Sealed};
-use tidemark_proto::{Result, Timestamp};
+use tidemark_proto::{Result, SlotSet, Timestamp};
 
 /// What a job's core is told at its start.
 #[derive(Debug, Clone)]
@@ -99,6 +99,8 @@ pub enum Action {
     Prepare(usize),
     /// Tell a node that it takes its base next: a hint, which no event answers.
     PrepareEarly(usize),
+    /// Let a node send parts of its base, of these slots, while the bases of others are taken: a hint, which no event answers.
+    UploadEarly(usize, SlotSet),
     /// Ask a node to hold, for at most the budget.
     Hold(usize, u32, Duration),
     /// Tell a node the cut.

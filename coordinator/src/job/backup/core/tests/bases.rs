@@ -93,6 +93,10 @@ fn most_at_once(hosts: [&str; 4], max_parallel_bases: usize) -> (usize, usize) {
     let mut told: Vec<usize> = bench.sent.iter().filter_map(early).collect();
     told.sort_unstable();
     assert!(told.windows(2).all(|n| n[0] < n[1]), "a node is told once: {told:?}");
+    let sends = |a: &Action| if let Action::UploadEarly(n, own) = a { Some((*n, own.clone())) } else { None };
+    let sends: Vec<_> = bench.sent.iter().filter_map(sends).collect();
+    let wanted: Vec<_> = done[..3].iter().map(|n| (*n, slots[*n].clone())).collect();
+    assert_eq!(sends, wanted, "who waits for the bases of others sends of its own");
     (host, fleet)
 }
 

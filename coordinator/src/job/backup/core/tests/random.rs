@@ -93,6 +93,9 @@ impl Model {
             Action::Prepare(_) | Action::PrepareEarly(_) => {
                 assert!(self.based.is_some() && self.holds.is_empty());
             }
+            Action::UploadEarly(n, _) => {
+                assert!(self.based.as_ref().expect("asked")[*n] && self.holds.is_empty(), "sent without a base");
+            }
             Action::WaitForSlots(_) => assert!(self.holds.is_empty(), "a pause while slots are waited for"),
             Action::Again => {
                 assert!(self.holds.is_empty() && self.cut.is_none() && self.based.is_some());
@@ -100,7 +103,8 @@ impl Model {
                 assert!(self.rounds <= MAX_REPEATS);
             }
         }
-        if !matches!(action, Action::CutDone(_) | Action::Settle(_) | Action::Again | Action::PrepareEarly(_)) {
+        use Action::{Again, CutDone, PrepareEarly, Settle, UploadEarly};
+        if !matches!(action, CutDone(_) | Settle(_) | Again | PrepareEarly(_) | UploadEarly(..)) {
             self.open.push(action.clone());
         }
     }
