@@ -20,7 +20,7 @@ use tidemark_common::transport::{FrameReader, FrameWriter, limits};
 use tidemark_proto::hash::Hash;
 use tidemark_proto::id::JobId;
 use tidemark_proto::stored::manifest::{Extent, PartEntry, RunEntry};
-use tidemark_proto::wire::bulk::{EarlyKept, EarlyOffer, Grant, OverOffer, PartDone, PartOffer, Stored};
+use tidemark_proto::wire::bulk::{EarlyKept, EarlyOffer, Grant, PartDone, PartOffer, Stored};
 use tidemark_proto::{ClusterName, Error, NodeName, Result, SlotSet, Timestamp};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -191,7 +191,7 @@ impl Ingest {
         &self,
         member: &Member,
         offer: PartOffer,
-        early: Option<[u8; 16]>,
+        early: Option<RunTag>,
         reader: &mut FrameReader,
         writer: &mut FrameWriter,
     ) -> Result<()> {
@@ -221,17 +221,6 @@ impl Ingest {
             // The agent does not wait for it any more; whether the part is stored shows in the job's end.
             _ = gone => Ok(()),
         }
-    }
-
-    /// [`Self::receive`] of what differs from a part that came before the cut.
-    pub async fn receive_over(
-        &self,
-        member: &Member,
-        offer: OverOffer,
-        reader: &mut FrameReader,
-        writer: &mut FrameWriter,
-    ) -> Result<()> {
-        self.receive(member, offer.offer, Some(offer.early), reader, writer).await
     }
 
     /// Serves one part stream of `member` before the cut of its job.

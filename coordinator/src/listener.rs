@@ -169,10 +169,11 @@ async fn serve_stream(
             writer.finish()
         }
         OverOffer::KIND => {
-            let offer: OverOffer = reader.decode(header).await?;
-            let (job, region) = (offer.offer.job, offer.offer.region);
+            let OverOffer { offer, early } = reader.decode(header).await?;
+            let (job, region) = (offer.job, offer.region);
             let span = tracing::info_span!("part", %job, node = %member, region, over = true);
-            let received = context.ingest.receive_over(member, offer, reader, writer).instrument(span).await;
+            let received =
+                context.ingest.receive(member, offer, Some(early), reader, writer).instrument(span).await;
             received.inspect_err(|e| match e.kind() {
                 // The part that came before the cut is not here, which its agent finds out by asking: it comes anew.
                 ErrorKind::NotFound => {}

@@ -66,7 +66,7 @@ pub struct CameEarly {
 /// Refuses a part of slots that are not the node's.
 pub(super) fn check_slots(node: &NodeName, offer: &PartOffer, own: &SlotSet) -> Result<()> {
     if !offer.slots.is_canonical() || offer.slots.is_empty() || !offer.slots.minus(own).is_empty() {
-        return Err(Error::denied(format!("slots {} are not those of node {node} at the cut", offer.slots)));
+        return Err(Error::denied(format!("slots {} are not those of node {node}", offer.slots)));
     }
     Ok(())
 }
