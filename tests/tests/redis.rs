@@ -76,5 +76,7 @@ mod targets;
 mod tls;
 #[path = "redis/transactions.rs"]
 mod transactions;
+#[path = "redis/tuned.rs"]
+mod tuned;
 #[path = "redis/whole.rs"]
 mod whole;

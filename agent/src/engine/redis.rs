@@ -38,6 +38,7 @@ mod ready;
 mod rewrite;
 mod saved;
 pub mod server;
+mod settings;
 mod settle;
 mod shard;
 pub mod spill;
@@ -46,6 +47,7 @@ mod sync;
 mod take;
 mod target;
 mod through_file;
+mod tuned;
 mod worker;
 
 pub use tidemark_common::redis::{conn, keys, resp, scratch};
@@ -70,6 +72,7 @@ pub use load::MAX_PAYLOAD;
 use server::View;
 use settle::Settling;
 use shard::Shard;
+use tuned::Tuning;
 
 /// Name of the engine.
 pub const ENGINE: &str = "redis";
@@ -95,6 +98,10 @@ pub struct Options {
     pub allow_min_replicas: bool,
     /// Let bases go through the server's own file, which it writes anew: it begins at once then (`repl-diskless-sync-delay`).
     pub base_through_file: bool,
+    /// Change settings of the server while it forks for a base, where the user may: see [`RedisConfig::base_tuning`].
+    ///
+    /// [`RedisConfig::base_tuning`]: crate::config::RedisConfig::base_tuning
+    pub base_tuning: bool,
     /// Values over this many bytes are restored by commands, piece by piece; at most [`MAX_PAYLOAD`].
     pub native_over: usize,
 }
@@ -110,6 +117,7 @@ pub struct Redis {
     ending: Mutex<()>,
     jobs: Mutex<HashMap<JobId, SharedJob>>,
     shard: Shard,
+    tuning: Arc<Tuning>,
     log: log::RedisLog,
 }
 
@@ -122,6 +130,7 @@ impl Redis {
         }
         std::fs::create_dir_all(&jobs).or_kind(ErrorKind::Config, format_args!("{}", jobs.display()))?;
         let incarnation = Mutex::new(read_incarnation(&options)?);
+        let tuning = Arc::new(Tuning::of(&options));
         let log = log::RedisLog::new(options.dir.join(LOG));
         let new = |me: &Weak<Self>| {
             let me = me.clone();
@@ -133,6 +142,7 @@ impl Redis {
                 ending: Mutex::default(),
                 jobs: Mutex::default(),
                 shard: Shard::default(),
+                tuning,
                 log,
             }
         };
@@ -208,6 +218,7 @@ impl Engine for Redis {
         let restoring = self.restoring()?;
         if restoring.is_none() {
             self.open_replicas();
+            self.tuning.put_back_left();
         }
         let view = self.view()?;
         self.shard.note(&view);

@@ -69,6 +69,13 @@ pub struct Login {
     pub tls: Option<Arc<rustls::ClientConfig>>,
 }
 
+impl Login {
+    /// Name of the user, as the server calls it.
+    pub fn user_name(&self) -> &str {
+        if self.user.is_empty() { "default" } else { &self.user }
+    }
+}
+
 impl std::fmt::Debug for Login {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Login").field("user", &self.user).field("tls", &self.tls.is_some()).finish_non_exhaustive()

@@ -26,6 +26,7 @@ pub(crate) fn options(server: &Server, dir: &std::path::Path) -> Options {
         scratch_server: String::new(),
         allow_min_replicas: false,
         base_through_file: false,
+        base_tuning: true,
         native_over: MAX_PAYLOAD,
     }
 }

@@ -10,7 +10,7 @@ use tidemark_tests::fleet::{EngineKind, Fleet, eventually as later, restore_of};
 use tidemark_tests::redis::{Client, Cluster, Flavor, Server};
 
 use super::contents::{compare, held_by};
-use super::flow::{backup, protect, protect_one, spec, spread, words};
+use super::flow::{backup, protect_one, spec, spread, words};
 use super::replicas::forks;
 
 /// How long the servers wait, in seconds.
@@ -28,6 +28,16 @@ fn filled() -> Arc<Cluster> {
         let _ = server.client().run(SLOW_KEYS);
     }
     Arc::new(cluster)
+}
+
+/// Starts an agent beside each node, none of which may set the wait to nothing.
+async fn protect(fleet: &mut Fleet, cluster: &Cluster) {
+    for (i, port) in cluster.ports().into_iter().enumerate() {
+        let mut spec = spec("orders", &format!("n{i}"), String::new());
+        spec.engine = EngineKind::Redis(format!("127.0.0.1:{port}"), "base_tuning = false".to_owned());
+        fleet.start_agent(spec);
+    }
+    let _ = fleet.ready("orders", cluster.nodes.len()).await;
 }
 
 fn asked(server: &Server) -> usize {
@@ -74,7 +84,7 @@ fn watch(cluster: &Cluster, until: &Receiver<()>) -> Seen {
 async fn waits_of_servers_of_one_host_pass_beside_its_bases_and_forks_do_not() {
     let cluster = filled();
     let mut fleet = Fleet::start().await;
-    protect(&mut fleet, "orders", &cluster).await;
+    protect(&mut fleet, &cluster).await;
     let (over, until) = sync_channel(1);
     let watched = cluster.clone();
     let watching = std::thread::spawn(move || watch(&watched, &until));
@@ -104,7 +114,7 @@ fn waiting(server: &Server) -> usize {
 async fn a_cancelled_backup_leaves_the_servers_that_wait() {
     let cluster = filled();
     let mut fleet = Fleet::start().await;
-    protect(&mut fleet, "orders", &cluster).await;
+    protect(&mut fleet, &cluster).await;
     let job = fleet.start_backup("orders").await.unwrap_or_else(|e| panic!("{}", e.report()));
     later("two servers to wait", async || {
         (cluster.nodes.iter().filter(|(_, server)| waiting(server) > 0).count() == 2).then_some(())

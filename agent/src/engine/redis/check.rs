@@ -8,7 +8,8 @@ use super::conn::Connection;
 use super::resp::Reply;
 use super::scratch;
 use super::server::{PRIMARY, View};
-use super::{Options, free_space, through_file};
+use super::settings::Settings;
+use super::{Options, free_space, through_file, tuned};
 
 /// What the agent's user must be allowed, as it is done.
 const NEEDED: [&[&[u8]]; 9] = [
@@ -60,6 +61,7 @@ pub fn check(options: &Options) -> Result<Findings> {
         let view = View::read(&mut connection)?;
         server(&view, options, &mut found)?;
         found.told.extend(buffer_limit(&mut connection)?);
+        found.told.extend(tuning(&mut connection, options)?);
         if options.base_through_file {
             found.wrong.extend(through_file::trouble(&mut connection)?.map(str::to_owned));
         }
@@ -72,12 +74,30 @@ pub fn check(options: &Options) -> Result<Findings> {
     Ok(found)
 }
 
+/// What is changed while the server forks for a base; `None` where nothing is to be, or nobody may know.
+fn tuning(connection: &mut Connection, options: &Options) -> Result<Option<String>> {
+    if !options.base_tuning {
+        return Ok(None);
+    }
+    let wanted = tuned::wanted(connection, options.base_through_file)?.join(", ");
+    let user = options.login.user_name();
+    let told = match may(connection, user, &tuned::CHANGE, &mut Findings::default())? {
+        _ if wanted.is_empty() => return Ok(None),
+        None => return Ok(None),
+        Some(true) => format!("while the server forks for a base, and no longer, it has: {wanted}"),
+        Some(false) => format!(
+            "bases would take less time if the server had, while it forks: {wanted} (ACL SETUSER {user} +config|set lets the agent \
+             see to that)"
+        ),
+    };
+    Ok(Some(told))
+}
+
 /// How much a server holds back for a reader of its stream before it ends the link; `None` where that may not be asked.
 fn buffer_limit(connection: &mut Connection) -> Result<Option<String>> {
-    let reply = connection.call(&[b"CONFIG", b"GET", b"client-output-buffer-limit"])?;
-    let Ok(words) = reply.list("CONFIG GET") else { return Ok(None) };
-    let Some(limits) = words.into_iter().nth(1) else { return Ok(None) };
-    let limits = limits.text("CONFIG GET")?;
+    const LIMITS: &str = "client-output-buffer-limit";
+    let settings = Settings::read(connection, &[LIMITS])?;
+    let Some(limits) = settings.as_ref().and_then(|settings| settings.get(LIMITS)) else { return Ok(None) };
     let words: Vec<&str> = limits.split(' ').collect();
     let of_replicas = words.windows(4).find(|w| matches!(w[0], "slave" | "replica"));
     Ok(of_replicas.map(|w| {
@@ -132,10 +152,7 @@ fn server(view: &View, options: &Options, found: &mut Findings) -> Result<()> {
 
 /// Asks the server what the user may do; servers before 7.0 cannot tell.
 fn rights(connection: &mut Connection, options: &Options, found: &mut Findings) -> Result<()> {
-    let user = match options.login.user.as_str() {
-        "" => "default",
-        user => user,
-    };
+    let user = options.login.user_name();
     let mut missing = Vec::new();
     for command in NEEDED {
         match may(connection, user, command, found)? {

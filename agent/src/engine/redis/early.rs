@@ -21,7 +21,9 @@ use tidemark_proto::{Error, Result};
 use super::Redis;
 use super::conn::{ANSWER_TIMEOUT, Connection};
 use super::link::{Link, Shared};
+use super::settings::Settings;
 use super::sync::{Sync, acknowledge, answer, ask};
+use super::tuned;
 
 /// The fork is put off when so much of the server's wait is left: it counts in whole seconds, which makes it up to one
 /// second early, and this machine may be busy.
@@ -36,25 +38,20 @@ const LOOK: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_millis(1);
 
 /// The settings of a server that say how long it waits before it forks.
-const SETTINGS: &[u8] = b"repl-diskless-sync*";
+const SETTINGS: &str = "repl-diskless-sync*";
 
 /// How long the server waits before it forks for a replica; `None` where asking early is of no use, or nobody may know.
 fn delay(connection: &mut Connection) -> Result<Option<Duration>> {
-    // A user without the right gets an error.
-    let Ok(words) = connection.call(&[b"CONFIG", b"GET", SETTINGS])?.list("CONFIG GET") else { return Ok(None) };
-    let words: Vec<String> = words.into_iter().map(|w| w.text("CONFIG GET")).collect::<Result<_>>()?;
-    Ok(delay_of(&words))
+    Ok(Settings::read(connection, &[SETTINGS])?.as_ref().and_then(delay_of))
 }
 
-/// From names and values.
-fn delay_of(words: &[String]) -> Option<Duration> {
-    let of = |name: &str| words.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str());
+fn delay_of(settings: &Settings) -> Option<Duration> {
     // With a number of replicas that it waits for, the connections of the agent alone could make it begin.
-    let counts = of("repl-diskless-sync-max-replicas").is_some_and(|most| most != "0");
-    if of("repl-diskless-sync") != Some("yes") || counts {
+    let counts = settings.get("repl-diskless-sync-max-replicas").is_some_and(|most| most != "0");
+    if !settings.is("repl-diskless-sync", "yes") || counts {
         return None;
     }
-    let seconds = of("repl-diskless-sync-delay")?.parse().ok()?;
+    let seconds = settings.get("repl-diskless-sync-delay")?.parse().ok()?;
     Some(Duration::from_secs(seconds)).filter(|delay| *delay >= LEAST_DELAY)
 }
 
@@ -125,13 +122,13 @@ impl Waiting<'_> {
     }
 }
 
-/// Waits for the word that the base may begin; answers the connection that it comes on, and where its stream begins. `None`
-/// where it is to be asked for anew. An error before the word: nobody waits at the server any more.
-pub(super) fn begin(
+/// Waits for the word that the base may begin; answers the connection that it comes on. `None` where it is to be asked for anew. An
+/// error before the word: nobody waits at the server any more.
+pub(super) fn wait(
     shared: &Shared,
     delay: Duration,
     join: &dyn Fn() -> Result<Connection>,
-) -> Result<Option<(Connection, Position)>> {
+) -> Result<Option<Connection>> {
     let mut waiting = Waiting { asked: VecDeque::new(), life: delay.saturating_sub(MARGIN), join };
     let found = loop {
         let found = waiting.look();
@@ -151,31 +148,40 @@ pub(super) fn begin(
         });
     }
     // A link that breaks here breaks before the base has begun: it is asked for as if nobody had waited.
-    let begun = found.and_then(|begun| match begun.or_else(|| waiting.asked.pop_front()) {
-        Some(oldest) => {
-            waiting.asked.clear();
-            let (mut connection, waited) = (oldest.connection, oldest.since.elapsed().as_millis() as u64);
-            tracing::info!(waited_ms = waited, "the base may begin");
-            Ok(Some((answer(&mut connection)?, connection)))
-        }
-        None => Ok(None),
-    });
-    match begun {
-        Ok(Some((Sync::Full(position), connection))) => Ok(Some((connection, position))),
-        Ok(_) => Ok(None),
-        Err(e) => {
-            tracing::info!(error = %e.report(), "the base that was asked for early is asked for anew");
-            Ok(None)
-        }
+    let oldest = match found {
+        Ok(begun) => begun.or_else(|| waiting.asked.pop_front()),
+        Err(e) => return Ok(anew(&e)),
+    };
+    Ok(oldest.map(|oldest| {
+        tracing::info!(waited_ms = oldest.since.elapsed().as_millis() as u64, "the base may begin");
+        oldest.connection
+    }))
+}
+
+/// Where the stream of the base begins that was asked for on this connection; `None` where it is to be asked for anew.
+pub(super) fn begin(mut connection: Connection) -> Option<(Connection, Position)> {
+    match answer(&mut connection) {
+        Ok(Sync::Full(position)) => Some((connection, position)),
+        Ok(Sync::Continue(_)) => None,
+        Err(e) => anew(&e),
     }
+}
+
+fn anew<T>(cause: &Error) -> Option<T> {
+    tracing::info!(error = %cause.report(), "the base that was asked for early is asked for anew");
+    None
 }
 
 impl Redis {
     /// Asks for the base of a job, which may not begin yet, and waits for the word or for `cancel`. Returns at once where that
     /// saves nothing.
     pub(super) fn ask_early(&self, job: JobId, cancel: &(dyn Fn() -> bool + std::marker::Sync)) -> Result<()> {
-        // A base through the file begins at once.
+        // A base through the file begins at once, and so does one of a server whose wait may be set to nothing.
         if self.options.base_through_file {
+            return Ok(());
+        }
+        let tunes = |c: &mut Connection| Ok(self.options.base_tuning && tuned::is_allowed(c, &self.options.login)?);
+        if self.ask(tunes)? {
             return Ok(());
         }
         let Some(delay) = self.ask(delay)? else { return Ok(()) };
@@ -213,13 +219,9 @@ impl Redis {
 mod tests {
     use super::*;
 
-    fn words(text: &str) -> Vec<String> {
-        text.split(' ').map(str::to_owned).collect()
-    }
-
     #[test]
     fn only_a_wait_that_is_worth_it_is_begun_early() {
-        let of = |text: &str| delay_of(&words(text)).map(|d| d.as_secs());
+        let of = |text: &str| delay_of(&Settings::of(text)).map(|d| d.as_secs());
         let on = "repl-diskless-sync yes repl-diskless-sync-delay";
         assert_eq!(of(&format!("{on} 5")), Some(5));
         assert_eq!(of(&format!("{on} 5 repl-diskless-sync-max-replicas 0")), Some(5));

@@ -73,7 +73,7 @@ impl Fences {
     }
 
     fn own_user(&self) -> &[u8] {
-        if self.own.user.is_empty() { b"default" } else { self.own.user.as_bytes() }
+        self.own.user_name().as_bytes()
     }
 
     /// Fences a server, or makes sure that it is; answers it as it was found. `Denied` names a right that is missing.

@@ -13,7 +13,7 @@ use super::absolute::sends_relative;
 use super::fold::Fold;
 use super::hold::HoldState;
 use super::kept::Around;
-use super::link::Link;
+use super::link::{BaseWay, Link};
 use super::merge::State;
 use super::ready::Ready;
 use super::server::{PRIMARY, View};
@@ -128,7 +128,11 @@ impl Redis {
             (self.options.address.clone(), self.options.login.clone()),
             self.shard.servers.clone(),
             &this.dir.join("link"),
-            (sends_relative(&version), self.options.base_through_file),
+            sends_relative(&version),
+            BaseWay {
+                through_file: self.options.base_through_file,
+                tuning: self.options.base_tuning.then(|| self.tuning.clone()),
+            },
             early,
         )
     }

@@ -21,6 +21,7 @@ use super::base::Gathered;
 use super::conn::{Address, Login};
 use super::shard::Servers;
 use super::spill::Sorting;
+use super::tuned::Tuning;
 use super::worker::Worker;
 
 /// Longest wait for the base before progress is told.
@@ -52,6 +53,15 @@ pub struct UpTo {
     pub moved: bool,
     /// When they came, where that matters.
     pub(super) arrivals: Option<Arrivals>,
+}
+
+/// How the server writes a base.
+#[derive(Debug, Default)]
+pub(super) struct BaseWay {
+    /// Through its own file.
+    pub(super) through_file: bool,
+    /// With other settings while it forks.
+    pub(super) tuning: Option<Arc<Tuning>>,
 }
 
 /// How far a link has come.
@@ -191,13 +201,13 @@ pub struct Link {
 
 impl Link {
     /// Begins a link to the server at `address`; its files go to `dir`, which is made. With `arrivals` it is noted when the bytes of
-    /// the stream come. With `early`, how long the server waits before it forks, the base begins only after [`Self::begin`]; with
-    /// `through_file` it goes through the server's file.
+    /// the stream come. With `early`, how long the server waits before it forks, the base begins only after [`Self::begin`].
     pub(super) fn start(
         (address, login): (Address, Login),
         servers: Servers,
         dir: &Path,
-        (arrivals, through_file): (bool, bool),
+        arrivals: bool,
+        way: BaseWay,
         early: Option<Duration>,
     ) -> Result<Self> {
         std::fs::create_dir_all(dir).or_kind(ErrorKind::Full, format_args!("{}", dir.display()))?;
@@ -206,7 +216,7 @@ impl Link {
         let span = tracing::Span::current();
         let (at, dir) = (address.clone(), dir.to_owned());
         let shares = shared.clone();
-        let mut worker = Worker { shared: shares, at, address, login, servers, dir: dir.clone(), through_file };
+        let mut worker = Worker { shared: shares, at, address, login, servers, dir: dir.clone(), way };
         let run = move || {
             let _in = span.enter();
             let ended = worker.run();

@@ -127,8 +127,7 @@ impl Redis {
         if let Some(job) = crate::engine::Engine::restoring(self)? {
             return Err(Error::conflict(format!("restore {job} is under way: its users come when it has ended")));
         }
-        let own = self.options.login.user.as_bytes();
-        let own = if own.is_empty() { b"default" } else { own };
+        let own = self.options.login.user_name().as_bytes();
         let foreign = |user: &&SecretBytes| {
             user_and_rules(&user.0)
                 .is_some_and(|(name, _)| name != own && !name.starts_with(USER_PREFIX.as_bytes()))

@@ -59,10 +59,7 @@ const STAY: &str =
 /// Asks whether the agent's user may do what a restore does; servers before 7.0 cannot tell. `Denied` says what to grant.
 /// `arriving`: some slots are on their way to the server.
 pub(super) fn rights(connection: &mut Connection, options: &Options, arriving: bool) -> Result<()> {
-    let user = match options.login.user.as_str() {
-        "" => "default",
-        user => user,
-    };
+    let user = options.login.user_name();
     let mut missing = Vec::new();
     for command in NEEDED.into_iter().filter(|command| arriving || command[0] != ASKING) {
         let mut ask: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user.as_bytes()];

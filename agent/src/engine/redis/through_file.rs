@@ -8,23 +8,18 @@ use tidemark_proto::{Error, Result};
 
 use super::Redis;
 use super::conn::Connection;
+use super::settings::Settings;
 
 /// The settings that say what the file does to the server.
-const SETTINGS: [&[u8]; 3] = [b"save", b"appendonly", b"rdb-del-sync-files"];
+pub(super) const SETTINGS: [&str; 3] = ["save", "appendonly", "rdb-del-sync-files"];
 
 /// Why a base must not go through the file of this server: it is to store nothing, and would find the file at its next start; or
 /// nobody may know. It says what to set.
 pub(super) fn trouble(connection: &mut Connection) -> Result<Option<&'static str>> {
-    let mut words = Vec::new();
-    for name in SETTINGS {
-        let Ok(told) = connection.call(&[b"CONFIG", b"GET", name])?.list("CONFIG GET") else {
-            return Ok(Some("engine.base_through_file: the agent's user needs the right +config|get"));
-        };
-        for word in told {
-            words.push(word.text("CONFIG GET")?);
-        }
-    }
-    Ok(stays(&words).then_some(
+    let Some(settings) = Settings::read(connection, &SETTINGS)? else {
+        return Ok(Some("engine.base_through_file: the agent's user needs the right +config|get"));
+    };
+    Ok(stays(&settings).then_some(
         "engine.base_through_file: this server is to store nothing, and would find the file of a base at its next start: set \
          rdb-del-sync-files yes there, or leave engine.base_through_file out",
     ))
@@ -40,11 +35,19 @@ impl Redis {
     }
 }
 
-/// Whether the file of a base stays with a server that has no other, by names and values of its settings.
-fn stays(words: &[String]) -> bool {
-    let of = |name: &str| words.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str());
-    let stores = of("save").is_none_or(|points| !points.is_empty()) || of("appendonly") == Some("yes");
-    !stores && of("rdb-del-sync-files") != Some("yes")
+/// Whether the file of a base stays with a server that has no other.
+fn stays(settings: &Settings) -> bool {
+    !stores(settings) && !settings.is("rdb-del-sync-files", "yes")
+}
+
+/// Whether the server removes the file of a base once it was sent.
+pub(super) fn goes(settings: &Settings) -> bool {
+    !stores(settings) && settings.is("rdb-del-sync-files", "yes")
+}
+
+/// Whether the server stores its data by itself, or nobody may know.
+fn stores(settings: &Settings) -> bool {
+    settings.get("save").is_none_or(|points| !points.is_empty()) || settings.is("appendonly", "yes")
 }
 
 #[cfg(test)]
@@ -54,10 +57,15 @@ mod tests {
     #[test]
     fn a_file_stays_where_nothing_else_is_stored() {
         let told = |save: &str, append: &str, deletes: &str| {
-            let words = ["save", save, "appendonly", append, "rdb-del-sync-files", deletes];
-            stays(&words.map(str::to_owned))
+            let settings = Settings::of(&format!("save {save} appendonly {append} rdb-del-sync-files {deletes}"));
+            (stays(&settings), goes(&settings))
         };
-        assert!(told("", "no", "no"));
-        assert!(!told("3600 1", "no", "no") && !told("", "yes", "no") && !told("", "no", "yes"));
+        assert_eq!(told("_", "no", "no"), (true, false));
+        assert_eq!(told("_", "no", "yes"), (false, true));
+        for (save, append) in [("3600_1", "no"), ("_", "yes")] {
+            for deletes in ["no", "yes"] {
+                assert_eq!(told(save, append, deletes), (false, false), "{save} {append} {deletes}");
+            }
+        }
     }
 }

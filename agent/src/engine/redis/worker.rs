@@ -14,7 +14,7 @@ use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
 use super::base::BaseSink;
 use super::conn::{Address, Connection, Login};
 use super::early;
-use super::link::{Base, LOG, Shared};
+use super::link::{Base, BaseWay, LOG, Shared};
 use super::server::Info;
 use super::shard::Servers;
 use super::spill::Spill;
@@ -67,17 +67,17 @@ pub(super) struct Worker {
     pub(super) login: Login,
     pub(super) servers: Servers,
     pub(super) dir: PathBuf,
-    /// Whether the base is to go through the server's file.
-    pub(super) through_file: bool,
+    /// How the server is to write the base.
+    pub(super) way: BaseWay,
 }
 
 impl Worker {
     pub(super) fn run(&mut self) -> Result<()> {
-        let begun = match self.shared.early() {
-            Some(delay) => early::begin(&self.shared, delay, &|| self.connect())?,
+        let waiting = match self.shared.early() {
+            Some(delay) => early::wait(&self.shared, delay, &|| self.connect())?,
             None => None,
         };
-        let (mut connection, position) = begun.map_or_else(|| self.begin(), Ok)?;
+        let (mut connection, position) = self.begin(waiting)?;
         let (base, unread) = self.read_base(&mut connection, position)?;
         let position = base.position.clone();
         self.shared.update(|s| {
@@ -92,8 +92,13 @@ impl Worker {
         self.follow(connection, &mut stream)
     }
 
-    /// Asks for the base.
-    fn begin(&self) -> Result<(Connection, Position)> {
+    /// Asks for the base, unless it was asked for early, and hears of where its stream begins: the server has forked then, or does
+    /// before it reads another command.
+    fn begin(&self, waiting: Option<Connection>) -> Result<(Connection, Position)> {
+        let _tuned = self.way.tuning.as_ref().and_then(|tuning| tuning.begin());
+        if let Some(begun) = waiting.and_then(early::begin) {
+            return Ok(begun);
+        }
         let mut connection = self.connect()?;
         match psync(&mut connection, None)? {
             Sync::Full(position) => Ok((connection, position)),
@@ -102,7 +107,7 @@ impl Worker {
     }
 
     fn connect(&self) -> Result<Connection> {
-        join_as(&self.address, &self.login, self.through_file)
+        join_as(&self.address, &self.login, self.way.through_file)
     }
 
     fn read_base(&self, connection: &mut Connection, position: Position) -> Result<(Base, Vec<u8>)> {

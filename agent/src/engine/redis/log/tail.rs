@@ -16,7 +16,7 @@ use tidemark_proto::{Error, ErrorKind, Incarnation, Result, Timestamp, error::Re
 use super::super::absolute::sends_relative;
 use super::super::conn::{Address, Connection, Login};
 use super::super::keys::Commands;
-use super::super::link::Shared;
+use super::super::link::{BaseWay, Shared};
 use super::super::server::View;
 use super::super::shard::Servers;
 use super::super::sync::{Sync, acknowledge, join, psync, read_base};
@@ -81,7 +81,7 @@ impl Tail {
         });
         let (shares, at) = (shared.clone(), address.clone());
         let worker =
-            Worker { shared: shares, at, address, login, servers, dir: dir.to_owned(), through_file: false };
+            Worker { shared: shares, at, address, login, servers, dir: dir.to_owned(), way: BaseWay::default() };
         let mut follower =
             Follower { worker, spool: Spooled(kept.clone()), dir: dir.to_owned(), incarnation, resume };
         let span = tracing::Span::current();
