@@ -147,6 +147,7 @@ impl Redis {
             }
         };
         let this = Arc::new_cyclic(new);
+        this.tuning.put_back_left();
         this.resume_log();
         Ok(this)
     }

@@ -74,11 +74,21 @@ impl Server {
         Self::load(flavor, options, None)
     }
 
+    /// Starts a server that has a file of settings, which it can write anew (`CONFIG REWRITE`).
+    pub fn with_settings(flavor: Flavor, options: &[&str]) -> Self {
+        Self::start_on(&[(SETTINGS, b"")], flavor, options)
+    }
+
     /// Starts a server that loads a file first.
     pub fn load(flavor: Flavor, options: &[&str], rdb: Option<&[u8]>) -> Self {
+        let files: Vec<(&str, &[u8])> = rdb.map(|rdb| (FILE, rdb)).into_iter().collect();
+        Self::start_on(&files, flavor, options)
+    }
+
+    fn start_on(files: &[(&str, &[u8])], flavor: Flavor, options: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("redis").tempdir().expect("folder");
-        if let Some(rdb) = rdb {
-            std::fs::write(dir.path().join(FILE), rdb).expect("file");
+        for (name, bytes) in files {
+            std::fs::write(dir.path().join(name), bytes).expect("file");
         }
         let child = spawn(flavor, dir.path(), options);
         let options = options.iter().map(|o| (*o).to_owned()).collect();
@@ -156,6 +166,8 @@ impl Server {
 
 /// Name of its file.
 const FILE: &str = "dump.rdb";
+/// Name of its file of settings, where it has one.
+const SETTINGS: &str = "redis.conf";
 
 fn spawn(flavor: Flavor, dir: &Path, options: &[&str]) -> Child {
     let fixed =
@@ -163,8 +175,10 @@ fn spawn(flavor: Flavor, dir: &Path, options: &[&str]) -> Child {
     let loose = ["--appendonly", "no", "--repl-diskless-sync-delay", "0"];
     // Before 7.0 everybody may.
     let debug: &[&str] = if flavor.is_from_7_0() { &["--enable-debug-command", "local"] } else { &[] };
+    let settings = dir.join(SETTINGS).exists().then_some(SETTINGS);
     let started = Command::new(flavor.program())
         .current_dir(dir)
+        .args(settings)
         .args(fixed)
         .args(loose)
         .args(debug)

@@ -32,9 +32,12 @@ fn filled() -> Arc<Cluster> {
 
 /// Starts an agent beside each node, none of which may set the wait to nothing.
 async fn protect(fleet: &mut Fleet, cluster: &Cluster) {
-    for (i, port) in cluster.ports().into_iter().enumerate() {
+    for (i, (port, (_, server))) in cluster.ports().into_iter().zip(&cluster.nodes).enumerate() {
+        let _ = server.client().run("ACL SETUSER keeper on >keepers-word ~* &* +@all -config|set");
         let mut spec = spec("orders", &format!("n{i}"), String::new());
-        spec.engine = EngineKind::Redis(format!("127.0.0.1:{port}"), "base_tuning = false".to_owned());
+        let user = "user = \"keeper\"\npassword_env = \"STORE_PASSWORD\"";
+        spec.engine = EngineKind::Redis(format!("127.0.0.1:{port}"), user.to_owned());
+        spec.env.push(("STORE_PASSWORD".into(), "keepers-word".into()));
         fleet.start_agent(spec);
     }
     let _ = fleet.ready("orders", cluster.nodes.len()).await;

@@ -19,8 +19,25 @@ pub(crate) fn spec(cluster: &str, node: &str, address: String) -> AgentSpec {
     spec
 }
 
+/// An agent that leaves its server as it is set: one that waits before it forks does.
+pub(crate) fn untuned(cluster: &str, node: &str, address: String) -> AgentSpec {
+    let mut spec = AgentSpec::new(cluster, node, SlotSet::EMPTY);
+    spec.engine = EngineKind::Redis(address, "base_tuning = false\n".to_owned());
+    spec
+}
+
 /// Starts an agent beside each node of a Cluster.
 pub(crate) async fn protect(fleet: &mut Fleet, name: &str, cluster: &Cluster) {
+    protect_as(fleet, name, cluster, spec).await;
+}
+
+/// The same, with agents as `spec` makes them.
+pub(crate) async fn protect_as(
+    fleet: &mut Fleet,
+    name: &str,
+    cluster: &Cluster,
+    spec: impl Fn(&str, &str, String) -> AgentSpec,
+) {
     for (i, port) in cluster.ports().into_iter().enumerate() {
         fleet.start_agent(spec(name, &format!("n{i}"), format!("127.0.0.1:{port}")));
     }

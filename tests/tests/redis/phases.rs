@@ -9,7 +9,7 @@ use tidemark_tests::redis::{Cluster, Flavor, Server, eventually};
 
 use super::chains::{Chains, check};
 use super::contents::{compare, held_by, held_by_all};
-use super::flow::{backup, filling, get, protect, protect_one, spec, spread};
+use super::flow::{backup, filling, get, protect, protect_as, protect_one, spec, spread, untuned};
 use super::replicas::{SLOW, base_of, bases};
 
 const CHAINS: usize = 2;
@@ -125,7 +125,7 @@ async fn base_of_the_first(more: &str) -> (Cluster, Fleet, JobInfo) {
     spread(&cluster, filling().into_iter().take(3000).collect());
     let sections = format!("[backup]\nmax_parallel_bases = 3\n{more}");
     let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..Default::default() }).await;
-    protect(&mut fleet, "orders", &cluster).await;
+    protect_as(&mut fleet, "orders", &cluster, untuned).await;
     for n in [1, 2] {
         let _ = cluster.nodes[n].1.client().run(SLOW);
     }

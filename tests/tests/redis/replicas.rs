@@ -9,9 +9,9 @@ use tidemark_tests::redis::{Cluster, Flavor, Reply, Server, eventually, listenin
 
 use super::chains::{Chains, check};
 use super::contents::{compare, held_by};
-use super::flow::{backup, filling, get, protect, protect_one, spec, spread};
+use super::flow::{backup, filling, get, protect, protect_one, spec, spread, untuned};
 
-/// Makes a primary wait for so many seconds before it sends its base.
+/// Makes a primary wait for so many seconds before it sends its base, unless its agent tunes that.
 pub(crate) const SLOW: &str = "CONFIG SET repl-diskless-sync-delay 8";
 
 fn nodes(backup: &BackupDetail) -> Vec<String> {
@@ -155,7 +155,7 @@ async fn goes_on(agents: &[usize], source: &str, how: impl FnOnce(&mut Cluster))
     let mut fleet = Fleet::start_with(CoordinatorSpec { sections, ..Default::default() }).await;
     let ports = cluster.ports();
     for n in agents {
-        fleet.start_agent(spec("orders", &format!("n{n}"), format!("127.0.0.1:{}", ports[*n])));
+        fleet.start_agent(untuned("orders", &format!("n{n}"), format!("127.0.0.1:{}", ports[*n])));
     }
     let _ = fleet.ready("orders", agents.len()).await;
     for n in [1, 2] {

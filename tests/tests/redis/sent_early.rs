@@ -9,7 +9,7 @@ use tidemark_tests::fleet::{CoordinatorSpec, Fleet, eventually as later, restore
 use tidemark_tests::redis::{Cluster, Flavor, Server};
 
 use super::contents::{compare, held_by, held_by_all};
-use super::flow::{backup, filling, protect, protect_one, spec, spread, words};
+use super::flow::{backup, filling, protect_as, protect_one, spread, untuned, words};
 use super::phases::stands;
 use super::replicas::{SLOW, bases};
 
@@ -39,10 +39,10 @@ async fn begun(env: &[(String, String)], dies_at: &str) -> (Cluster, Fleet, JobI
     spread(&cluster, filling());
     let sections = "[backup]\nmax_parallel_bases = 3\n".to_owned();
     let mut fleet = Fleet::start_with(CoordinatorSpec { sections, env: env.to_vec(), ..Default::default() }).await;
-    protect(&mut fleet, "orders", &cluster).await;
+    protect_as(&mut fleet, "orders", &cluster, untuned).await;
     if !dies_at.is_empty() {
         fleet.stop_agent("orders", "n0").await;
-        let mut spec = spec("orders", "n0", format!("127.0.0.1:{}", cluster.ports()[0]));
+        let mut spec = untuned("orders", "n0", format!("127.0.0.1:{}", cluster.ports()[0]));
         spec.env.push((tidemark_common::crash::VARIABLE.into(), dies_at.into()));
         fleet.start_agent(spec);
         let _ = fleet.ready("orders", 3).await;
@@ -93,7 +93,7 @@ async fn what_is_not_sent_by_the_cut_is_left_to_the_upload() {
     })
     .await;
     for (i, port) in cluster.ports().into_iter().enumerate() {
-        let mut spec = spec("orders", &format!("n{i}"), format!("127.0.0.1:{port}"));
+        let mut spec = untuned("orders", &format!("n{i}"), format!("127.0.0.1:{port}"));
         if i == 0 {
             spec.sections.push_str("[limits]\nbytes_per_second = \"100KB\"\n");
         } else {

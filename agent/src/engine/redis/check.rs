@@ -55,6 +55,9 @@ impl Findings {
 pub fn check(options: &Options) -> Result<Findings> {
     let mut connection = Connection::open(&options.address, &options.login)?;
     let mut found = Findings::default();
+    if let Some(settings) = tuned::left(&options.dir)? {
+        found.told.push(format!("changed for a base and not back yet, which the agent sees to: {settings}"));
+    }
     rights(&mut connection, options, &mut found)?;
     // Without these rights there is nothing else to find out.
     if found.wrong.is_empty() {
@@ -81,8 +84,10 @@ fn tuning(connection: &mut Connection, options: &Options) -> Result<Option<Strin
     }
     let wanted = tuned::wanted(connection, options.base_through_file)?.join(", ");
     let user = options.login.user_name();
+    if wanted.is_empty() {
+        return Ok(None);
+    }
     let told = match may(connection, user, &tuned::CHANGE, &mut Findings::default())? {
-        _ if wanted.is_empty() => return Ok(None),
         None => return Ok(None),
         Some(true) => format!("while the server forks for a base, and no longer, it has: {wanted}"),
         Some(false) => format!(

@@ -23,7 +23,6 @@ use super::conn::{ANSWER_TIMEOUT, Connection};
 use super::link::{Link, Shared};
 use super::settings::Settings;
 use super::sync::{Sync, acknowledge, answer, ask};
-use super::tuned;
 
 /// The fork is put off when so much of the server's wait is left: it counts in whole seconds, which makes it up to one
 /// second early, and this machine may be busy.
@@ -137,9 +136,7 @@ pub(super) fn wait(
             break found;
         }
         shared.rest_before_word(LOOK);
-        if shared.stopped() {
-            return Err(Error::cancelled("the link was ended"));
-        }
+        shared.go_on()?;
     };
     if shared.waits_no_more() {
         return Err(match found {
@@ -159,8 +156,11 @@ pub(super) fn wait(
 }
 
 /// Where the stream of the base begins that was asked for on this connection; `None` where it is to be asked for anew.
-pub(super) fn begin(mut connection: Connection) -> Option<(Connection, Position)> {
-    match answer(&mut connection) {
+pub(super) fn begin(
+    mut connection: Connection,
+    waits: &mut dyn FnMut() -> Result<()>,
+) -> Option<(Connection, Position)> {
+    match answer(&mut connection, waits) {
         Ok(Sync::Full(position)) => Some((connection, position)),
         Ok(Sync::Continue(_)) => None,
         Err(e) => anew(&e),
@@ -180,7 +180,7 @@ impl Redis {
         if self.options.base_through_file {
             return Ok(());
         }
-        let tunes = |c: &mut Connection| Ok(self.options.base_tuning && tuned::is_allowed(c, &self.options.login)?);
+        let tunes = |c: &mut Connection| Ok(self.options.base_tuning && self.tuning.is_allowed(c)?);
         if self.ask(tunes)? {
             return Ok(());
         }

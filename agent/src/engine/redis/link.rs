@@ -106,6 +106,11 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// An error once the link is to end.
+    pub(super) fn go_on(&self) -> Result<()> {
+        if self.stopped() { Err(Error::cancelled("the link was ended")) } else { Ok(()) }
+    }
+
     /// Waits for some time, or until the link is stopped.
     pub(super) fn rest(&self, time: Duration) {
         let woken = self.changed.wait_timeout_while(self.lock(), time, |_| !self.stopped());

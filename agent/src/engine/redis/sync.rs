@@ -126,7 +126,7 @@ fn base_head(connection: &mut Connection) -> Result<Head> {
 /// Asks for the stream behind `from`, a history and an offset; `None` asks for everything.
 pub(super) fn psync(connection: &mut Connection, from: Option<(&str, u64)>) -> Result<Sync> {
     ask(connection, from)?;
-    answer(connection)
+    answer(connection, &mut || Ok(()))
 }
 
 /// As [`psync`], without waiting for the answer.
@@ -138,14 +138,16 @@ pub(super) fn ask(connection: &mut Connection, from: Option<(&str, u64)>) -> Res
     connection.send(&out)
 }
 
-/// What the server says to [`ask`].
-pub(super) fn answer(connection: &mut Connection) -> Result<Sync> {
+/// What the server says to [`ask`]. While another child of it is at work, or it waits for other replicas, it says once a second that who
+/// asks must wait: `waits` hears of that, and ends it with an error.
+pub(super) fn answer(connection: &mut Connection, waits: &mut dyn FnMut() -> Result<()>) -> Result<Sync> {
     let answer = loop {
         let mut line = Vec::new();
         read_line_or_empty(connection, &mut line)?;
         if !line.is_empty() {
             break String::from_utf8_lossy(&line).into_owned();
         }
+        waits()?;
     };
     let words: Vec<&str> = answer.split(' ').collect();
     match words[..] {

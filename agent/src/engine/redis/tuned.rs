@@ -6,31 +6,38 @@
 //! - `repl-diskless-sync-delay`: servers as shipped wait 5 s before they fork, for other replicas that might come. It is 0 meanwhile.
 //!
 //! That takes an agent's user who may change settings (`+config|set`). Where it may not, or anything fails, a base is as good, and takes
-//! longer. The child keeps what it was born with, and the server gets its own back at once.
+//! longer. The child keeps what it was born with, and the server gets its own back at once. Where the fork would not come at
+//! once, as another child is at work or another replica is being served, nothing is changed; should that begin just then, the server tells
+//! who asks to wait, and has its own back as well.
 //!
-//! They are put back whatever happens: from before they are changed until they are back a note in the agent's folder names the
-//! life of the server (`run_id`) and its own values. A server that was started anew since has read its own settings, and is left as it
-//! is; so is a setting that somebody else has changed since.
+//! They are put back also after a crash: from before they are changed until they are back a [note](note) in the agent's folder names the
+//! life of the server (`run_id`) and its own values. What somebody else has set since stays. A server that was started anew since has
+//! read its own settings; only a `CONFIG REWRITE` within the moment could have written these to its file, so that is looked for.
 //!
-//! Source: `rdbSaveRawString`, `syncCommand` and `startBgsaveForReplication` of Redis: what answers `PSYNC` with `FULLRESYNC` forks
-//! before it reads another command.
+//! Source: `rdbSaveRawString`, `syncCommand` and `startBgsaveForReplication` of Redis: what answers `PSYNC` with `FULLRESYNC` has
+//! forked, or forks before it reads another command.
 
-use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, TryLockError};
+mod note;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tidemark_common::crash;
-use tidemark_proto::{Error, ErrorKind, Result, error::ResultExt};
+use tidemark_proto::Result;
 
 use super::conn::{Address, Connection, Login};
 use super::resp::Reply;
 use super::server::Info;
 use super::settings::Settings;
 use super::{Options, through_file};
-use crate::fsutil;
+use note::{Changed, Life, Note};
 
-/// File of the note: `1 <run_id>`, then lines of a setting, its own value and the one it has meanwhile.
+/// File of the note.
 const NOTE: &str = "base-tuning";
-const NOTE_VERSION: &str = "1";
+/// Longest wait for each answer: nothing of this is worth more.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 const COMPRESSION: &str = "rdbcompression";
 const DISKLESS: &str = "repl-diskless-sync";
@@ -45,6 +52,10 @@ pub(super) struct Tuning {
     login: Login,
     note: PathBuf,
     through_file: bool,
+    /// The user may not even ask what it may: each question would stand among the server's refusals.
+    silent: AtomicBool,
+    /// It was told that settings are not back.
+    told: AtomicBool,
     /// Held while settings are changed on purpose.
     changing: Mutex<()>,
 }
@@ -52,34 +63,18 @@ pub(super) struct Tuning {
 /// While it lives, the server forks as it suits bases.
 pub(super) struct Tuned<'t> {
     tuning: &'t Tuning,
-    connection: Option<Connection>,
+    connection: Connection,
     _alone: MutexGuard<'t, ()>,
 }
 
-/// A setting that is another one meanwhile.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Changed {
-    name: String,
-    own: String,
-    meanwhile: String,
-}
-
-/// What was changed, and in which life of the server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Note {
-    run_id: String,
-    changed: Vec<Changed>,
-}
-
-/// Whether the user may change settings. Asked, not tried: a server notes each refusal. Those before 7.0 cannot be asked.
-pub(super) fn is_allowed(connection: &mut Connection, login: &Login) -> Result<bool> {
-    let asked = [&[&b"ACL"[..], b"DRYRUN", login.user_name().as_bytes()][..], &CHANGE].concat();
-    Ok(matches!(connection.call(&asked)?, Reply::Status(ok) if ok == "OK"))
-}
-
-/// What suits a base and is not so; nothing where nobody may know.
+/// What suits a base and is not so, as `setting value`; nothing where nobody may know.
 pub(super) fn wanted(connection: &mut Connection, through_file: bool) -> Result<Vec<String>> {
     Ok(changes(connection, through_file)?.into_iter().map(|c| format!("{} {}", c.name, c.meanwhile)).collect())
+}
+
+/// What an agent has changed on a server and not put back yet, by its folder.
+pub(super) fn left(dir: &Path) -> Result<Option<String>> {
+    Ok(Note::read(&dir.join(NOTE))?.map(|(note, _)| note.told()))
 }
 
 fn changes(connection: &mut Connection, through_file: bool) -> Result<Vec<Changed>> {
@@ -101,6 +96,15 @@ fn changes_of(settings: &Settings, through_file: bool) -> Vec<Changed> {
     compression.into_iter().chain(waits.then(|| changed(DELAY, "0"))).collect()
 }
 
+/// Whether a fork would not come at once, or not for the agent alone.
+fn is_busy(info: &Info) -> bool {
+    let children = ["rdb_bgsave_in_progress", "aof_rewrite_in_progress", "module_fork_in_progress"];
+    // `slave0:ip=…,port=…,state=online,…`
+    let mut replicas = info.with_prefix("slave").filter(|(_, value)| value.starts_with("ip="));
+    children.iter().any(|child| info.text(child) == "1")
+        || replicas.any(|(_, value)| !value.contains("state=online"))
+}
+
 impl Tuning {
     /// That of the server of an engine.
     pub(super) fn of(options: &Options) -> Self {
@@ -109,115 +113,137 @@ impl Tuning {
             login: options.login.clone(),
             note: options.dir.join(NOTE),
             through_file: options.base_through_file,
+            silent: AtomicBool::default(),
+            told: AtomicBool::default(),
             changing: Mutex::default(),
         }
     }
 
+    /// Whether the user may change settings. Asked, not tried: a server notes each refusal. Those before 7.0 cannot be asked.
+    pub(super) fn is_allowed(&self, connection: &mut Connection) -> Result<bool> {
+        if self.silent.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let asked = [&[&b"ACL"[..], b"DRYRUN", self.login.user_name().as_bytes()][..], &CHANGE].concat();
+        let answer = connection.call(&asked)?;
+        self.silent.store(matches!(answer, Reply::Error(_)), Ordering::Relaxed);
+        Ok(matches!(answer, Reply::Status(ok) if ok == "OK"))
+    }
+
     /// Changes settings, if there are any to change and the user may. What fails is told, and costs no more than time.
     pub(super) fn begin(&self) -> Option<Tuned<'_>> {
-        let alone = self.changing.lock().expect("no panic while held");
+        let alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         // An earlier change that could not be put back is none to build on.
-        match self.put_back(None).and_then(|()| self.change()) {
-            Ok(connection) => connection.map(|c| Tuned { tuning: self, connection: Some(c), _alone: alone }),
+        match self.connect().and_then(|mut c| self.put_back(&mut c).and_then(|()| self.change(c))) {
+            Ok(connection) => connection.map(|connection| Tuned { tuning: self, connection, _alone: alone }),
             Err(e) => {
                 tracing::info!(error = %e.report(), "the server forks for this base as it is set");
-                self.put_back_or_tell(None);
                 None
             }
         }
     }
 
+    fn connect(&self) -> Result<Connection> {
+        let connection = Connection::open(&self.address, &self.login)?;
+        connection.set_timeout(PATIENCE)?;
+        Ok(connection)
+    }
+
     /// The connection by which it was done; `None` where there is nothing to change.
-    fn change(&self) -> Result<Option<Connection>> {
-        let mut connection = Connection::open(&self.address, &self.login)?;
-        if !is_allowed(&mut connection, &self.login)? {
+    fn change(&self, mut connection: Connection) -> Result<Option<Connection>> {
+        if !self.is_allowed(&mut connection)? || is_busy(&Info::parse(&connection.call(&[b"INFO"])?.text("INFO")?))
+        {
             return Ok(None);
         }
         let changed = changes(&mut connection, self.through_file)?;
         if changed.is_empty() {
             return Ok(None);
         }
-        let note = Note { run_id: run_id(&mut connection)?, changed };
-        fsutil::replace(&self.note, note.text().as_bytes())?;
+        let note = Note { life: Life::read(&mut connection)?.0, changed };
+        note.write(&self.note)?;
         let pairs = note.changed.iter().flat_map(|c| [c.name.as_bytes(), c.meanwhile.as_bytes()]);
-        let _ = connection
-            .call(&[&b"CONFIG"[..], b"SET"].into_iter().chain(pairs).collect::<Vec<_>>())?
-            .ok("CONFIG SET")?;
-        tracing::debug!(settings = ?note.changed, "changed while the server forks");
+        let set: Vec<&[u8]> = [&b"CONFIG"[..], b"SET"].into_iter().chain(pairs).collect();
+        let _ = connection.call(&set)?.ok("CONFIG SET")?;
+        tracing::debug!(settings = note.told(), "changed while the server forks");
         crash::point("agent.base-tuned");
         Ok(Some(connection))
     }
 
-    /// Puts back what an earlier process has left, or could not put back while the server was away.
+    /// Puts back what an earlier process has left, or could not put back while the server was away. What is changed on purpose
+    /// stays.
     pub(super) fn put_back_left(&self) {
-        match self.changing.try_lock() {
-            Ok(_alone) => self.put_back_or_tell(None),
-            // They are changed on purpose.
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Poisoned(_)) => {
-                tracing::warn!("a thread panicked with settings of the server changed")
-            }
+        use std::sync::TryLockError::{Poisoned, WouldBlock};
+        let _alone = match self.changing.try_lock() {
+            Ok(alone) => alone,
+            Err(Poisoned(alone)) => alone.into_inner(),
+            Err(WouldBlock) => return,
+        };
+        if self.note.exists() {
+            self.tell(self.connect().and_then(|mut c| self.put_back(&mut c)));
         }
     }
 
-    fn put_back_or_tell(&self, connection: Option<Connection>) {
-        if let Err(e) = self.put_back(connection) {
-            let (server, error) = (&self.address, e.report());
-            tracing::warn!(%server, %error, "settings that were changed for a base are not back yet: it is tried again");
+    /// Tells once that settings are not back.
+    fn tell(&self, put_back: Result<()>) {
+        match put_back {
+            Ok(()) => self.told.store(false, Ordering::Relaxed),
+            Err(e) if !self.told.swap(true, Ordering::Relaxed) => {
+                let (server, error) = (&self.address, e.report());
+                tracing::warn!(%server, %error, "settings that were changed for a base are not back yet: it is tried again");
+            }
+            Err(_) => {}
         }
     }
 
     /// Puts back what the note says, if there is one.
-    fn put_back(&self, connection: Option<Connection>) -> Result<()> {
-        let note = match std::fs::read_to_string(&self.note) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            text => Note::parse(&text.or_kind(ErrorKind::Retry, format_args!("{}", self.note.display()))?)?,
-        };
-        let alive = connection.and_then(Connection::if_alive);
-        let mut connection = alive.map_or_else(|| Connection::open(&self.address, &self.login), Ok)?;
-        if run_id(&mut connection)? == note.run_id {
-            for Changed { name, own, meanwhile } in &note.changed {
-                let now = Settings::read(&mut connection, &[name])?;
-                if now.is_none_or(|now| now.is(name, meanwhile)) {
-                    let reply = connection.call(&[b"CONFIG", b"SET", name.as_bytes(), own.as_bytes()])?;
-                    let _ = reply.ok(&format!("CONFIG SET {name} {own}"))?;
-                }
+    fn put_back(&self, connection: &mut Connection) -> Result<()> {
+        let Some((note, age)) = Note::read(&self.note)? else { return Ok(()) };
+        let (life, lasts) = Life::read(connection)?;
+        if life.run_id == note.life.run_id {
+            self.put_back_in_life(connection, &note, &life)?;
+        } else {
+            self.look_after_life(connection, &note, lasts > age)?;
+        }
+        Note::remove(&self.note)
+    }
+
+    fn put_back_in_life(&self, connection: &mut Connection, note: &Note, life: &Life) -> Result<()> {
+        for Changed { name, own, meanwhile } in &note.changed {
+            let now = Settings::read(connection, &[name])?;
+            if now.is_none_or(|now| now.is(name, meanwhile)) {
+                let reply = connection.call(&[b"CONFIG", b"SET", name.as_bytes(), own.as_bytes()])?;
+                let _ = reply.ok(&format!("CONFIG SET {name} {own}"))?;
             }
         }
-        std::fs::remove_file(&self.note).or_kind(ErrorKind::Full, format_args!("{}", self.note.display()))
+        // Its file has what was so when somebody else had it written.
+        if life.rewrites > note.life.rewrites
+            && let Err(e) = connection.call(&[b"CONFIG", b"REWRITE"])?.ok("CONFIG REWRITE")
+        {
+            let (server, settings, error) = (&self.address, note.told(), e.report());
+            tracing::warn!(%server, %settings, %error, "a CONFIG REWRITE wrote these to the server's file: run it again");
+        }
+        Ok(())
+    }
+
+    /// Says what must be looked at, where another life of the server answers, or `other` server.
+    fn look_after_life(&self, connection: &mut Connection, note: &Note, other: bool) -> Result<()> {
+        let names: Vec<&str> = note.changed.iter().map(|c| c.name.as_str()).collect();
+        let now = Settings::read(connection, &names)?.unwrap_or_default();
+        let (server, settings) = (&self.address, note.told());
+        if other {
+            tracing::warn!(%server, %settings, "another server answers here: the one before may still have these settings");
+        } else if note.changed.iter().any(|c| now.is(&c.name, &c.meanwhile)) {
+            tracing::warn!(%server, %settings, "the server was started anew with these settings: its file may have them by mistake");
+        }
+        Ok(())
     }
 }
 
 impl Drop for Tuned<'_> {
     fn drop(&mut self) {
-        self.tuning.put_back_or_tell(self.connection.take());
+        let put_back = self.tuning.put_back(&mut self.connection);
+        self.tuning.tell(put_back);
     }
-}
-
-impl Note {
-    fn text(&self) -> String {
-        let lines = self.changed.iter().map(|c| format!("\n{} {} {}", c.name, c.own, c.meanwhile));
-        format!("{NOTE_VERSION} {}", self.run_id) + &lines.collect::<String>()
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        let bad = || Error::damaged("the note of changed settings is not understood");
-        let mut lines = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        let first = lines.next();
-        let Some([NOTE_VERSION, run_id]) = first.as_deref() else { return Err(bad()) };
-        let changed = lines.map(|words| match words[..] {
-            [name, own, meanwhile] => {
-                Ok(Changed { name: name.to_owned(), own: own.to_owned(), meanwhile: meanwhile.to_owned() })
-            }
-            _ => Err(bad()),
-        });
-        Ok(Self { run_id: (*run_id).to_owned(), changed: changed.collect::<Result<_>>()? })
-    }
-}
-
-fn run_id(connection: &mut Connection) -> Result<String> {
-    let info = Info::parse(&connection.call(&[b"INFO", b"server"])?.text("INFO")?);
-    Ok(info.text("run_id").to_owned())
 }
 
 #[cfg(test)]
@@ -245,12 +271,12 @@ mod tests {
     }
 
     #[test]
-    fn notes_are_read_again() {
-        let changed = |name: &str| Changed { name: name.to_owned(), own: "5".into(), meanwhile: "0".into() };
-        let note = Note { run_id: "0af".into(), changed: vec![changed("a"), changed("b")] };
-        assert_eq!(Note::parse(&note.text()).unwrap(), note);
-        for bad in ["", "1", "2 0af", "1 0af\na 5", "1 0af\na 5 0 1"] {
-            assert!(Note::parse(bad).is_err(), "{bad}");
-        }
+    fn a_server_is_busy_with_a_child_or_a_replica_that_it_serves() {
+        let busy = |text: &str| is_busy(&Info::parse(text));
+        assert!(!busy(
+            "rdb_bgsave_in_progress:0\nslave_read_only:1\nslave0:ip=a,port=1,state=online,offset=1,lag=0"
+        ));
+        assert!(busy("aof_rewrite_in_progress:1"));
+        assert!(busy("slave0:ip=a,port=1,state=online,offset=1\nslave1:ip=a,port=2,state=wait_bgsave,offset=0"));
     }
 }

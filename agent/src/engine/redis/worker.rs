@@ -19,7 +19,7 @@ use super::server::Info;
 use super::shard::Servers;
 use super::spill::Spill;
 use super::stream::Splitter;
-use super::sync::{Sync, acknowledge, join, join_as, psync, read_base};
+use super::sync::{Sync, acknowledge, answer, ask, join, join_as, psync, read_base};
 
 /// The server is told that the link lives this often.
 const ACK_EVERY: Duration = Duration::from_secs(1);
@@ -94,13 +94,21 @@ impl Worker {
 
     /// Asks for the base, unless it was asked for early, and hears of where its stream begins: the server has forked then, or does
     /// before it reads another command.
-    fn begin(&self, waiting: Option<Connection>) -> Result<(Connection, Position)> {
-        let _tuned = self.way.tuning.as_ref().and_then(|tuning| tuning.begin());
-        if let Some(begun) = waiting.and_then(early::begin) {
+    fn begin(&self, asked: Option<Connection>) -> Result<(Connection, Position)> {
+        let fresh = if asked.is_none() { Some(self.connect()?) } else { None };
+        let mut tuned = self.way.tuning.as_ref().and_then(|tuning| tuning.begin());
+        let mut waits = || {
+            // That may take long, and is not what it was changed for.
+            drop(tuned.take());
+            self.shared.go_on()
+        };
+        if let Some(begun) = asked.and_then(|connection| early::begin(connection, &mut waits)) {
             return Ok(begun);
         }
-        let mut connection = self.connect()?;
-        match psync(&mut connection, None)? {
+        self.shared.go_on()?;
+        let mut connection = fresh.map_or_else(|| self.connect(), Ok)?;
+        ask(&mut connection, None)?;
+        match answer(&mut connection, &mut waits)? {
             Sync::Full(position) => Ok((connection, position)),
             Sync::Continue(_) => Err(Error::unsupported("the server goes on with what was never asked for")),
         }
@@ -149,9 +157,7 @@ impl Worker {
             self.shared.rest(RECONNECT_WAIT);
             let places = std::iter::once(self.address.clone()).chain(self.servers.list());
             for place in places {
-                if self.shared.stopped() {
-                    return Err(Error::cancelled("the link was ended"));
-                }
+                self.shared.go_on()?;
                 if forgot.contains(&place) {
                     continue;
                 }
