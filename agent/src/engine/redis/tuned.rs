@@ -10,7 +10,7 @@
 //! once, as another child is at work or another replica is being served, nothing is changed; should that begin just then, the server tells
 //! who asks to wait, and has its own back as well.
 //!
-//! They are put back also after a crash: from before they are changed until they are back a [note](note) in the agent's folder names the
+//! They are put back also after a crash: from before they are changed until they are back a [`note`] in the agent's folder names the
 //! life of the server (`run_id`) and its own values. What somebody else has set since stays. A server that was started anew since has
 //! read its own settings; only a `CONFIG REWRITE` within the moment could have written these to its file, so that is looked for.
 //!
