@@ -65,7 +65,8 @@ pub(crate) fn redis_options(config: &RedisConfig, state_dir: &Path) -> Result<re
         scratch_server: config.scratch_server.clone(),
         allow_min_replicas: config.allow_min_replicas,
         base_through_file: config.base_through_file,
-        base_tuning: config.base_tuning,
+        base_at_once: config.base_at_once,
+        base_uncompressed: config.base_uncompressed,
         native_over: config.native_over_bytes as usize,
     })
 }

@@ -4,12 +4,12 @@
 //! `SET` with and without backups.
 //!
 //! Arguments: `[keys, default 1500000] [seconds of the latency's measurement, default 10] [full-sync delay of the servers in
-//! seconds, default 0: the servers' own default is 5, which replicas wait for where the agents may not tune them; the peer does not, as it
+//! seconds, default 0: the servers' own default is 5, which replicas wait for where the agents may not see to that; the peer does not, as it
 //! lets the servers write their file `dump.rdb` anew and takes that] [bases at once on
 //! this host, default 3, as if each node had a host of its own; the product's default is 1 for each host] [rounds, default 0:
 //! where given, peer and first backup so many times in turns, each into a repository of its own, and nothing else] [1: bases go
-//! through the servers' files (`engine.base_through_file`), as the peer's do; 2: the servers are not tuned for them
-//! (`engine.base_tuning = false`), as where the agents' user has no `+config|set`]`.
+//! through the servers' files (`engine.base_through_file`), as the peer's do; 2: their settings are left
+//! alone (`base_at_once`, `base_uncompressed`), as where the agents' user has no `+config|set`; 3: they compress]`.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -40,7 +40,8 @@ fn main() -> Result<()> {
     // The servers are to store nothing: the file goes again.
     let (engine, deletes) = match numbers.next() {
         Some(1) => ("base_through_file = true\n", "yes"),
-        Some(2) => ("base_tuning = false\n", "no"),
+        Some(2) => ("base_at_once = false\nbase_uncompressed = false\n", "no"),
+        Some(3) => ("base_uncompressed = false\n", "no"),
         _ => ("", "no"),
     };
     let options = ["--repl-diskless-sync-delay", &delay, "--rdb-del-sync-files", deletes];

@@ -46,16 +46,20 @@ pub struct RedisConfig {
     /// `repl-diskless-sync-delay` for further replicas.
     #[serde(default)]
     pub base_through_file: bool,
-    /// Change settings of the server for the moment in which it forks for a base, where the user has the right `+config|set`:
-    /// `rdbcompression` is `no` (blocks are compressed anyway), `repl-diskless-sync-delay` 0.
-    #[serde(default = "base_tuning")]
-    pub base_tuning: bool,
+    /// Let the server begin with a base at once, where the user has the right `+config|set`: `repl-diskless-sync-delay` is 0 for the
+    /// moment in which it forks.
+    #[serde(default = "yes")]
+    pub base_at_once: bool,
+    /// Let the server write bases without compressing them itself, where the user has the right `+config|set`: `rdbcompression` is `no` for
+    /// the moment in which it forks.
+    #[serde(default = "yes")]
+    pub base_uncompressed: bool,
     /// Values over this many bytes are restored by commands, piece by piece, and not as one payload.
     #[serde(default = "native_over_bytes")]
     pub native_over_bytes: u64,
 }
 
-fn base_tuning() -> bool {
+fn yes() -> bool {
     true
 }
 

@@ -98,10 +98,10 @@ pub struct Options {
     pub allow_min_replicas: bool,
     /// Let bases go through the server's own file, which it writes anew: it begins at once then (`repl-diskless-sync-delay`).
     pub base_through_file: bool,
-    /// Change settings of the server while it forks for a base, where the user may: see [`RedisConfig::base_tuning`].
-    ///
-    /// [`RedisConfig::base_tuning`]: crate::config::RedisConfig::base_tuning
-    pub base_tuning: bool,
+    /// Let the server fork for a base at once, where the user may see to that (`repl-diskless-sync-delay`).
+    pub base_at_once: bool,
+    /// Let the server write bases without compressing them, where the user may see to that (`rdbcompression`).
+    pub base_uncompressed: bool,
     /// Values over this many bytes are restored by commands, piece by piece; at most [`MAX_PAYLOAD`].
     pub native_over: usize,
 }

@@ -26,7 +26,8 @@ pub(crate) fn options(server: &Server, dir: &std::path::Path) -> Options {
         scratch_server: String::new(),
         allow_min_replicas: false,
         base_through_file: false,
-        base_tuning: true,
+        base_at_once: true,
+        base_uncompressed: true,
         native_over: MAX_PAYLOAD,
     }
 }

@@ -22,7 +22,7 @@ pub(crate) fn spec(cluster: &str, node: &str, address: String) -> AgentSpec {
 /// An agent that leaves its server as it is set: one that waits before it forks does.
 pub(crate) fn untuned(cluster: &str, node: &str, address: String) -> AgentSpec {
     let mut spec = AgentSpec::new(cluster, node, SlotSet::EMPTY);
-    spec.engine = EngineKind::Redis(address, "base_tuning = false\n".to_owned());
+    spec.engine = EngineKind::Redis(address, "base_at_once = false\n".to_owned());
     spec
 }
 

@@ -87,7 +87,7 @@ fn a_base_comes_uncompressed_and_the_setting_is_as_it_was() {
             [("yes", true, true), ("yes", false, false), ("no", true, true), ("no", false, true)]
         {
             let (server, dir) = (server(flavor, &["--rdbcompression", own]), tempfile::tempdir().expect("folder"));
-            let engine = engine(Options { base_tuning: wanted, ..options(&server, dir.path()) });
+            let engine = engine(Options { base_uncompressed: wanted, ..options(&server, dir.path()) });
             assert_eq!(takes_plain(&engine), comes, "{own} {wanted}");
             assert_eq!(compression(&server), own);
             assert!(!note(dir.path()).exists());

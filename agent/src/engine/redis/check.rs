@@ -79,10 +79,7 @@ pub fn check(options: &Options) -> Result<Findings> {
 
 /// What is changed while the server forks for a base; `None` where nothing is to be, or nobody may know.
 fn tuning(connection: &mut Connection, options: &Options) -> Result<Option<String>> {
-    if !options.base_tuning {
-        return Ok(None);
-    }
-    let wanted = tuned::wanted(connection, options.base_through_file)?.join(", ");
+    let wanted = tuned::wanted(connection, options)?.join(", ");
     let user = options.login.user_name();
     if wanted.is_empty() {
         return Ok(None);

@@ -180,7 +180,7 @@ impl Redis {
         if self.options.base_through_file {
             return Ok(());
         }
-        let tunes = |c: &mut Connection| Ok(self.options.base_tuning && self.tuning.is_allowed(c)?);
+        let tunes = |c: &mut Connection| Ok(self.options.base_at_once && self.tuning.is_allowed(c)?);
         if self.ask(tunes)? {
             return Ok(());
         }

@@ -129,10 +129,7 @@ impl Redis {
             self.shard.servers.clone(),
             &this.dir.join("link"),
             sends_relative(&version),
-            BaseWay {
-                through_file: self.options.base_through_file,
-                tuning: self.options.base_tuning.then(|| self.tuning.clone()),
-            },
+            BaseWay { through_file: self.options.base_through_file, tuning: Some(self.tuning.clone()) },
             early,
         )
     }

@@ -1,8 +1,8 @@
-//! Settings that a server has for the moment in which it forks for a base (`engine.base_tuning`).
+//! Settings that a server has for the moment in which it forks for a base (`engine.base_uncompressed`, `engine.base_at_once`).
 //!
 //! - `rdbcompression`: servers as shipped compress every string of a base with LZF, which on text is a third of all that their child
-//!   does. Blocks are compressed once more, and the better the less was done before. It is `no` meanwhile; not for a file that
-//!   stays, which would be larger than its owner thinks.
+//!   does. Blocks are compressed anyway. It is `no` meanwhile; not for a file that stays, which would be larger than its owner
+//!   thinks.
 //! - `repl-diskless-sync-delay`: servers as shipped wait 5 s before they fork, for other replicas that might come. It is 0 meanwhile.
 //!
 //! That takes an agent's user who may change settings (`+config|set`). Where it may not, or anything fails, a base is as good, and takes
@@ -51,13 +51,31 @@ pub(super) struct Tuning {
     address: Address,
     login: Login,
     note: PathBuf,
-    through_file: bool,
+    way: Way,
     /// The user may not even ask what it may: each question would stand among the server's refusals.
     silent: AtomicBool,
     /// It was told that settings are not back.
     told: AtomicBool,
     /// Held while settings are changed on purpose.
     changing: Mutex<()>,
+}
+
+/// How bases are wanted.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    through_file: bool,
+    at_once: bool,
+    uncompressed: bool,
+}
+
+impl Way {
+    fn of(options: &Options) -> Self {
+        Self {
+            through_file: options.base_through_file,
+            at_once: options.base_at_once,
+            uncompressed: options.base_uncompressed,
+        }
+    }
 }
 
 /// While it lives, the server forks as it suits bases.
@@ -68,8 +86,8 @@ pub(super) struct Tuned<'t> {
 }
 
 /// What suits a base and is not so, as `setting value`; nothing where nobody may know.
-pub(super) fn wanted(connection: &mut Connection, through_file: bool) -> Result<Vec<String>> {
-    Ok(changes(connection, through_file)?.into_iter().map(|c| format!("{} {}", c.name, c.meanwhile)).collect())
+pub(super) fn wanted(connection: &mut Connection, options: &Options) -> Result<Vec<String>> {
+    Ok(changes(connection, Way::of(options))?.into_iter().map(|c| format!("{} {}", c.name, c.meanwhile)).collect())
 }
 
 /// What an agent has changed on a server and not put back yet, by its folder.
@@ -77,17 +95,18 @@ pub(super) fn left(dir: &Path) -> Result<Option<String>> {
     Ok(Note::read(&dir.join(NOTE))?.map(|(note, _)| note.told()))
 }
 
-fn changes(connection: &mut Connection, through_file: bool) -> Result<Vec<Changed>> {
+fn changes(connection: &mut Connection, way: Way) -> Result<Vec<Changed>> {
     let names = [&[COMPRESSION, DISKLESS, DELAY][..], &through_file::SETTINGS].concat();
     let settings = Settings::read(connection, &names)?;
-    Ok(settings.map_or_else(Vec::new, |settings| changes_of(&settings, through_file)))
+    Ok(settings.map_or_else(Vec::new, |settings| changes_of(&settings, way)))
 }
 
-fn changes_of(settings: &Settings, through_file: bool) -> Vec<Changed> {
-    let through_file = through_file || !settings.is(DISKLESS, "yes");
+fn changes_of(settings: &Settings, way: Way) -> Vec<Changed> {
+    let through_file = way.through_file || !settings.is(DISKLESS, "yes");
     let compresses = settings.is(COMPRESSION, "yes") && (!through_file || through_file::goes(settings));
+    let compresses = compresses && way.uncompressed;
     // A file begins at once.
-    let waits = !through_file && settings.get(DELAY).is_some_and(|seconds| seconds != "0");
+    let waits = way.at_once && !through_file && settings.get(DELAY).is_some_and(|seconds| seconds != "0");
     let changed = |name: &str, meanwhile: &str| {
         let own = settings.get(name).unwrap_or_default().to_owned();
         Changed { name: name.to_owned(), own, meanwhile: meanwhile.to_owned() }
@@ -112,7 +131,7 @@ impl Tuning {
             address: options.address.clone(),
             login: options.login.clone(),
             note: options.dir.join(NOTE),
-            through_file: options.base_through_file,
+            way: Way::of(options),
             silent: AtomicBool::default(),
             told: AtomicBool::default(),
             changing: Mutex::default(),
@@ -155,7 +174,7 @@ impl Tuning {
         {
             return Ok(None);
         }
-        let changed = changes(&mut connection, self.through_file)?;
+        let changed = changes(&mut connection, self.way)?;
         if changed.is_empty() {
             return Ok(None);
         }
@@ -251,7 +270,11 @@ mod tests {
     use super::*;
 
     fn told(text: &str, through_file: bool) -> String {
-        let changes = changes_of(&Settings::of(text), through_file);
+        told_of(text, Way { through_file, at_once: true, uncompressed: true })
+    }
+
+    fn told_of(text: &str, way: Way) -> String {
+        let changes = changes_of(&Settings::of(text), way);
         changes.iter().map(|c| format!("{}:{}>{} ", c.name, c.own, c.meanwhile)).collect()
     }
 
@@ -268,6 +291,8 @@ mod tests {
         assert_eq!(told(&goes, true), "rdbcompression:yes>no ");
         assert_eq!(told("rdbcompression no repl-diskless-sync yes repl-diskless-sync-delay 0", false), "");
         assert_eq!(told("", false), "");
+        let only = |at_once| told_of(SHIPPED, Way { through_file: false, at_once, uncompressed: !at_once });
+        assert_eq!([only(true), only(false)].concat(), "repl-diskless-sync-delay:5>0 rdbcompression:yes>no ");
     }
 
     #[test]
