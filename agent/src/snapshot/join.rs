@@ -47,8 +47,11 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
         let place = sort_key(slot, key);
         self.drop_before(old, Some(&place))?;
         self.count(bytes, 1);
-        self.remember(slot, key, bytes, hash)?;
-        match old.at(&place) {
+        let before = old.at(&place);
+        // One that means the same stands as it was stored, whatever it takes in the store by now: compressed, in another encoding.
+        let stands = before.filter(|(_, before)| *before == hash).map_or(bytes, |(stored, _)| stored);
+        self.remember(slot, key, stands, hash)?;
+        match before {
             Some((_, before)) if before == hash => old.step().map(|()| false),
             Some((before_bytes, before)) => {
                 self.minus(before, before_bytes);

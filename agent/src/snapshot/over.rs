@@ -80,10 +80,12 @@ impl<F: FnMut(Vec<u8>) -> Result<()>> Builder<'_, F> {
     fn differs(&mut self, place: &[u8], before: Option<(u64, u128)>, now: (u64, u128)) -> Result<bool> {
         let (bytes, hash) = now;
         self.count(bytes, 1);
-        self.index_of(place, bytes, hash)?;
-        if before.is_some_and(|(_, before)| before == hash) {
+        if let Some((stored, _)) = before.filter(|(_, before)| *before == hash) {
+            // It stands as it was stored, whatever it takes in the store by now.
+            self.index_of(place, stored, hash)?;
             return Ok(false);
         }
+        self.index_of(place, bytes, hash)?;
         if let Some((bytes, hash)) = before {
             self.minus(hash, bytes);
         }

@@ -81,6 +81,12 @@ impl PartEntry {
     pub fn hash(&self) -> Hash {
         Hash::of(&frame::to_archive(self))
     }
+
+    /// Live bytes as told, and 0 where they have come to less than nothing: agents of earlier builds told what a record had taken when it
+    /// was stored and what it took when it went, which are two things where a store encodes it anew meanwhile.
+    pub fn live(told: u64) -> u64 {
+        if i64::try_from(told).is_ok() { told } else { 0 }
+    }
 }
 
 /// A page of part entries, ascending by (first slot, lower).
