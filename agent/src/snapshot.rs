@@ -5,6 +5,8 @@
 
 mod join;
 mod over;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
