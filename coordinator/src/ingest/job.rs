@@ -122,7 +122,8 @@ impl IngestJob {
             }
             Some(before) => {
                 entry.digest = before.digest.plus(entry.digest);
-                entry.live_bytes = PartEntry::live(before.live_bytes.wrapping_add(entry.live_bytes));
+                entry.live_bytes = before.live().wrapping_add(entry.live_bytes);
+                entry.live_bytes = entry.live();
                 entry.runs = before.runs;
             }
         }

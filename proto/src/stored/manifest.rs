@@ -82,10 +82,10 @@ impl PartEntry {
         Hash::of(&frame::to_archive(self))
     }
 
-    /// Live bytes as told, and 0 where they have come to less than nothing: agents of earlier builds told what a record had taken when it
-    /// was stored and what it took when it went, which are two things where a store encodes it anew meanwhile.
-    pub fn live(told: u64) -> u64 {
-        if i64::try_from(told).is_ok() { told } else { 0 }
+    /// [`Self::live_bytes`] as told, and 0 where they have come to less than nothing (wrapped): agents of earlier builds told what a
+    /// record had taken when it was stored and what it took when it went, which are two things where a store encodes it anew meanwhile.
+    pub fn live(&self) -> u64 {
+        if i64::try_from(self.live_bytes).is_ok() { self.live_bytes } else { 0 }
     }
 }
 
@@ -200,4 +200,24 @@ pub struct RootWithKept {
     pub root: Root,
     /// What they keep.
     pub kept: KeptRef,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_bytes_below_nothing_are_none() {
+        let part = |live_bytes: u64| PartEntry {
+            region: 0,
+            node: 0,
+            slots: SlotSet::EMPTY,
+            lower: Vec::new(),
+            upper: Vec::new(),
+            digest: SetDigest::default(),
+            live_bytes,
+            runs: Vec::new(),
+        };
+        assert_eq!([0, 5, u64::MAX, 7u64.wrapping_sub(8)].map(|told| part(told).live()), [0, 5, 0, 0]);
+    }
 }

@@ -145,7 +145,10 @@ impl Tuning {
         }
         let asked = [&[&b"ACL"[..], b"DRYRUN", self.login.user_name().as_bytes()][..], &CHANGE].concat();
         let answer = connection.call(&asked)?;
-        self.silent.store(matches!(answer, Reply::Error(_)), Ordering::Relaxed);
+        // Any other error may be gone the next time.
+        let never =
+            matches!(&answer, Reply::Error(e) if e.starts_with("NOPERM") || e.to_lowercase().contains("unknown"));
+        self.silent.store(never, Ordering::Relaxed);
         Ok(matches!(answer, Reply::Status(ok) if ok == "OK"))
     }
 

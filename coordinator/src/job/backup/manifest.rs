@@ -85,7 +85,7 @@ impl Draft<'_> {
         for part in received {
             totals.parts += 1;
             totals.records += part.entry.digest.count;
-            totals.live_bytes += PartEntry::live(part.entry.live_bytes);
+            totals.live_bytes += part.entry.live();
             totals.new_bytes += part.new_bytes;
             totals.stored_bytes += part.entry.runs.iter().map(|r| r.stored_bytes()).sum::<u64>();
             match part.kind {

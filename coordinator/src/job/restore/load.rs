@@ -177,7 +177,7 @@ impl Driver {
         let part = |(number, part): &(u32, Arc<PartEntry>)| {
             let runs = runs(self.context.repository.keys(), &self.source, part)?;
             let slots = part.slots.intersect(slots);
-            Ok(RestorePart { number: *number, slots, runs, bytes: PartEntry::live(part.live_bytes) })
+            Ok(RestorePart { number: *number, slots, runs, bytes: part.live() })
         };
         let parts = batch.iter().map(part).collect::<Result<_>>()?;
         let parts = RestoreParts { parts, keys: self.plan.request.keys.clone(), concurrency: 0 };

@@ -46,7 +46,7 @@ impl Share {
     pub async fn next(&mut self) -> Result<Option<Batch>> {
         let (mut batch, mut bytes) = (Batch::new(), 0);
         while batch.len() < BATCH_PARTS && self.fill().await? {
-            let next = self.held.front().map_or(0, |(_, part)| part.live_bytes);
+            let next = self.held.front().map_or(0, |(_, part)| part.live());
             if !batch.is_empty() && bytes + next > BATCH_BYTES {
                 break;
             }
@@ -54,7 +54,7 @@ impl Share {
             batch.extend(self.held.pop_front().map(|(number, part)| (number, Arc::new(part))));
         }
         // The last ones to end are then small ones.
-        batch.sort_by_key(|(_, part)| std::cmp::Reverse(part.live_bytes));
+        batch.sort_by_key(|(_, part)| std::cmp::Reverse(part.live()));
         Ok(Some(batch).filter(|b| !b.is_empty()))
     }
 

@@ -1,7 +1,6 @@
 //! Which node takes how much of a backup, found by reading its manifest once.
 
 use futures::StreamExt;
-use tidemark_proto::stored::manifest::PartEntry;
 use tidemark_proto::{Result, SlotSet};
 
 use super::plan::{Candidate, PlanNode};
@@ -60,7 +59,7 @@ pub(super) async fn shares(
             }
             for &(taker, share) in &takers {
                 nodes[taker].parts += 1;
-                let live = PartEntry::live(part.live_bytes);
+                let live = part.live();
                 let whole = u128::from(live) * u128::from(share);
                 nodes[taker].bytes += (whole / u128::from(slots.len().max(1))) as u64;
                 if needed[taker].last() != Some(&index) {
